@@ -1,0 +1,55 @@
+/* Decoded blocks: keyed by guest-physical page, offset and mode; shared by the VM's vCPUs; invalidated by stores.
+ *
+ * A block lies within one guest page (an instruction that crosses the end of the page is a block of its own, with two pages).
+ *
+ * Stale code.  (1) Guest stores: a page with blocks is never writable in a TLB, so the store takes the slow path, which calls
+ * x86_blocks_written() after writing.  (2) Writes by others (the client, its devices, the host kernel) cannot be seen; they are only allowed to matter
+ * after the guest could have learned of them, that is after an exit to the client or an injected interrupt.  Both bump vm->write_epoch; a
+ * block whose epoch is older compares its bytes with memory before it runs.
+ */
+#ifndef X86_BLOCK_H
+#define X86_BLOCK_H
+
+#include "x86/insn.h"
+
+#define X86_BLOCK_MAX 32 /* instructions */
+
+struct x86_block {
+  struct x86_block *hash_next;
+  struct x86_block *page_next;
+  u64 gpa;             /* of the first byte */
+  u64 gpa2;            /* second page of a crossing block, else ~0 */
+  const u8 *host, *host2; /* the bytes in memory, to compare */
+  _Atomic u64 epoch;   /* vm->write_epoch when the bytes were last compared */
+  u64 slots_generation;
+  u32 mode;
+  u16 len;
+  u8 n, isa;
+  _Atomic bool dead;
+  u8 *bytes;           /* copy of the code */
+  struct x86_insn insn[]; /* n of them, then one whose fn is x86_exec_fallthrough */
+};
+
+struct x86_jcache_entry {
+  u64 lin;
+  u64 gen;
+  u32 mode;
+  struct x86_block *block;
+};
+#define X86_JCACHE_BITS 12
+
+int x86_blocks_create(struct x86_vm *vm);
+void x86_blocks_destroy(struct x86_vm *vm);
+
+/* Runs blocks until a request is pending or an instruction ends with something the loop must handle.
+ * Returns X86_OK (a request is pending), X86_FAULT (deliver c->fault; RIP is at the instruction), X86_EXIT. */
+int x86_run_blocks(struct x86_vcpu *c);
+
+/* A store has written [gpa, gpa+len) of a page that has blocks: kills the blocks it touches. */
+void x86_blocks_written(struct x86_vm *vm, gpa_t gpa, unsigned len);
+/* Whether the page has blocks (then it may not become writable in a TLB). */
+bool x86_page_has_code(struct x86_vm *vm, gfn_t gfn);
+/* Everything dies: slot changes. */
+void x86_blocks_flush(struct x86_vm *vm);
+
+#endif

@@ -1,0 +1,15 @@
+/* The extended state of a vCPU, laid out for direct use by native stubs (owner: exec/native). */
+#ifndef X86_FPU_H
+#define X86_FPU_H
+
+#include "base/types.h"
+
+struct x86_fpu {
+  u8 zmm[32][64] __attribute__((aligned(64))); /* XMM/YMM/ZMM share storage; unsupported upper parts stay 0 */
+  u64 k[8];
+  u8 fx[512] __attribute__((aligned(64)));     /* x87/MMX in FXSAVE64 layout (FCW.. ST7); its XMM part and MXCSR are unused */
+  u32 mxcsr;
+  u64 xinuse;                                  /* XINUSE as XSAVE reports it */
+};
+
+#endif

@@ -1,0 +1,167 @@
+/* The state of an x86 VM and vCPU, grouped by owner, and the control-flow values every part returns.
+ *
+ * Who may write what: a group belongs to the folder named above it; others go through that folder's functions.
+ * Everything of a vCPU is touched only by the thread that holds vcpu->mutex, except fields marked atomic.
+ */
+#ifndef X86_VCPU_H
+#define X86_VCPU_H
+
+#include "core/vm.h"
+#include "x86/fpu.h"
+#include "x86/regs.h"
+#include "x86/seg.h"
+#include "x86/mmu/tlb.h"
+
+struct x86_block;
+struct x86_lapic;
+struct x86_irqchip;
+struct x86_cpuid;
+struct x86_msr_state;
+struct x86_pv;
+struct x86_jcache_entry;
+
+/* What an instruction handler or a memory access tells its caller.  0 goes on; everything else ends the block. */
+enum x86_flow {
+  X86_OK = 0,      /* done; next instruction */
+  X86_BRANCH,      /* done; handler has set c->rip to the target (already truncated to the operand size) */
+  X86_END,         /* done; RIP moves past the instruction, but the block may not go on (mode, mapping, interrupt flag changed) */
+  X86_FAULT,       /* c->fault holds an exception; the instruction has changed nothing; RIP stays at it */
+  X86_RESTART,     /* nothing done (or one iteration of a REP): RIP stays at the instruction, which runs again */
+  X86_EXIT,        /* as X86_RESTART, and KVM_RUN must return first: c->exit says how (an I/O read, a userspace MSR, ...) */
+};
+
+/* A pending exception, as a value.  cr2 is meaningful for #PF; payload for #DB (DR6 bits). */
+struct x86_fault {
+  u8 vector;
+  bool has_error;
+  bool trap;       /* #DB trap, #BP, #OF: RIP already past the instruction */
+  u32 error;
+  u64 payload;     /* CR2 for #PF, DR6 bits for #DB */
+};
+
+enum x86_vec { VEC_DE, VEC_DB, VEC_NMI, VEC_BP, VEC_OF, VEC_BR, VEC_UD, VEC_NM, VEC_DF, VEC_CSO, VEC_TS, VEC_NP, VEC_SS, VEC_GP, VEC_PF,
+  VEC_MF = 16, VEC_AC, VEC_MC, VEC_XM, VEC_VE, VEC_CP };
+
+enum { REQ_EVENT = REQ_ARCH, REQ_TRIPLE_FAULT, REQ_CLOCK, REQ_STEAL, REQ_APF, REQ_SMI, REQ_HALT, REQ_MSR_EXIT, REQ_STEP, REQ_APIC };
+
+/* Input/output that left for the client, or that it has answered (x86/mmu/io.c). */
+#define X86_IO_FRAGS 16
+struct x86_io_frag {
+  u64 gpa;
+  u8 len; /* 1..8 */
+  u8 data[8];
+};
+struct x86_io {
+  unsigned n_reads, read_pos;   /* reads of the current instruction answered so far / consumed by its re-execution */
+  struct x86_io_frag reads[X86_IO_FRAGS];
+  unsigned n_writes, write_pos; /* posted writes that still have to leave for the client */
+  struct x86_io_frag writes[X86_IO_FRAGS];
+  bool read_wait;               /* a read fragment is with the client */
+};
+
+struct x86_vcpu {
+  struct vcpu core;
+
+  /* --- hot: registers (exec/) --- */
+  u64 regs[X86_NREGS];     /* RAX..R15, then a constant 0 (X86_REG_NONE), then RIP (X86_REG_RIP); see regs.h */
+  u64 rflags;              /* complete and eager; bit 1 always set */
+  u32 mode;                /* X86_MODE_* of the running code: key of decoded blocks (cpu/mode.c keeps it) */
+  u8 cpl;                  /* = ss.dpl, 3 in v86, 0 in real mode */
+  bool int_shadow;         /* STI or MOV SS just ran */
+  bool nmi_blocked;        /* NMI blocking (until IRET) */
+  u8 code64;               /* EFER.LMA && CS.L */
+  struct x86_tlb_entry *tlb; /* the TLB of the current access rights (mmu/) */
+  u64 block_budget;
+  struct x86_seg seg[6];   /* ES CS SS DS FS GS (cpu/seg.c) */
+  struct x86_jcache_entry *jcache; /* linear address -> block (block.c) */
+  u64 code_gen;            /* grows whenever a code mapping may have changed; invalidates jcache entries */
+  struct x86_fault fault;
+
+  /* --- control registers and system segments (cpu/) --- */
+  u64 cr0, cr2, cr3, cr4, cr8, efer, xcr0, xss;
+  u64 dr[8];               /* 0-3, 6, 7; 4 and 5 unused */
+  struct x86_seg ldtr, tr;
+  struct { u64 base; u16 limit; } gdtr, idtr;
+  u64 pdptr[4];            /* PAE page-directory-pointer registers (mmu/walk.c) */
+  u64 star, lstar, cstar, sfmask, kernel_gs_base, tsc_aux;
+  u64 sysenter_cs, sysenter_esp, sysenter_eip;
+  u64 apic_base;
+  u32 pkru;
+
+  /* --- extended state (exec/native) --- */
+  struct x86_fpu fpu;
+
+  /* --- events (cpu/event.c) --- */
+  struct {
+    bool pending;          /* an exception to deliver before the next instruction (KVM_SET_VCPU_EVENTS, KVM_NMI races) */
+    bool injected;         /* its delivery was interrupted by an exit; deliver again */
+    struct x86_fault ex;
+  } exception;
+  struct { bool injected; bool soft; u8 nr; u8 len; } interrupt;
+  bool nmi_injected;
+  _Atomic unsigned nmi_pending; /* set by any thread together with REQ_EVENT */
+  _Atomic bool smi_pending;
+  bool smm, smm_nmi_mask;
+  u64 smbase;
+  _Atomic u64 apic_events; /* bit 0 INIT, bit 1 SIPI (vector in bits 8-15): set by any thread together with REQ_EVENT */
+  u32 mp_state;            /* KVM_MP_STATE_* */
+  bool triple_fault;
+  u64 guest_debug;         /* KVM_SET_GUEST_DEBUG control word */
+  u64 guest_debug_dr[8];
+  u64 pending_dbg;         /* DR6 bits of a debug trap after the current instruction */
+
+  /* --- memory (mmu/) --- */
+  struct x86_mmu mmu;
+  struct x86_io io;
+  int (*complete_io)(struct x86_vcpu *c); /* called on the next KVM_RUN before anything else; X86_OK/END or X86_EXIT */
+  struct { u8 buf[64]; u8 len; u64 lin[2]; u8 n[2]; void *host[2]; u64 gpa[2]; u8 kind; } rmw; /* see mmu/access.h */
+
+  /* --- parts with a structure of their own --- */
+  struct x86_lapic *lapic;       /* NULL without in-library interrupt controllers (irqchip/) */
+  struct x86_cpuid *cpuid;       /* cpuid/ */
+  struct x86_msr_state *msr;     /* msr/ */
+  struct x86_pv *pv;             /* pv/ */
+
+  /* --- time (cpu/tsc.c): guest TSC = (host TSC * tsc_mul >> 48) + tsc_offset --- */
+  u64 tsc_offset, tsc_mul, tsc_khz, tsc_adjust;
+  bool tsc_scaled;
+
+  u64 insns;               /* retired, for the PMU and statistics */
+  u8 isa;                  /* which CPUID configuration decoded blocks belong to (part of their key) */
+};
+
+struct x86_vm {
+  struct vm core;
+  struct x86_blocks *blocks;     /* block cache (block.c) */
+  struct x86_irqchip *irqchip;   /* PIC pair, I/O APIC; NULL, or irqchip->split (irqchip/) */
+  struct x86_pit *pit;
+  u64 tss_addr, identity_map_addr;
+  u32 boot_cpu_id;
+  u64 disabled_quirks;
+  u64 tsc_khz;                   /* default for new vCPUs; the host's */
+  struct x86_vm_clock *clock;    /* kvmclock base (pv/) */
+  u32 x2apic_format;             /* KVM_CAP_X2APIC_API flags */
+  bool exception_payload, triple_fault_event;
+  u64 user_msr_mask;             /* KVM_CAP_X86_USER_SPACE_MSR reasons */
+  struct x86_msr_filter *msr_filter; /* RCU */
+  u32 bus_lock_flags;
+  u64 exits_disabled;
+};
+
+static inline struct x86_vcpu *x86_vcpu(struct vcpu *v) { return container_of(v, struct x86_vcpu, core); }
+static inline struct x86_vm *x86_vm(struct vm *vm) { return container_of(vm, struct x86_vm, core); }
+static inline struct x86_vm *x86_vm_of(struct x86_vcpu *c) { return x86_vm(c->core.vm); }
+
+/* Fills c->fault and returns X86_FAULT. */
+static inline int x86_fault(struct x86_vcpu *c, unsigned vector) {
+  c->fault = (struct x86_fault){.vector = (u8)vector};
+  return X86_FAULT;
+}
+static inline int x86_fault_code(struct x86_vcpu *c, unsigned vector, u32 error) {
+  c->fault = (struct x86_fault){.vector = (u8)vector, .has_error = true, .error = error};
+  return X86_FAULT;
+}
+#define x86_gp0(c) x86_fault_code(c, VEC_GP, 0)
+#define x86_ud(c)  x86_fault(c, VEC_UD)
+
+#endif
