@@ -4,6 +4,7 @@
 
 #include <linux/kvm.h>
 #include <pthread.h>
+#include <signal.h>
 #include "base/types.h"
 #include "core/arch.h"
 #include "core/request.h"
