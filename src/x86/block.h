@@ -16,12 +16,11 @@
 
 struct x86_block {
   struct x86_block *hash_next;
-  struct x86_block *page_next;
+  struct x86_block *page_next, *page2_next; /* on the list of the first and of the second page; dead ones by page_next */
   u64 gpa;             /* of the first byte */
   u64 gpa2;            /* second page of a crossing block, else ~0 */
   const u8 *host, *host2; /* the bytes in memory, to compare */
   _Atomic u64 epoch;   /* vm->write_epoch when the bytes were last compared */
-  u64 slots_generation;
   u32 mode;
   u16 len;
   u8 n, isa;
@@ -45,10 +44,13 @@ void x86_blocks_destroy(struct x86_vm *vm);
  * Returns X86_OK (a request is pending), X86_FAULT (deliver c->fault; RIP is at the instruction), X86_EXIT. */
 int x86_run_blocks(struct x86_vcpu *c);
 
+/* A host fault on guest memory unwound out of the loop: RIP goes to the instruction that was at work, locks are released. */
+void x86_blocks_abandon(struct x86_vcpu *c);
+
 /* A store has written [gpa, gpa+len) of a page that has blocks: kills the blocks it touches. */
 void x86_blocks_written(struct x86_vm *vm, gpa_t gpa, unsigned len);
 /* Whether the page has blocks (then it may not become writable in a TLB). */
-bool x86_page_has_code(struct x86_vm *vm, gfn_t gfn);
+bool x86_page_has_code(struct vm *vm, gfn_t gfn);
 /* Everything dies: slot changes. */
 void x86_blocks_flush(struct x86_vm *vm);
 

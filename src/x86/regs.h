@@ -76,6 +76,7 @@ enum x86_sreg { SEG_ES, SEG_CS, SEG_SS, SEG_DS, SEG_FS, SEG_GS };
 #define X86_MODE_64     2u
 #define X86_MODE_SIZE   3u  /* mask of the above */
 #define X86_MODE_SINGLE 4u  /* one instruction per block: single step, breakpoints, interrupt shadow */
+#define X86_MODE_SMM    16u /* code seen through the SMM address space */
 #define X86_MODE_REAL   8u  /* CR0.PE = 0 or EFLAGS.VM = 1: instructions that #UD there */
 
 #endif

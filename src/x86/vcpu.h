@@ -42,7 +42,11 @@ struct x86_fault {
 enum x86_vec { VEC_DE, VEC_DB, VEC_NMI, VEC_BP, VEC_OF, VEC_BR, VEC_UD, VEC_NM, VEC_DF, VEC_CSO, VEC_TS, VEC_NP, VEC_SS, VEC_GP, VEC_PF,
   VEC_MF = 16, VEC_AC, VEC_MC, VEC_XM, VEC_VE, VEC_CP };
 
-enum { REQ_EVENT = REQ_ARCH, REQ_TRIPLE_FAULT, REQ_CLOCK, REQ_STEAL, REQ_APF, REQ_SMI, REQ_HALT, REQ_MSR_EXIT, REQ_STEP, REQ_APIC };
+enum { REQ_EVENT = REQ_ARCH, REQ_TRIPLE_FAULT, REQ_CLOCK, REQ_STEAL, REQ_APF, REQ_SMI, REQ_HALT, REQ_MSR_EXIT, REQ_STEP, REQ_APIC, REQ_EOI_EXIT };
+
+/* Reasons to leave a block after the running instruction (x86_vcpu.stop). */
+#define X86_STOP_IO    1 /* posted device writes wait in c->io */
+#define X86_STOP_DEBUG 2 /* c->pending_dbg */
 
 /* Input/output that left for the client, or that it has answered (x86/mmu/io.c). */
 #define X86_IO_FRAGS 16
@@ -57,6 +61,12 @@ struct x86_io {
   unsigned n_writes, write_pos; /* posted writes that still have to leave for the client */
   struct x86_io_frag writes[X86_IO_FRAGS];
   bool read_wait;               /* a read fragment is with the client */
+  bool pio_wait, pio_done;      /* a port access is with the client / was answered */
+  u16 port;
+  u8 pio_size;
+  bool pio_in;
+  u32 pio_value;
+  u64 lin_ip;                   /* linear address of the instruction the above belongs to */
 };
 
 struct x86_vcpu {
@@ -67,15 +77,17 @@ struct x86_vcpu {
   u64 rflags;              /* complete and eager; bit 1 always set */
   u32 mode;                /* X86_MODE_* of the running code: key of decoded blocks (cpu/mode.c keeps it) */
   u8 cpl;                  /* = ss.dpl, 3 in v86, 0 in real mode */
-  bool int_shadow;         /* STI or MOV SS just ran */
+  u8 int_shadow;           /* STI or MOV SS just ran (1); the instruction in its shadow is running (2) */
+  u8 stop;                 /* X86_STOP_*: the block must end after the running instruction */
   bool nmi_blocked;        /* NMI blocking (until IRET) */
   u8 code64;               /* EFER.LMA && CS.L */
   struct x86_tlb_entry *tlb; /* the TLB of the current access rights (mmu/) */
-  u64 block_budget;
   struct x86_seg seg[6];   /* ES CS SS DS FS GS (cpu/seg.c) */
   struct x86_jcache_entry *jcache; /* linear address -> block (block.c) */
   u64 code_gen;            /* grows whenever a code mapping may have changed; invalidates jcache entries */
   struct x86_fault fault;
+  const struct x86_insn *cur; /* the instruction at work, NULL between blocks: a host fault on guest memory finds RIP by it */
+  bool blocks_locked;      /* a host fault while comparing code must release blocks->lock */
 
   /* --- control registers and system segments (cpu/) --- */
   u64 cr0, cr2, cr3, cr4, cr8, efer, xcr0, xss;

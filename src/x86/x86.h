@@ -103,6 +103,10 @@ int x86_fpu_from_xsave(struct x86_vcpu *c, const void *area, size_t size); /* -E
 u64 x86_xcr0_supported(void);               /* components this host and engine can run */
 size_t x86_xsave_size(u64 xcr0);            /* standard layout */
 
+/* ---- api/sync_regs.c: KVM_CAP_SYNC_REGS ---- */
+int x86_sync_regs_in(struct x86_vcpu *c);   /* kvm_run->kvm_dirty_regs; -EINVAL for unknown bits */
+void x86_sync_regs_out(struct x86_vcpu *c); /* kvm_run->kvm_valid_regs */
+
 /* ---- run.c ---- */
 /* Makes the loop look for events: any thread. */
 static inline void x86_request_event(struct x86_vcpu *c) { vcpu_request(&c->core, REQ_EVENT); }

@@ -45,6 +45,9 @@ int x86_lapic_set_state(struct x86_vcpu *c, struct kvm_lapic_state *s);
 bool x86_lapic_enabled(struct x86_vcpu *c);
 u32 x86_lapic_id(struct x86_vcpu *c);
 
+/* Split irqchip, REQ_EOI_EXIT: fills kvm_run for KVM_EXIT_IOAPIC_EOI and returns true when one is pending. */
+bool x86_lapic_eoi_exit(struct x86_vcpu *c);
+
 /* Delivery from any thread. */
 int x86_msi_deliver(struct x86_vm *vm, u64 address, u32 data);
 int x86_route_set(struct vm *vm, struct irq_route_entry *entry, const struct kvm_irq_routing_entry *ue); /* arch_ops.route_set */

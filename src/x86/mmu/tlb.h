@@ -25,10 +25,20 @@ enum x86_tlb_index {
   TLB_TABLES
 };
 
+/* What the fast path does not need, by the same index. */
+struct x86_tlb_meta {
+  gpa_t gpa; /* of the page */
+  bool global;
+};
+
+#define X86_TLB_LOG 2048
+
 struct x86_mmu {
   struct x86_tlb_entry *tables;   /* TLB_TABLES * X86_TLB_SIZE */
-  u64 slots_generation;           /* of the memory slots the TLB was filled from */
-  bool nonglobal_dirty;
+  struct x86_tlb_meta *meta;      /* TLB_COUNT * X86_TLB_SIZE */
+  u16 *log;                       /* table slots filled since the last flush, so that a flush touches only them */
+  unsigned logged;                /* > X86_TLB_LOG: the log overflowed */
+  u64 large_start, large_end;     /* linear range in which large guest pages were seen: INVLPG there flushes all */
   u8 right;                       /* enum x86_tlb_index that TLB_SLOW stands for */
   u8 paging;                      /* enum x86_paging, kept by x86_mmu_mode_changed() */
   u8 maxphyaddr;

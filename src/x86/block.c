@@ -1,0 +1,466 @@
+/* Decoded blocks: lookup, decoding, re-validation, invalidation, and the loop that runs them. */
+#include <errno.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include "core/memslot.h"
+#include "x86/block.h"
+#include "x86/mmu/io.h"
+#include "x86/mmu/walk.h"
+#include "x86/x86.h"
+
+#define BLOCK_BUCKETS (1u << 15)
+#define PAGE_BUCKETS  (1u << 13)
+#define DEAD_MAX      4096
+#define BYTES_MAX     (128u << 20) /* decoded code kept before everything is thrown away */
+
+/* A page that has, or had, blocks.  Never freed before the VM. */
+struct code_page {
+  struct code_page *next;  /* bucket chain: published once, never changed */
+  gfn_t gfn;
+  _Atomic bool has_code;   /* set before the first block is decoded, cleared with the last one (blocks->lock) */
+  struct x86_block *head;  /* blocks->lock; linked by page_next of the block's part on this page */
+};
+
+/* Lookups are lock-free: buckets are read with acquire loads; blocks are freed only after every vCPU has passed a point where it holds none
+ * (vm_request_all(REQ_TLB_FLUSH), which also makes its lookup cache stale). */
+struct x86_blocks {
+  pthread_mutex_t lock;
+  struct x86_block *bucket[BLOCK_BUCKETS];
+  struct code_page *page[PAGE_BUCKETS];
+  struct x86_block *dead;
+  unsigned n_dead;
+  size_t bytes;
+};
+
+static unsigned block_hash(gpa_t gpa, u32 mode) { return (unsigned)((gpa ^ (gpa >> 15) ^ mode * 0x9e5u) & (BLOCK_BUCKETS - 1)); }
+
+int x86_blocks_create(struct x86_vm *vm) {
+  vm->blocks = calloc(1, sizeof(*vm->blocks));
+  if (!vm->blocks) return -ENOMEM;
+  pthread_mutex_init(&vm->blocks->lock, NULL);
+  atomic_store(&vm->core.write_epoch, 1);
+  return 0;
+}
+
+static void free_list(struct x86_block *b) {
+  while (b) {
+    struct x86_block *next = b->hash_next;
+    free(b);
+    b = next;
+  }
+}
+
+void x86_blocks_destroy(struct x86_vm *vm) {
+  struct x86_blocks *bs = vm->blocks;
+  if (!bs) return;
+  for (unsigned n = 0; n < BLOCK_BUCKETS; n++) free_list(bs->bucket[n]);
+  free_list(bs->dead);
+  for (unsigned n = 0; n < PAGE_BUCKETS; n++)
+    for (struct code_page *p = bs->page[n], *next; p; p = next) next = p->next, free(p);
+  pthread_mutex_destroy(&bs->lock);
+  free(bs);
+  vm->blocks = NULL;
+}
+
+static struct code_page *page_find(struct x86_blocks *bs, gfn_t gfn) {
+  struct code_page *p = __atomic_load_n(&bs->page[gfn & (PAGE_BUCKETS - 1)], __ATOMIC_ACQUIRE);
+  while (p && p->gfn != gfn) p = p->next;
+  return p;
+}
+
+bool x86_page_has_code(struct vm *vm, gfn_t gfn) {
+  struct code_page *p = page_find(x86_vm(vm)->blocks, gfn);
+  return p && atomic_load_explicit(&p->has_code, memory_order_relaxed);
+}
+
+/* The list field of a block for the page at hand: a block that spans two pages is on two lists. */
+static struct x86_block **page_link(struct x86_block *b, gfn_t gfn) { return b->gpa >> PAGE_SHIFT == gfn ? &b->page_next : &b->page2_next; }
+
+static void page_unlink(struct x86_blocks *bs, gfn_t gfn, struct x86_block *b) {
+  struct code_page *p = page_find(bs, gfn);
+  struct x86_block **at = &p->head;
+  while (*at != b) at = page_link(*at, gfn);
+  *at = *page_link(b, gfn);
+  if (!p->head) atomic_store(&p->has_code, false);
+}
+
+/* Takes a block out of every list and makes vCPUs that are inside it stop at their next instruction. */
+static void kill_locked(struct x86_blocks *bs, struct x86_block *b) {
+  atomic_store_explicit(&b->dead, true, memory_order_relaxed);
+  atomic_store_explicit(&b->epoch, 0, memory_order_relaxed); /* equals no write_epoch: the next entry looks closer */
+  for (unsigned n = 0; n < b->n; n++) __atomic_store_n(&b->insn[n].fn, x86_exec_stop, __ATOMIC_RELEASE);
+  struct x86_block **at = &bs->bucket[block_hash(b->gpa, b->mode)];
+  while (*at != b) at = &(*at)->hash_next;
+  /* Readers may stand on b: its own hash_next has to stay intact until it is freed, so the dead list has a link of its own. */
+  __atomic_store_n(at, b->hash_next, __ATOMIC_RELEASE);
+  page_unlink(bs, b->gpa >> PAGE_SHIFT, b);
+  if (b->gpa2 != ~0ull) page_unlink(bs, b->gpa2 >> PAGE_SHIFT, b);
+  b->page_next = bs->dead;
+  bs->dead = b;
+  bs->n_dead++;
+}
+
+static bool overlaps(const struct x86_block *b, gpa_t gpa, unsigned len) {
+  unsigned first = b->gpa2 == ~0ull ? b->len : (unsigned)(PAGE_SIZE - (b->gpa & (PAGE_SIZE - 1)));
+  if (gpa < b->gpa + first && b->gpa < gpa + len) return true;
+  return b->gpa2 != ~0ull && gpa < b->gpa2 + (b->len - first) && b->gpa2 < gpa + len;
+}
+
+void x86_blocks_written(struct x86_vm *vm, gpa_t gpa, unsigned len) {
+  struct x86_blocks *bs = vm->blocks;
+  gfn_t gfn = gpa >> PAGE_SHIFT;
+  pthread_mutex_lock(&bs->lock);
+  struct code_page *p = page_find(bs, gfn);
+  if (p && !p->head) atomic_store(&p->has_code, false);
+  for (struct x86_block *b = p ? p->head : NULL, *next; b; b = next) {
+    next = *page_link(b, gfn);
+    if (overlaps(b, gpa, len)) kill_locked(bs, b);
+  }
+  pthread_mutex_unlock(&bs->lock);
+}
+
+void x86_blocks_flush(struct x86_vm *vm) {
+  struct x86_blocks *bs = vm->blocks;
+  pthread_mutex_lock(&bs->lock);
+  for (unsigned n = 0; n < BLOCK_BUCKETS; n++)
+    while (bs->bucket[n]) kill_locked(bs, bs->bucket[n]);
+  bs->bytes = 0;
+  pthread_mutex_unlock(&bs->lock);
+}
+
+/* Frees dead blocks, and all blocks when there are too many.  On a vCPU between blocks. */
+static void reclaim(struct x86_vcpu *c) {
+  struct x86_vm *vm = x86_vm_of(c);
+  struct x86_blocks *bs = vm->blocks;
+  if (__atomic_load_n(&bs->bytes, __ATOMIC_RELAXED) > BYTES_MAX) x86_blocks_flush(vm);
+  pthread_mutex_lock(&bs->lock);
+  struct x86_block *dead = bs->dead;
+  bs->dead = NULL;
+  bs->n_dead = 0;
+  pthread_mutex_unlock(&bs->lock);
+  vcpu_leave(&c->core);
+  vm_request_all(&vm->core, &c->core, REQ_TLB_FLUSH, true);
+  vcpu_enter(&c->core);
+  x86_mmu_flush_all(c, true);
+  while (dead) {
+    struct x86_block *next = dead->page_next;
+    free(dead);
+    dead = next;
+  }
+}
+
+/* Makes sure the page is known to have code and is writable in no TLB.  true: it was already so; false: state was left and entered again. */
+static int page_protect(struct x86_vcpu *c, gfn_t gfn, bool *already) {
+  struct x86_vm *vm = x86_vm_of(c);
+  struct x86_blocks *bs = vm->blocks;
+  pthread_mutex_lock(&bs->lock);
+  struct code_page *p = page_find(bs, gfn);
+  if (!p) {
+    p = calloc(1, sizeof(*p));
+    if (!p) {
+      pthread_mutex_unlock(&bs->lock);
+      return -ENOMEM;
+    }
+    p->gfn = gfn;
+    p->next = bs->page[gfn & (PAGE_BUCKETS - 1)];
+    __atomic_store_n(&bs->page[gfn & (PAGE_BUCKETS - 1)], p, __ATOMIC_RELEASE);
+  }
+  *already = atomic_exchange(&p->has_code, true);
+  pthread_mutex_unlock(&bs->lock);
+  if (*already) return 0;
+  /* Whoever holds a writable translation must drop it, and finish a store it has begun, before the bytes are read. */
+  if (atomic_load(&vm->core.n_vcpus) > 1) {
+    vcpu_leave(&c->core);
+    vm_request_all(&vm->core, &c->core, REQ_TLB_FLUSH, true);
+    vcpu_enter(&c->core);
+  }
+  x86_mmu_flush_all(c, true);
+  return 0;
+}
+
+static struct x86_block *find(struct x86_vcpu *c, gpa_t gpa, gpa_t gpa2, u32 mode) {
+  struct x86_block *b = __atomic_load_n(&x86_vm_of(c)->blocks->bucket[block_hash(gpa, mode)], __ATOMIC_ACQUIRE);
+  while (b && !(b->gpa == gpa && b->mode == mode && b->isa == c->isa && (b->gpa2 == ~0ull || b->gpa2 == gpa2)))
+    b = __atomic_load_n(&b->hash_next, __ATOMIC_ACQUIRE);
+  return b;
+}
+
+static bool bytes_equal(const struct x86_block *b) {
+  unsigned first = b->gpa2 == ~0ull ? b->len : (unsigned)(PAGE_SIZE - (b->gpa & (PAGE_SIZE - 1)));
+  return !memcmp(b->bytes, b->host, first) && (b->gpa2 == ~0ull || !memcmp(b->bytes + first, b->host2, b->len - first));
+}
+
+/* Others may have written: compare.  false: the block is (now) dead. */
+static bool revalidate(struct x86_vcpu *c, struct x86_block *b, u64 epoch) {
+  struct x86_blocks *bs = x86_vm_of(c)->blocks;
+  if (atomic_load_explicit(&b->dead, memory_order_relaxed)) return false;
+  if (bytes_equal(b)) {
+    atomic_store_explicit(&b->epoch, epoch, memory_order_relaxed);
+    return !atomic_load_explicit(&b->dead, memory_order_relaxed);
+  }
+  pthread_mutex_lock(&bs->lock);
+  if (!atomic_load_explicit(&b->dead, memory_order_relaxed)) kill_locked(bs, b);
+  pthread_mutex_unlock(&bs->lock);
+  return false;
+}
+
+void x86_blocks_abandon(struct x86_vcpu *c) {
+  if (c->cur) c->rip = x86_insn_ip(c, c->cur);
+  c->cur = NULL;
+  c->stop = 0;
+  if (c->blocks_locked) pthread_mutex_unlock(&x86_vm_of(c)->blocks->lock);
+  c->blocks_locked = false;
+}
+
+/* Falls off the end of a block that was cut for length or at a page's end. */
+static int exec_fallthrough(struct x86_vcpu *c, const struct x86_insn *i) {
+  c->rip = x86_insn_ip(c, i);
+  return X86_BRANCH;
+}
+
+/* Decodes from `bytes` into `insn` (X86_BLOCK_MAX + 1 entries).  Returns the number of bytes; *n instructions.  0: the first one needs more bytes. */
+static unsigned decode_run(struct x86_vcpu *c, u32 mode, const u8 *bytes, unsigned avail, struct x86_insn *insn, unsigned *n) {
+  struct x86_decode_ctx ctx = {.mode = mode, .cpuid = c->cpuid, .vm = x86_vm_of(c)};
+  unsigned at = 0, max = mode & X86_MODE_SINGLE ? 1 : X86_BLOCK_MAX;
+  for (*n = 0; *n < max && at < avail; (*n)++) {
+    struct x86_insn *i = &insn[*n];
+    memset(i, 0, sizeof(*i));
+    i->off = (u16)at;
+    int len = x86_decode(&ctx, bytes + at, avail - at, i);
+    if (!len) break;
+    i->len = (u8)len;
+    i->next = (u16)(at + len);
+    at += len;
+    if (i->iflags & X86_I_END) {
+      (*n)++;
+      break;
+    }
+  }
+  memset(&insn[*n], 0, sizeof(insn[*n]));
+  insn[*n].fn = exec_fallthrough;
+  insn[*n].off = insn[*n].next = (u16)at;
+  return at;
+}
+
+struct fetch {
+  gpa_t gpa, gpa2;
+  const u8 *host, *host2;
+  unsigned avail; /* bytes on the first page (and below the segment limit) */
+};
+
+/* Whether memory slots still put gpa at this host address: a translation may be older than a slot change whose x86_blocks_flush() is over. */
+static bool still_backed(struct x86_vcpu *c, gpa_t gpa, const u8 *host) {
+  const struct memslot *slot = x86_memslot(c, gpa >> PAGE_SHIFT);
+  return slot && memslot_hva(slot, gpa >> PAGE_SHIFT) + (gpa & (PAGE_SIZE - 1)) == (hva_t)(uintptr_t)host;
+}
+
+/* Publishes a block unless memory changed meanwhile (then NULL: look again). */
+static struct x86_block *publish(struct x86_vcpu *c, u32 mode, const struct fetch *f, const u8 *bytes, unsigned len, const struct x86_insn *insn,
+                                 unsigned n) {
+  struct x86_blocks *bs = x86_vm_of(c)->blocks;
+  size_t size = sizeof(struct x86_block) + (n + 1) * sizeof(struct x86_insn) + len;
+  struct x86_block *b = calloc(1, size);
+  if (!b) return NULL;
+  b->gpa = f->gpa;
+  b->gpa2 = f->gpa2;
+  b->host = f->host;
+  b->host2 = f->host2;
+  b->mode = mode;
+  b->isa = c->isa;
+  b->len = (u16)len;
+  b->n = (u8)n;
+  b->bytes = (u8 *)&b->insn[n + 1];
+  memcpy(b->insn, insn, (n + 1) * sizeof(*insn));
+  memcpy(b->bytes, bytes, len);
+  u64 epoch = atomic_load_explicit(&c->core.vm->write_epoch, memory_order_acquire);
+  atomic_store_explicit(&b->epoch, epoch, memory_order_relaxed);
+
+  pthread_mutex_lock(&bs->lock);
+  c->blocks_locked = true;
+  /* A store between our copy and this lock either is seen by the comparison, or waits for the lock and finds the block. */
+  struct code_page *p = page_find(bs, f->gpa >> PAGE_SHIFT), *p2 = f->gpa2 == ~0ull ? NULL : page_find(bs, f->gpa2 >> PAGE_SHIFT);
+  bool same = atomic_load(&p->has_code) && (!p2 || atomic_load(&p2->has_code)) && still_backed(c, b->gpa, b->host) &&
+              (!p2 || still_backed(c, b->gpa2, b->host2)) && bytes_equal(b);
+  c->blocks_locked = false;
+  if (!same) {
+    pthread_mutex_unlock(&bs->lock);
+    free(b);
+    return NULL;
+  }
+  struct x86_block **bucket = &bs->bucket[block_hash(b->gpa, mode)];
+  b->hash_next = *bucket;
+  __atomic_store_n(bucket, b, __ATOMIC_RELEASE);
+  b->page_next = p->head;
+  p->head = b;
+  if (p2) {
+    b->page2_next = p2->head;
+    p2->head = b;
+  }
+  bs->bytes += size;
+  pthread_mutex_unlock(&bs->lock);
+  return b;
+}
+
+/* Translates a fetch; devices as code end in KVM_EXIT_INTERNAL_ERROR, as in KVM, which cannot emulate without instruction bytes. */
+static int fetch_page(struct x86_vcpu *c, u64 lin, gpa_t *gpa, const u8 **host) {
+  struct x86_xlat x;
+  int r = x86_translate(c, lin, ACC_EXEC, c->mmu.right, &x);
+  if (r) return r;
+  if (!x.host) {
+    struct kvm_run *run = c->core.run;
+    run->exit_reason = KVM_EXIT_INTERNAL_ERROR;
+    run->internal.suberror = KVM_INTERNAL_ERROR_EMULATION;
+    run->internal.ndata = 0;
+    return X86_EXIT;
+  }
+  *gpa = x.gpa;
+  *host = x.host;
+  return X86_OK;
+}
+
+u64 x86_linear_ip(const struct x86_vcpu *c) { return c->code64 ? c->rip : (u32)(c->rip + c->seg[SEG_CS].base); }
+
+static int fetch_first(struct x86_vcpu *c, u64 lin, struct fetch *f) {
+  f->avail = (unsigned)(PAGE_SIZE - (lin & (PAGE_SIZE - 1)));
+  f->gpa2 = ~0ull;
+  f->host2 = NULL;
+  if (c->code64) {
+    if (!x86_canonical(c, lin)) return x86_gp0(c);
+  } else {
+    if (c->rip > c->seg[SEG_CS].limit) return x86_gp0(c);
+    u64 room = (u64)c->seg[SEG_CS].limit - c->rip + 1;
+    if (room < f->avail) f->avail = (unsigned)room;
+  }
+  if (x86_debug_active(c) && x86_code_breakpoint(c, lin)) return X86_FAULT;
+  return fetch_page(c, lin, &f->gpa, &f->host);
+}
+
+/* An instruction that goes on on the next page: a block of its own. */
+static int fetch_second(struct x86_vcpu *c, u64 lin, struct fetch *f) {
+  bool on_page = ((lin + f->avail) & (PAGE_SIZE - 1)) == 0;
+  if (!on_page) return x86_gp0(c); /* segment limit */
+  u64 next = c->code64 ? lin + f->avail : (u32)(lin + f->avail);
+  return fetch_page(c, next, &f->gpa2, &f->host2);
+}
+
+/* The block at the current RIP, decoded if need be.  X86_RESTART: something moved, try again. */
+static int lookup(struct x86_vcpu *c, u64 lin, u32 mode, struct x86_block **out) {
+  struct x86_blocks *bs = x86_vm_of(c)->blocks;
+  struct x86_insn insn[X86_BLOCK_MAX + 1];
+  u8 bytes[X86_BLOCK_MAX * 15];
+  struct fetch f;
+  if (unlikely(bs->n_dead > DEAD_MAX || bs->bytes > BYTES_MAX)) reclaim(c);
+  int r = fetch_first(c, lin, &f);
+  if (r) return r;
+  u64 epoch = atomic_load_explicit(&c->core.vm->write_epoch, memory_order_acquire);
+  struct x86_block *b = find(c, f.gpa, ~0ull, mode);
+  if (b && b->gpa2 == ~0ull && b->len <= f.avail) {
+    if (atomic_load_explicit(&b->epoch, memory_order_relaxed) != epoch && !revalidate(c, b, epoch)) return X86_RESTART;
+    *out = b;
+    return X86_OK;
+  }
+
+  bool protected_already;
+  if (page_protect(c, f.gpa >> PAGE_SHIFT, &protected_already)) return X86_RESTART;
+  if (!protected_already) return X86_RESTART;
+  unsigned n, avail = MIN(f.avail, (unsigned)sizeof(bytes));
+  memcpy(bytes, f.host, avail);
+  unsigned len = decode_run(c, mode, bytes, avail, insn, &n);
+  if (!n) {
+    r = fetch_second(c, lin, &f);
+    if (r) return r;
+    b = find(c, f.gpa, f.gpa2, mode);
+    if (b && b->gpa2 == f.gpa2) {
+      if (atomic_load_explicit(&b->epoch, memory_order_relaxed) != epoch && !revalidate(c, b, epoch)) return X86_RESTART;
+      *out = b;
+      return X86_OK;
+    }
+    if (page_protect(c, f.gpa2 >> PAGE_SHIFT, &protected_already) || !protected_already) return X86_RESTART;
+    memcpy(bytes + f.avail, f.host2, 15);
+    len = decode_run(c, mode | X86_MODE_SINGLE, bytes, f.avail + 15, insn, &n);
+  }
+  *out = publish(c, mode, &f, bytes, len, insn, n);
+  return *out ? X86_OK : X86_RESTART;
+}
+
+/* Runs one block.  Flow: X86_OK (RIP is where to go on), X86_RESTART, X86_FAULT, X86_EXIT. */
+static inline int run_block(struct x86_vcpu *c, const struct x86_block *b) {
+  const struct x86_insn *i = b->insn;
+  int r;
+  do {
+    c->cur = i;
+    r = i->fn(c, i);
+    i++;
+  } while (likely(!(r | c->stop)));
+  i--;
+  c->cur = NULL;
+  if (likely(r == X86_BRANCH)) return X86_OK;
+  if (r == X86_END || r == X86_OK) {
+    c->rip = x86_next_ip(c, i);
+    return X86_OK;
+  }
+  c->rip = x86_insn_ip(c, i);
+  return r;
+}
+
+static inline struct x86_jcache_entry *jcache_slot(struct x86_vcpu *c, u64 lin) {
+  return &c->jcache[(lin ^ (lin >> X86_JCACHE_BITS)) & ((1u << X86_JCACHE_BITS) - 1)];
+}
+
+/* The block at RIP in `mode`: from the lookup cache, or the slow way. */
+static inline int next_block(struct x86_vcpu *c, u32 mode, struct x86_block **out) {
+  u64 lin = x86_linear_ip(c);
+  /* Rights to execute differ between CPL 3 and the others. */
+  u32 key = mode | (c->cpl == 3 ? 1u << 31 : 0);
+  struct x86_jcache_entry *e = jcache_slot(c, lin);
+  if (likely(e->lin == lin && e->gen == c->code_gen && e->mode == key)) {
+    u64 epoch = atomic_load_explicit(&c->core.vm->write_epoch, memory_order_relaxed);
+    if (likely(atomic_load_explicit(&e->block->epoch, memory_order_relaxed) == epoch) || revalidate(c, e->block, epoch)) {
+      *out = e->block;
+      return X86_OK;
+    }
+  }
+  int r = lookup(c, lin, mode, out);
+  if (!r && (c->code64 || (*out)->len <= (u64)c->seg[SEG_CS].limit - c->rip + 1) && !(mode & X86_MODE_SINGLE))
+    *e = (struct x86_jcache_entry){.lin = lin, .gen = c->code_gen, .mode = key, .block = *out};
+  return r;
+}
+
+int x86_run_one(struct x86_vcpu *c) {
+  struct x86_block *b;
+  bool stepping = c->mode & X86_MODE_SINGLE;
+  int r;
+  do r = next_block(c, c->mode | X86_MODE_SINGLE, &b);
+  while (r == X86_RESTART);
+  if (r) return r;
+  c->int_shadow = c->int_shadow ? 2 : 0;
+  r = run_block(c, b);
+  c->stop = 0;
+  if (c->int_shadow == 2) {
+    c->int_shadow = 0;
+    atomic_fetch_or_explicit(&c->core.requests, BIT(REQ_EVENT), memory_order_relaxed);
+  }
+  if (stepping && r == X86_OK) r = x86_after_single_step(c);
+  return r == X86_RESTART ? X86_OK : r;
+}
+
+int x86_run_blocks(struct x86_vcpu *c) {
+  for (;;) {
+    struct x86_block *b;
+    if (unlikely(atomic_load_explicit(&c->core.requests, memory_order_acquire) | READ_ONCE(c->core.run->immediate_exit))) return X86_OK;
+    int r;
+    if (unlikely(c->int_shadow | (c->mode & X86_MODE_SINGLE))) {
+      r = x86_run_one(c);
+      if (c->io.n_writes) return r;
+    } else {
+      r = next_block(c, c->mode, &b);
+      if (likely(!r)) r = run_block(c, b);
+      if (unlikely(c->stop)) {
+        c->stop = 0;
+        return r == X86_RESTART ? X86_OK : r;
+      }
+    }
+    if (unlikely(r != X86_OK && r != X86_RESTART)) return r;
+  }
+}

@@ -1,0 +1,216 @@
+/* Loads, stores and read-modify-write off the fast path: TLB misses, page crossings, devices, code pages, #AC, data breakpoints.
+ *
+ * Order in every function: canonical and alignment checks, translation of all pages touched, then the data; so nothing is half done when a fault comes.
+ */
+#include <string.h>
+#include "x86/block.h"
+#include "x86/mmu/walk.h"
+#include "x86/x86.h"
+
+/* One access, as one or two page parts. */
+struct parts {
+  unsigned n, len[2];
+  struct x86_xlat x[2];
+};
+
+/* Aligned sizes must reach memory in one piece: other vCPUs look on. */
+static void copy(void *dst, const void *src, unsigned size) {
+  switch (size) {
+  case 1: *(volatile u8 *)dst = *(const volatile u8 *)src; break;
+  case 2: *(volatile x86_u16_unaligned *)dst = *(const volatile x86_u16_unaligned *)src; break;
+  case 4: *(volatile x86_u32_unaligned *)dst = *(const volatile x86_u32_unaligned *)src; break;
+  case 8: *(volatile x86_u64_unaligned *)dst = *(const volatile x86_u64_unaligned *)src; break;
+  default: memcpy(dst, src, size);
+  }
+}
+
+static int check_canonical(struct x86_vcpu *c, unsigned seg, u64 lin, unsigned size) {
+  if (!c->code64) return X86_OK;
+  if (likely(x86_canonical(c, lin) && x86_canonical(c, lin + size - 1))) return X86_OK;
+  return x86_fault_code(c, seg == SEG_SS ? VEC_SS : VEC_GP, 0);
+}
+
+/* What the slow table stands for. */
+static int check_watched(struct x86_vcpu *c, u64 lin, unsigned size, bool write) {
+  if (likely(c->tlb != &c->mmu.tables[TLB_SLOW * X86_TLB_SIZE])) return X86_OK;
+  bool ac = (c->cr0 & CR0_AM) && (c->rflags & FL_AC) && c->cpl == 3;
+  if (ac && (size == 2 || size == 4 || size == 8) && (lin & (size - 1))) return x86_fault_code(c, VEC_AC, 0);
+  return X86_OK;
+}
+
+static void note_data_breakpoint(struct x86_vcpu *c, u64 lin, unsigned size, bool write) {
+  if (unlikely(c->tlb == &c->mmu.tables[TLB_SLOW * X86_TLB_SIZE])) x86_data_breakpoint(c, lin, size, write);
+}
+
+static int translate_parts(struct x86_vcpu *c, u64 lin, unsigned size, enum x86_access acc, unsigned table, struct parts *p) {
+  u64 mask = c->code64 || c->mmu.paging >= PAGING_4LEVEL ? ~0ull : 0xffffffffull;
+  unsigned room = (unsigned)(PAGE_SIZE - (lin & (PAGE_SIZE - 1)));
+  p->n = size > room ? 2 : 1;
+  p->len[0] = size > room ? room : size;
+  p->len[1] = size - p->len[0];
+  int r = x86_translate(c, lin, acc, table, &p->x[0]);
+  if (r || p->n == 1) return r;
+  return x86_translate(c, (lin + room) & mask, acc, table, &p->x[1]);
+}
+
+static int read_part(struct x86_vcpu *c, const struct x86_xlat *x, u8 *data, unsigned len) {
+  if (likely(x->host)) {
+    copy(data, x->host, len);
+    return X86_OK;
+  }
+  for (unsigned done = 0; done < len;) {
+    unsigned n = MIN(8u, len - done);
+    int r = x86_io_read(c, x->gpa + done, data + done, n);
+    if (r) return r;
+    done += n;
+  }
+  return X86_OK;
+}
+
+static void write_part(struct x86_vcpu *c, const struct x86_xlat *x, const u8 *data, unsigned len) {
+  if (likely(x->host)) {
+    copy(x->host, data, len);
+    if (x->code) x86_blocks_written(x86_vm_of(c), x->gpa, len);
+    return;
+  }
+  for (unsigned done = 0; done < len; done += 8) x86_io_write(c, x->gpa + done, data + done, MIN(8u, len - done));
+}
+
+static int read_with(struct x86_vcpu *c, u64 lin, void *data, unsigned size, unsigned table) {
+  struct parts p;
+  int r = translate_parts(c, lin, size, ACC_READ, table, &p);
+  if (r) return r;
+  r = read_part(c, &p.x[0], data, p.len[0]);
+  if (r || p.n == 1) return r;
+  return read_part(c, &p.x[1], (u8 *)data + p.len[0], p.len[1]);
+}
+
+static int write_with(struct x86_vcpu *c, u64 lin, const void *data, unsigned size, unsigned table) {
+  struct parts p;
+  int r = translate_parts(c, lin, size, ACC_WRITE, table, &p);
+  if (r) return r;
+  write_part(c, &p.x[0], data, p.len[0]);
+  if (p.n == 2) write_part(c, &p.x[1], (const u8 *)data + p.len[0], p.len[1]);
+  return X86_OK;
+}
+
+int x86_read_slow(struct x86_vcpu *c, unsigned seg, u64 lin, void *data, unsigned size) {
+  int r = check_canonical(c, seg, lin, size);
+  if (!r) r = check_watched(c, lin, size, false);
+  if (!r) r = read_with(c, lin, data, size, c->mmu.right);
+  if (!r) note_data_breakpoint(c, lin, size, false);
+  return r;
+}
+
+int x86_write_slow(struct x86_vcpu *c, unsigned seg, u64 lin, const void *data, unsigned size) {
+  int r = check_canonical(c, seg, lin, size);
+  if (!r) r = check_watched(c, lin, size, true);
+  if (!r) r = write_with(c, lin, data, size, c->mmu.right);
+  if (!r) note_data_breakpoint(c, lin, size, true);
+  return r;
+}
+
+int x86_read(struct x86_vcpu *c, unsigned seg, u64 ea, void *data, unsigned size) {
+  u64 lin;
+  int r = x86_linear(c, seg, ea, size, ACC_READ, &lin);
+  if (r) return r;
+  struct x86_tlb_entry *e = x86_tlb_slot(c, lin);
+  if (likely(((lin + size - 1) & PAGE_MASK) == e->read)) {
+    copy(data, (void *)(uintptr_t)(lin + e->addend), size);
+    return X86_OK;
+  }
+  return x86_read_slow(c, seg, lin, data, size);
+}
+
+int x86_write(struct x86_vcpu *c, unsigned seg, u64 ea, const void *data, unsigned size) {
+  u64 lin;
+  int r = x86_linear(c, seg, ea, size, ACC_WRITE, &lin);
+  if (r) return r;
+  struct x86_tlb_entry *e = x86_tlb_slot(c, lin);
+  if (likely(((lin + size - 1) & PAGE_MASK) == e->write)) {
+    copy((void *)(uintptr_t)(lin + e->addend), data, size);
+    return X86_OK;
+  }
+  return x86_write_slow(c, seg, lin, data, size);
+}
+
+enum { RMW_DIRECT = 0, RMW_CODE = 1, RMW_BOUNCE = 2 };
+
+int x86_rmw_begin_slow(struct x86_vcpu *c, unsigned seg, u64 lin, unsigned size, bool locked, void **host) {
+  struct parts p;
+  int r = check_canonical(c, seg, lin, size);
+  if (!r) r = check_watched(c, lin, size, true);
+  if (!r) r = translate_parts(c, lin, size, ACC_RMW, c->mmu.right, &p);
+  if (r) return r;
+  note_data_breakpoint(c, lin, size, true);
+  c->rmw.len = (u8)size;
+  for (unsigned k = 0; k < p.n; k++) {
+    c->rmw.host[k] = p.x[k].host;
+    c->rmw.gpa[k] = p.x[k].gpa;
+    c->rmw.n[k] = (u8)p.len[k];
+  }
+  if (p.n == 1) c->rmw.n[1] = 0;
+  if (p.n == 1 && p.x[0].host) {
+    c->rmw.kind = p.x[0].code ? RMW_CODE : RMW_DIRECT;
+    *host = p.x[0].host;
+    return X86_OK;
+  }
+  /* Across two pages (or on a device) the access is not atomic with respect to other vCPUs' accesses to one of the halves. */
+  r = read_part(c, &p.x[0], c->rmw.buf, p.len[0]);
+  if (!r && p.n == 2) r = read_part(c, &p.x[1], c->rmw.buf + p.len[0], p.len[1]);
+  if (r) return r;
+  c->rmw.kind = RMW_BOUNCE;
+  *host = c->rmw.buf;
+  return X86_OK;
+}
+
+void x86_rmw_end_slow(struct x86_vcpu *c) {
+  unsigned kind = c->rmw.kind;
+  c->rmw.kind = RMW_DIRECT;
+  if (kind == RMW_CODE) {
+    x86_blocks_written(x86_vm_of(c), c->rmw.gpa[0], c->rmw.len);
+    return;
+  }
+  for (unsigned k = 0, at = 0; k < 2 && c->rmw.n[k]; at += c->rmw.n[k], k++) {
+    struct x86_xlat x = {.host = c->rmw.host[k], .gpa = c->rmw.gpa[k]};
+    x.code = x.host && x86_page_has_code(c->core.vm, x.gpa >> PAGE_SHIFT);
+    write_part(c, &x, c->rmw.buf + at, c->rmw.n[k]);
+  }
+}
+
+unsigned x86_host_span(struct x86_vcpu *c, u64 lin, unsigned max, enum x86_access acc, void **host) {
+  struct x86_tlb_entry *e = x86_tlb_slot(c, lin);
+  if ((acc == ACC_WRITE ? e->write : e->read) != (lin & PAGE_MASK)) return 0;
+  *host = (void *)(uintptr_t)(lin + e->addend);
+  return MIN(max, (unsigned)(PAGE_SIZE - (lin & (PAGE_SIZE - 1))));
+}
+
+static unsigned implicit_table(const struct x86_vcpu *c) { return c->cr4 & CR4_SMAP ? TLB_SUPER_SMAP : TLB_SUPER; }
+
+static unsigned cpl_table(const struct x86_vcpu *c, unsigned cpl) {
+  if (cpl == 3) return TLB_USER;
+  return (c->cr4 & CR4_SMAP) && !(c->rflags & FL_AC) ? TLB_SUPER_SMAP : TLB_SUPER;
+}
+
+int x86_sys_read(struct x86_vcpu *c, u64 lin, void *data, unsigned size) { return read_with(c, lin, data, size, implicit_table(c)); }
+
+int x86_sys_write(struct x86_vcpu *c, u64 lin, const void *data, unsigned size) {
+  return write_with(c, lin, data, size, implicit_table(c));
+}
+
+int x86_read_cpl(struct x86_vcpu *c, u64 lin, void *data, unsigned size, unsigned cpl) {
+  return read_with(c, lin, data, size, cpl_table(c, cpl));
+}
+
+int x86_write_cpl(struct x86_vcpu *c, u64 lin, const void *data, unsigned size, unsigned cpl) {
+  return write_with(c, lin, data, size, cpl_table(c, cpl));
+}
+
+int x86_probe_write(struct x86_vcpu *c, u64 lin, unsigned size, unsigned cpl) {
+  struct x86_xlat x;
+  for (u64 at = lin; at < lin + size; at = (at & PAGE_MASK) + PAGE_SIZE) {
+    int r = x86_translate(c, at, ACC_WRITE, cpl_table(c, cpl), &x);
+    if (r) return r;
+  }
+  return X86_OK;
+}

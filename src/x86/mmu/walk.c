@@ -1,0 +1,229 @@
+/* The guest page walk: one walker for 32-bit, PAE, 4- and 5-level paging, with rights, reserved bits and accessed/dirty updates.
+ *
+ * Intel SDM Vol. 3A chapter 4.
+ */
+#include "x86/mmu/walk.h"
+#include "x86/block.h"
+#include "x86/x86.h"
+
+#define PTE_P  0x1ull
+#define PTE_W  0x2ull
+#define PTE_U  0x4ull
+#define PTE_A  0x20ull
+#define PTE_D  0x40ull
+#define PTE_PS 0x80ull
+#define PTE_G  0x100ull
+#define PTE_NX (1ull << 63)
+#define PTE_ADDR 0x000ffffffffff000ull
+
+#define PF_P    1u
+#define PF_W    2u
+#define PF_U    4u
+#define PF_RSVD 8u
+#define PF_I    16u
+#define PF_PK   32u
+
+/* One row per paging mode. */
+static const struct format {
+  u8 levels, index_bits, entry_size, max_large_level;
+} formats[] = {
+    [PAGING_32] = {2, 10, 4, 2},
+    [PAGING_PAE] = {2, 9, 8, 2}, /* below the four PDPTE registers */
+    [PAGING_4LEVEL] = {4, 9, 8, 3},
+    [PAGING_5LEVEL] = {5, 9, 8, 3},
+};
+
+unsigned x86_page_perms(struct x86_vcpu *c, const struct x86_walk *w, struct x86_rights r, unsigned *pk) {
+  unsigned perms = PERM_R | PERM_W | PERM_X;
+  bool wp = c->cr0 & CR0_WP;
+  *pk = 0;
+  if (r.user) { /* 4.6.1: user-mode accesses */
+    if (!w->user) return 0;
+    if (!w->writable) perms &= ~PERM_W;
+  } else {
+    if (!w->writable && wp) perms &= ~PERM_W;
+    if (w->user && r.smap) perms &= ~(PERM_R | PERM_W);
+    if (w->user && (c->cr4 & CR4_SMEP)) perms &= ~PERM_X;
+  }
+  if (w->nx) perms &= ~PERM_X;
+  if ((c->cr4 & CR4_PKE) && w->user && (c->efer & EFER_LMA)) { /* 4.6.2: protection keys act on user pages, data accesses only */
+    unsigned key = (c->pkru >> (2 * w->pkey)) & 3;
+    if (key & 1) *pk = PERM_R | PERM_W;
+    else if ((key & 2) && (r.user || wp)) *pk = PERM_W;
+    perms &= ~*pk;
+  }
+  return perms;
+}
+
+static int page_fault(struct x86_vcpu *c, u64 lin, u32 error) {
+  c->fault = (struct x86_fault){.vector = VEC_PF, .has_error = true, .error = error, .payload = lin};
+  return X86_FAULT;
+}
+
+static u32 access_bits(struct x86_vcpu *c, enum x86_access acc, bool user) {
+  u32 e = user ? PF_U : 0;
+  if (acc == ACC_WRITE || acc == ACC_RMW) e |= PF_W;
+  /* 4.7: I/D is reported only where fetches can be refused. */
+  if (acc == ACC_EXEC && (((c->cr4 & CR4_PAE) && (c->efer & EFER_NX)) || (c->cr4 & CR4_SMEP))) e |= PF_I;
+  return e;
+}
+
+/* Host address of a paging-structure entry; NULL where the table is not in RAM (as KVM: not present). */
+static void *entry_host(struct x86_vcpu *c, gpa_t gpa, const struct memslot **slot) {
+  *slot = x86_memslot(c, gpa >> PAGE_SHIFT);
+  if (!*slot) return NULL;
+  return (void *)(uintptr_t)(memslot_hva(*slot, gpa >> PAGE_SHIFT) + (gpa & (PAGE_SIZE - 1)));
+}
+
+/* Sets accessed/dirty bits with a compare-and-swap; false when the entry changed under us (walk again). */
+static bool entry_set_bits(struct x86_vcpu *c, const struct memslot *slot, gpa_t gpa, void *host, unsigned size, u64 old, u64 bits) {
+  if ((old & bits) == bits || (slot->flags & KVM_MEM_READONLY)) return true;
+  bool ok;
+  if (size == 8) ok = __atomic_compare_exchange_n((u64 *)host, &old, old | bits, false, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED);
+  else {
+    u32 old32 = (u32)old;
+    ok = __atomic_compare_exchange_n((u32 *)host, &old32, old32 | (u32)bits, false, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED);
+  }
+  if (ok && (slot->flags & KVM_MEM_LOG_DIRTY_PAGES)) mark_page_dirty(c->core.vm, &c->core, slot, gpa >> PAGE_SHIFT);
+  return ok;
+}
+
+/* Reserved bits of an entry: tables 4-2 to 4-20. */
+static bool entry_reserved(struct x86_vcpu *c, enum x86_paging mode, unsigned level, u64 e, bool large) {
+  if (mode == PAGING_32) return large && (e & (1u << 21)) && true; /* PSE-36: bits 20:13 extend the address, bit 21 is reserved */
+  u64 rsvd = c->mmu.rsvd_high;
+  if (!(c->efer & EFER_NX)) rsvd |= PTE_NX;
+  if (mode == PAGING_PAE) rsvd |= 0x7ff0000000000000ull;
+  else if (level >= 4) rsvd |= PTE_PS;
+  else if (level == 3 && !x86_has(c, X86_FEATURE_GBPAGES)) rsvd |= PTE_PS;
+  if (large) rsvd |= level == 3 ? 0x3fffe000ull : 0x1fe000ull;
+  return e & rsvd;
+}
+
+struct walk_state {
+  u64 table;   /* gpa of the current table */
+  bool writable, user, nx;
+};
+
+static int walk_once(struct x86_vcpu *c, u64 lin, enum x86_access acc, struct x86_rights rights, bool set_ad, struct x86_walk *out, bool *again) {
+  enum x86_paging mode = c->mmu.paging;
+  const struct format *f = &formats[mode];
+  u32 err = access_bits(c, acc, rights.user);
+  struct walk_state s = {.writable = true, .user = true};
+  *again = false;
+
+  if (mode == PAGING_PAE) { /* 4.4.1: the PDPTEs are registers; reserved bits were checked when they were loaded */
+    u64 pdpte = c->pdptr[(lin >> 30) & 3];
+    if (!(pdpte & PTE_P)) return page_fault(c, lin, err);
+    s.table = pdpte & PTE_ADDR;
+  } else {
+    s.table = mode == PAGING_32 ? c->cr3 & 0xfffff000u : c->cr3 & PTE_ADDR;
+  }
+
+  for (unsigned level = f->levels;; level--) {
+    unsigned shift = PAGE_SHIFT + f->index_bits * (level - 1);
+    gpa_t gpa = s.table + ((lin >> shift) & ((1u << f->index_bits) - 1)) * f->entry_size;
+    const struct memslot *slot;
+    void *host = entry_host(c, gpa, &slot);
+    if (!host) return page_fault(c, lin, err);
+    u64 e = f->entry_size == 8 ? __atomic_load_n((u64 *)host, __ATOMIC_RELAXED) : __atomic_load_n((u32 *)host, __ATOMIC_RELAXED);
+    if (!(e & PTE_P)) return page_fault(c, lin, err);
+    bool pse = mode == PAGING_32 ? (c->cr4 & CR4_PSE) != 0 : true;
+    bool large = level > 1 && level <= f->max_large_level && (e & PTE_PS) && pse;
+    if (entry_reserved(c, mode, level, e, large)) return page_fault(c, lin, err | PF_RSVD | PF_P);
+    s.writable &= (e & PTE_W) != 0;
+    s.user &= (e & PTE_U) != 0;
+    s.nx |= mode != PAGING_32 && (e & PTE_NX) && (c->efer & EFER_NX);
+
+    if (level > 1 && !large) {
+      if (set_ad && !entry_set_bits(c, slot, gpa, host, f->entry_size, e, PTE_A)) {
+        *again = true;
+        return X86_OK;
+      }
+      s.table = mode == PAGING_32 ? e & 0xfffff000u : e & PTE_ADDR;
+      continue;
+    }
+
+    u64 mask = (1ull << shift) - 1;
+    u64 base = mode == PAGING_32 ? (large ? (e & 0xffc00000u) | ((e & 0x1fe000u) << 19) : e & 0xfffff000u) : e & PTE_ADDR & ~mask;
+    *out = (struct x86_walk){.gpa = base | (lin & mask), .page_bits = (u8)shift, .writable = s.writable, .user = s.user, .nx = s.nx,
+                             .global = (e & PTE_G) && (c->cr4 & CR4_PGE), .dirty = (e & PTE_D) != 0, .pkey = (e >> 59) & 15};
+    unsigned pk, need = acc == ACC_READ ? PERM_R : acc == ACC_EXEC ? PERM_X : PERM_W;
+    if (!(x86_page_perms(c, out, rights, &pk) & need)) return page_fault(c, lin, err | PF_P | (pk & need ? PF_PK : 0));
+    bool write = acc == ACC_WRITE || acc == ACC_RMW;
+    if (set_ad && !entry_set_bits(c, slot, gpa, host, f->entry_size, e, PTE_A | (write ? PTE_D : 0))) {
+      *again = true;
+      return X86_OK;
+    }
+    if (write) out->dirty = true;
+    return X86_OK;
+  }
+}
+
+static int walk_page(struct x86_vcpu *c, u64 lin, enum x86_access acc, struct x86_rights rights, bool set_ad, struct x86_walk *out) {
+  if (c->mmu.paging == PAGING_NONE) {
+    *out = (struct x86_walk){.gpa = lin & 0xffffffffull, .page_bits = 30, .writable = true, .user = true, .dirty = true};
+    return X86_OK;
+  }
+  bool again;
+  int r;
+  do r = walk_once(c, lin, acc, rights, set_ad, out, &again);
+  while (again);
+  return r;
+}
+
+int x86_walk_page(struct x86_vcpu *c, u64 lin, enum x86_access acc, bool user, bool implicit, bool set_ad, struct x86_walk *out) {
+  bool smap = !user && (c->cr4 & CR4_SMAP) && (implicit || !(c->rflags & FL_AC));
+  return walk_page(c, lin, acc, (struct x86_rights){.user = user, .smap = smap}, set_ad, out);
+}
+
+int x86_mmu_load_pdptrs(struct x86_vcpu *c, u64 cr3) {
+  u64 pdpte[4];
+  for (unsigned n = 0; n < 4; n++) {
+    const struct memslot *slot;
+    u64 *host = entry_host(c, (cr3 & 0xffffffe0u) + 8 * n, &slot);
+    pdpte[n] = host ? __atomic_load_n(host, __ATOMIC_RELAXED) : 0;
+    /* 4.4.1: a present PDPTE with a reserved bit (1, 2, 5-8, above MAXPHYADDR) makes the instruction fault. */
+    if ((pdpte[n] & PTE_P) && (pdpte[n] & (0x1e6 | 0xfff0000000000000ull | c->mmu.rsvd_high))) return x86_gp0(c);
+  }
+  for (unsigned n = 0; n < 4; n++) c->pdptr[n] = pdpte[n];
+  return X86_OK;
+}
+
+int x86_translate(struct x86_vcpu *c, u64 lin, enum x86_access acc, unsigned table, struct x86_xlat *x) {
+  bool write = acc == ACC_WRITE || acc == ACC_RMW;
+  unsigned n = table * X86_TLB_SIZE + ((lin >> PAGE_SHIFT) & (X86_TLB_SIZE - 1));
+  struct x86_tlb_entry *e = &c->mmu.tables[n];
+  u64 tag = write ? e->write : acc == ACC_EXEC ? e->exec : e->read;
+  if (tag == (lin & PAGE_MASK)) {
+    *x = (struct x86_xlat){.host = (u8 *)(uintptr_t)(lin + e->addend), .gpa = c->mmu.meta[n].gpa | (lin & ~PAGE_MASK)};
+    return X86_OK;
+  }
+
+  struct x86_walk w;
+  struct x86_rights rights = x86_rights_of(table);
+  int r = walk_page(c, lin, acc, rights, true, &w);
+  if (r) return r;
+  x->gpa = w.gpa;
+  x->code = false;
+  x->host = NULL;
+  gfn_t gfn = w.gpa >> PAGE_SHIFT;
+  const struct memslot *slot = x86_memslot(c, gfn);
+  if (!slot || (write && (slot->flags & KVM_MEM_READONLY))) return X86_OK;
+
+  unsigned pk, perms = x86_page_perms(c, &w, rights, &pk);
+  x->code = x86_page_has_code(c->core.vm, gfn);
+  bool logged = slot->flags & KVM_MEM_LOG_DIRTY_PAGES;
+  if (write && logged) mark_page_dirty(c->core.vm, &c->core, slot, gfn);
+  /* A page may be written the fast way only when nothing has to be noticed about it: guest dirty bit set, no code, logged already. */
+  if (!w.dirty || x->code || (slot->flags & KVM_MEM_READONLY) || (logged && !write)) perms &= ~PERM_W;
+  hva_t host = memslot_hva(slot, gfn);
+  if (w.page_bits > PAGE_SHIFT) {
+    u64 start = lin & ~((1ull << w.page_bits) - 1), end = start + (1ull << w.page_bits);
+    c->mmu.large_start = MIN(c->mmu.large_start, start);
+    c->mmu.large_end = MAX(c->mmu.large_end, end - 1);
+  }
+  x86_tlb_fill(c, lin, table, w.gpa & PAGE_MASK, w.global, host, perms);
+  x->host = (u8 *)(uintptr_t)(host + (w.gpa & (PAGE_SIZE - 1)));
+  return X86_OK;
+}

@@ -1,0 +1,176 @@
+/* KVM_RUN of an x86 vCPU: requests, events, halts, exits. */
+#include <errno.h>
+#include <string.h>
+#include "base/fault.h"
+#include "core/memslot.h"
+#include "x86/block.h"
+#include "x86/mmu/access.h"
+#include "x86/mmu/io.h"
+#include "x86/run.h"
+#include "x86/x86.h"
+
+/* Others (the client, its devices) may have written guest memory: decoded blocks compare themselves before they run again. */
+static void guest_memory_may_have_changed(struct x86_vcpu *c) {
+  atomic_fetch_add_explicit(&c->core.vm->write_epoch, 1, memory_order_release);
+}
+
+/* What the client reads after every exit (Documentation/virt/kvm/api.rst, 5. The kvm_run structure). */
+static void save_run(struct x86_vcpu *c) {
+  struct kvm_run *run = c->core.run;
+  run->if_flag = (c->rflags & FL_IF) != 0;
+  run->cr8 = x86_get_cr8(c);
+  run->apic_base = c->apic_base;
+  run->ready_for_interrupt_injection = c->lapic || (x86_interrupt_allowed(c) && !c->interrupt.injected);
+  run->flags = c->smm ? KVM_RUN_X86_SMM : 0;
+}
+
+/* A client with its own interrupt controller asked to be told when an interrupt could be taken. */
+static bool window_open(struct x86_vcpu *c) {
+  return c->core.run->request_interrupt_window && !c->lapic && !c->interrupt.injected && x86_interrupt_allowed(c);
+}
+
+static int exit_with(struct x86_vcpu *c, u32 reason) {
+  c->core.run->exit_reason = reason;
+  return X86_EXIT;
+}
+
+/* Takes the pending requests and acts on them.  X86_OK or X86_EXIT. */
+static int handle_requests(struct x86_vcpu *c) {
+  u64 req = atomic_exchange_explicit(&c->core.requests, 0, memory_order_acq_rel);
+  if (req & BIT(REQ_TLB_FLUSH)) x86_mmu_flush_all(c, true);
+  vcpu_requests_done(&c->core);
+  if (req & BIT(REQ_TRIPLE_FAULT) && c->triple_fault) {
+    c->triple_fault = false;
+    return exit_with(c, KVM_EXIT_SHUTDOWN);
+  }
+  if (req & BIT(REQ_CLOCK)) x86_pv_clock_update(c);
+  if (req & BIT(REQ_APIC)) x86_lapic_sync(c);
+  if (req & BIT(REQ_EOI_EXIT) && x86_lapic_eoi_exit(c)) return X86_EXIT;
+  if (req & BIT(REQ_EVENT)) {
+    u64 ip = c->rip;
+    int r = x86_take_events(c);
+    if (c->rip != ip) guest_memory_may_have_changed(c);
+    if (r) return r;
+  }
+  if (window_open(c)) return exit_with(c, KVM_EXIT_IRQ_WINDOW_OPEN);
+  return X86_OK;
+}
+
+/* Not running: waits.  X86_OK when there is something to do, X86_EXIT, or -EINTR. */
+static int wait_runnable(struct x86_vcpu *c) {
+  if (c->mp_state == KVM_MP_STATE_HALTED && !c->lapic && !x86_runnable(c)) { /* the client halts for itself */
+    c->mp_state = KVM_MP_STATE_RUNNABLE;
+    return exit_with(c, KVM_EXIT_HLT);
+  }
+  if (!x86_runnable(c)) {
+    vcpu_leave(&c->core);
+    x86_pv_leave(c);
+    int r = vcpu_halt(&c->core);
+    x86_pv_enter(c);
+    vcpu_enter(&c->core);
+    if (r) return r;
+  }
+  if (x86_runnable(c)) {
+    if (c->mp_state == KVM_MP_STATE_HALTED) c->mp_state = KVM_MP_STATE_RUNNABLE;
+    atomic_fetch_or_explicit(&c->core.requests, BIT(REQ_EVENT), memory_order_relaxed);
+  }
+  return handle_requests(c);
+}
+
+/* One result of instruction execution, turned into what the loop does next: X86_OK goes on. */
+static int after_run(struct x86_vcpu *c, int r) {
+  while (r == X86_FAULT) r = x86_deliver_fault(c);
+  if (r == X86_OK && unlikely(c->io.n_writes)) r = x86_io_writes_exit(c);
+  return r;
+}
+
+static int loop(struct x86_vcpu *c) {
+  struct kvm_run *run = c->core.run;
+  for (;;) {
+    int r = X86_OK;
+    if (atomic_load_explicit(&c->core.requests, memory_order_relaxed)) {
+      bool leave = atomic_load_explicit(&c->core.requests, memory_order_relaxed) & BIT(REQ_EXIT);
+      r = after_run(c, handle_requests(c));
+      if (r) return r;
+      if (leave) return -EINTR;
+    }
+    if (unlikely(READ_ONCE(run->immediate_exit))) return -EINTR;
+    if (unlikely(c->mp_state != KVM_MP_STATE_RUNNABLE)) {
+      r = after_run(c, wait_runnable(c));
+      if (r) return r;
+      continue;
+    }
+    r = after_run(c, x86_run_blocks(c));
+    if (r) return r;
+  }
+}
+
+/* Finishes what the last exit left open. */
+static int complete_io(struct x86_vcpu *c) {
+  int (*fn)(struct x86_vcpu *) = c->complete_io;
+  if (!fn) return X86_OK;
+  c->complete_io = NULL;
+  return after_run(c, fn(c));
+}
+
+static int guarded(struct x86_vcpu *c, int (*fn)(struct x86_vcpu *c)) {
+  struct fault_guard guard;
+  int r;
+  vcpu_enter(&c->core);
+  if (!fault_try(&guard)) {
+    r = fn(c);
+    fault_end(&guard);
+  } else { /* guest memory is gone: as KVM, which cannot map it */
+    x86_blocks_abandon(c);
+    r = -EFAULT;
+  }
+  vcpu_leave(&c->core);
+  return r;
+}
+
+static int run_all(struct x86_vcpu *c) {
+  int r = complete_io(c);
+  return r ? r : loop(c);
+}
+
+/* mp_state UNINITIALIZED: an application processor before its first SIPI.  KVM returns -EAGAIN when it came. */
+static int wait_sipi(struct x86_vcpu *c) {
+  int r = vcpu_halt(&c->core);
+  if (r) return r;
+  vcpu_enter(&c->core);
+  atomic_fetch_or_explicit(&c->core.requests, BIT(REQ_EVENT), memory_order_relaxed);
+  handle_requests(c);
+  vcpu_leave(&c->core);
+  return -EAGAIN;
+}
+
+int x86_vcpu_run(struct vcpu *v) {
+  struct x86_vcpu *c = x86_vcpu(v);
+  struct kvm_run *run = v->run;
+  int r = x86_sync_regs_in(c);
+  if (r) return r;
+  if (unlikely(c->mp_state == KVM_MP_STATE_UNINITIALIZED)) {
+    r = wait_sipi(c);
+  } else {
+    if (!c->lapic) x86_set_cr8(c, run->cr8);
+    guest_memory_may_have_changed(c);
+    x86_pv_enter(c);
+    /* Injected and pending events of KVM_SET_VCPU_EVENTS and KVM_INTERRUPT are looked at before the first instruction. */
+    atomic_fetch_or_explicit(&v->requests, BIT(REQ_EVENT), memory_order_relaxed);
+    r = guarded(c, run_all);
+    x86_pv_leave(c);
+  }
+  if (r == -EINTR) run->exit_reason = KVM_EXIT_INTR;
+  if (r == X86_EXIT) r = 0;
+  save_run(c);
+  x86_sync_regs_out(c);
+  return r;
+}
+
+int x86_vcpu_complete_io(struct vcpu *v) {
+  struct x86_vcpu *c = x86_vcpu(v);
+  if (!c->complete_io) return 0;
+  int r = guarded(c, complete_io);
+  save_run(c);
+  return r == X86_EXIT ? 1 : r;
+}
