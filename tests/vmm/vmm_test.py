@@ -1,0 +1,253 @@
+#!/usr/bin/env python3
+"""Boots real Debian guests with `uvirt run` and looks at what they say.
+
+usage: vmm_test.py UVIRT CASE [--repeat N]
+
+The guest is made by script/guest (kernel and busybox initramfs); a test appends a second cpio archive with its /test.sh.
+Exit code 77 (skip) when the guest files are not there.
+"""
+import argparse
+import hashlib
+import os
+import re
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
+GUEST = os.environ.get("UVIRT_GUEST_DIR") or os.path.join(os.path.dirname(__file__), "../../build/guest")
+TIMEOUT = 600
+NOISE = re.compile(r"WARNING:|BUG:|Call Trace|Oops|general protection|unchecked MSR|soft lockup|rcu.*stall|irq .*nobody cared|clocksource: .*unstable")
+
+
+def cpio(files):
+    """A newc archive of {name: bytes}."""
+    out = b""
+    for n, (name, data) in enumerate([*files.items(), ("TRAILER!!!", b"")]):
+        mode = 0o100755 if name != "TRAILER!!!" else 0
+        fields = [n + 1, mode, 0, 0, 1, 0, len(data), 0, 0, 0, 0, len(name) + 1, 0]
+        head = b"070701" + b"".join(b"%08X" % f for f in fields) + name.encode() + b"\0"
+        out += head + b"\0" * (-len(head) % 4) + data + b"\0" * (-len(data) % 4)
+    return out
+
+
+class Guest:
+    def __init__(self, uvirt, tmp, script, arch="amd64", append="", args=()):
+        files = [os.path.join(GUEST, arch, f) for f in ("vmlinuz", "initrd")]
+        if not all(map(os.path.exists, files)):
+            print(f"skip: no guest in {GUEST}/{arch}; script/guest {arch} makes it")
+            sys.exit(77)
+        initrd = os.path.join(tmp, "initrd")
+        with open(initrd, "wb") as f:
+            f.write(open(files[1], "rb").read())
+            f.write(cpio({"test.sh": script.encode()}))
+        self.command = [uvirt, "run", "--accel", "soft", "--kernel", files[0], "--initrd", initrd, "--append", f"console=ttyS0 {append}", *args]
+
+    def run(self, timeout=TIMEOUT):
+        """Returns (exit code, console text)."""
+        p = subprocess.run(self.command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=timeout)
+        return p.returncode, p.stdout.decode(errors="replace")
+
+
+def check(ok, what, text=""):
+    if not ok:
+        print(text[-12000:])
+        print(f"FAILED: {what}")
+        sys.exit(1)
+
+
+def boot(uvirt, tmp, cpus, arch="amd64", args=(), append=""):
+    script = "nproc; grep -c ^processor /proc/cpuinfo; cat /sys/devices/system/clocksource/clocksource0/current_clocksource; cat /proc/interrupts; echo test-end\n"
+    code, text = Guest(uvirt, tmp, script, arch, append, ["--cpus", str(cpus), *args]).run()
+    check(code == 0, f"exit code {code}, expected 0 (power-off)", text)
+    check("init: reached" in text and "test-end" in text, "the guest did not reach the end of its script", text)
+    check(re.search(rf"^{cpus}\r?$", text, re.M), f"the guest does not see {cpus} CPUs", text)
+    check("kvm-clock" in text, "the guest does not use kvm-clock", text)
+    noise = NOISE.search(text)
+    check(not noise, f"the guest complains: {noise and noise.group(0)}", text)
+    return text
+
+
+def boot1(uvirt, tmp): boot(uvirt, tmp, 1)
+
+
+def boot2(uvirt, tmp):
+    check("x2apic" in boot(uvirt, tmp, 2), "no x2apic")
+
+
+def boot4(uvirt, tmp): boot(uvirt, tmp, 4)
+
+
+def noacpi(uvirt, tmp): boot(uvirt, tmp, 2, append="acpi=off")
+
+
+def pae(uvirt, tmp): boot(uvirt, tmp, 1, "i386")
+
+
+def pae2(uvirt, tmp): boot(uvirt, tmp, 2, "i386")
+
+
+def disk(uvirt, tmp):
+    """An ext4 file system written in one boot and verified in the next."""
+    image = os.path.join(tmp, "disk")
+    with open(image, "wb") as f:
+        f.truncate(64 << 20)
+    subprocess.run(["/sbin/mkfs.ext4", "-q", image], check=True)
+    write = "mount -t ext4 /dev/vda /mnt && dd if=/dev/urandom of=/mnt/data bs=64k count=128 2>/dev/null && sha256sum /mnt/data && sync && umount /mnt; echo test-end\n"
+    read = "mount -t ext4 -o ro /dev/vda /mnt && sha256sum /mnt/data && umount /mnt; echo test-end\n"
+    sums = []
+    for script, option in ((write, image), (read, image + ",ro")):
+        code, text = Guest(uvirt, tmp, script, args=["--cpus", "2", "--disk", option]).run()
+        check(code == 0 and "test-end" in text, f"exit code {code}", text)
+        found = re.search(r"([0-9a-f]{64})  /mnt/data", text)
+        check(found, "no checksum", text)
+        sums.append(found.group(1))
+    check(sums[0] == sums[1], "the file differs after the second boot")
+    check(subprocess.run(["/sbin/fsck.ext4", "-f", "-n", image], stdout=subprocess.DEVNULL).returncode == 0, "fsck finds errors")
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def net(uvirt, tmp):
+    """DHCP, and 4 MiB over TCP in both directions through user networking's forwarding on loopback."""
+    port = free_port()
+    data = os.urandom(4 << 20)
+    script = """ip link set lo up; ip link set eth0 up
+udhcpc -i eth0 -s /etc/udhcpc.sh -n -q && echo dhcp-ok
+ip addr show eth0
+echo listening
+nc -l -p 7000 > /tmp/got
+sha256sum /tmp/got
+nc -l -p 7000 < /tmp/got
+echo test-end
+"""
+    guest = Guest(uvirt, tmp, script, args=["--net", f"user,hostfwd=tcp:127.0.0.1:{port}-:7000"])
+    p = subprocess.Popen(guest.command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    lines, ready = [], threading.Event()
+
+    def reader():
+        for line in p.stdout:
+            lines.append(line.decode(errors="replace"))
+            if "listening" in lines[-1]:
+                ready.set()
+        ready.set()
+
+    t = threading.Thread(target=reader)
+    t.start()
+    try:
+        check(ready.wait(TIMEOUT) and p.poll() is None, "the guest did not listen", "".join(lines))
+        time.sleep(1)
+        with socket.create_connection(("127.0.0.1", port), timeout=120) as s:
+            s.sendall(data)
+            s.shutdown(socket.SHUT_WR)
+            while s.recv(65536):
+                pass
+        time.sleep(2)
+        back = b""
+        with socket.create_connection(("127.0.0.1", port), timeout=120) as s:
+            s.shutdown(socket.SHUT_WR)
+            while len(back) < len(data):
+                part = s.recv(65536)
+                if not part:
+                    break
+                back += part
+        code = p.wait(TIMEOUT)
+    finally:
+        p.kill()
+        t.join()
+    text = "".join(lines)
+    check(code == 0 and "dhcp-ok" in text and "10.0.2.15" in text, f"exit code {code} or no DHCP lease", text)
+    check(hashlib.sha256(data).hexdigest() in text, "the guest got other bytes than were sent", text)
+    check(back == data, f"got {len(back)} bytes back, not the {len(data)} sent", text)
+
+
+def ends(uvirt, tmp):
+    """Reboot, panic and triple fault end in their documented exit codes; a reboot without --no-reboot starts again."""
+    for script, append, args, expected in (
+        ("reboot -f", "", ["--no-reboot"], 3),
+        ("echo c > /proc/sysrq-trigger", "panic=0", [], 4),
+        ("echo 1; reboot -f", "reboot=triple", ["--no-reboot"], 5),
+    ):
+        code, text = Guest(uvirt, tmp, script + "\n", append=append, args=args).run()
+        check(code == expected, f"'{script}' with '{append}': exit code {code}, expected {expected}", text)
+    script = "echo boot-number; grep -q second /proc/cmdline; dd if=/dev/vda bs=1 count=1 2>/dev/null | grep -q x && poweroff -f; echo x > /dev/vda; sync; reboot -f\n"
+    image = os.path.join(tmp, "flag")
+    with open(image, "wb") as f:
+        f.truncate(1 << 20)
+    code, text = Guest(uvirt, tmp, script, args=["--disk", image]).run()
+    check(code == 0 and text.count("init: reached") == 2, f"reboot did not start the guest again (exit code {code})", text)
+
+
+def bad_input(uvirt, tmp):
+    """One clear message, non-zero exit, nothing left behind."""
+    kernel = os.path.join(GUEST, "amd64", "vmlinuz")
+    if not os.path.exists(kernel):
+        sys.exit(77)
+    image = open(kernel, "rb").read()
+
+    def path(name, data):
+        p = os.path.join(tmp, name)
+        with open(p, "wb") as f:
+            f.write(data)
+        return p
+
+    big = path("big", b"")
+    os.truncate(big, 300 << 20)
+    disk = path("disk", b"\0" * 4096)
+    cases = [
+        ["--kernel", os.path.join(tmp, "missing")],
+        ["--kernel", path("empty", b"")],
+        ["--kernel", path("garbage", os.urandom(65536))],
+        ["--kernel", path("half", image[: len(image) // 2])],
+        ["--kernel", path("head", image[:700])],
+        ["--kernel", path("elf", b"\x7fELF" + os.urandom(4000))],
+        ["--kernel", tmp],
+        ["--kernel", kernel, "--initrd", os.path.join(tmp, "missing")],
+        ["--kernel", kernel, "--initrd", big, "--memory", "256M"],
+        ["--kernel", kernel, "--memory", "0"],
+        ["--kernel", kernel, "--memory", "64T"],
+        ["--kernel", kernel, "--memory", "12parsecs"],
+        ["--kernel", kernel, "--cpus", "0"],
+        ["--kernel", kernel, "--cpus", "99999"],
+        ["--kernel", kernel, "--cpu", "pentium9"],
+        ["--kernel", kernel, "--disk", os.path.join(tmp, "missing")],
+        ["--kernel", kernel, "--disk", tmp],
+        ["--kernel", kernel, "--disk", disk, "--disk", disk],
+        ["--kernel", kernel, "--net", "user,hostfwd=nonsense"],
+        ["--kernel", kernel, "--frobnicate"],
+        [],
+    ]
+    before = set(os.listdir(tmp))
+    for args in cases:
+        p = subprocess.run([uvirt, "run", *args], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60)
+        err = p.stderr.decode(errors="replace")
+        messages = [l for l in err.splitlines() if l.startswith("uvirt: ") and "accelerator" not in l]
+        check(p.returncode > 0 and p.returncode < 128, f"{args}: exit code {p.returncode}", err)
+        check(len(messages) == 1 or not args, f"{args}: {len(messages)} messages, expected one", err)
+    check(set(os.listdir(tmp)) == before, "files were left behind")
+
+
+CASES = {f.__name__: f for f in (boot1, boot2, boot4, noacpi, pae, pae2, disk, net, ends, bad_input)}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("uvirt")
+    parser.add_argument("case", choices=CASES)
+    parser.add_argument("--repeat", type=int, default=1)
+    options = parser.parse_args()
+    for n in range(options.repeat):
+        start = time.monotonic()
+        with tempfile.TemporaryDirectory() as tmp:
+            CASES[options.case](options.uvirt, tmp)
+        print(f"{options.case} {n + 1}/{options.repeat}: ok in {time.monotonic() - start:.1f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
