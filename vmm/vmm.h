@@ -36,7 +36,8 @@ struct vmm_range_ops {
   void (*write)(void *dev, uint64_t addr, const void *data, unsigned len);
 };
 
-/* Registers a range.  0, or -EEXIST for an overlap, -ENOMEM.  ops and dev must outlive the machine.  Lock: vmm->lock. */
+/* Registers a range.  0, or -EEXIST for an overlap, -ENOMEM.  ops and dev must outlive the machine.  Lock: vmm->lock.
+ * A port range of one byte may lie inside a longer one and then takes the byte accesses to it (0xcf9 inside 0xcf8-0xcff). */
 int vmm_pio_add(struct vmm *vmm, uint16_t base, uint32_t len, const struct vmm_range_ops *ops, void *dev);
 int vmm_mmio_add(struct vmm *vmm, uint64_t base, uint64_t len, const struct vmm_range_ops *ops, void *dev);
 /* Removes the range that starts at base (BAR moves).  -ENOENT if there is none. */
@@ -70,5 +71,7 @@ struct vmm_loop *vmm_event_loop(struct vmm *vmm);
 
 /* Devices that must be told of a machine reset register here; called with all vCPUs stopped and vmm->lock held. */
 int vmm_on_reset(struct vmm *vmm, void (*fn)(void *dev), void *dev);
+/* Called when the machine is destroyed, in reverse order of registration: no thread of the machine runs any more. */
+int vmm_on_destroy(struct vmm *vmm, void (*fn)(void *dev), void *dev);
 
 #endif

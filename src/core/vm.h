@@ -55,7 +55,7 @@ struct vcpu {
   pthread_mutex_t mutex;            /* held by vCPU ioctls, KVM_RUN included */
   _Atomic u64 requests;             /* see request.h */
   _Atomic int mode;                 /* enum vcpu_mode */
-  _Atomic u32 handled;              /* counts vcpu_requests_done(): vm_request_all() waits on it */
+  _Atomic u32 handled;              /* odd from vcpu_take_requests() to vcpu_requests_done(): vm_request_all() waits on it */
   _Atomic bool halted;              /* asleep in vcpu_halt() */
   int wake_fd;                      /* (o) eventfd that vcpu_halt() sleeps on */
   pthread_t thread;                 /* of the last KVM_RUN */

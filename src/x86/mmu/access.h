@@ -134,6 +134,12 @@ int x86_mmu_load_pdptrs(struct x86_vcpu *c, u64 cr3);
 int x86_mmu_create(struct x86_vcpu *c);
 void x86_mmu_destroy(struct x86_vcpu *c);
 
+/* One iteration of a REP instruction is committed: answers to its device reads must not be taken for the next one's. */
+void x86_io_forget(struct x86_vcpu *c);
+static inline void x86_io_commit(struct x86_vcpu *c) {
+  if (unlikely(c->io.n_reads)) x86_io_forget(c);
+}
+
 /* --- ports --- */
 /* IN/OUT of one element, permission already checked.  In: X86_OK with the value, or X86_EXIT.  Out: posted like a device write. */
 int x86_pio_in(struct x86_vcpu *c, u16 port, unsigned size, u32 *value);

@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <string.h>
 #include "core/iobus.h"
+#include "x86/mmu/access.h"
 #include "x86/mmu/io.h"
 #include "x86/mmu/walk.h"
 #include "x86/x86.h"

@@ -6,8 +6,6 @@
 
 /* Fills kvm_run for the next posted write: X86_EXIT, or X86_OK when none is left. */
 int x86_io_writes_exit(struct x86_vcpu *c);
-/* Drops answers nobody will ask for any more. */
-void x86_io_forget(struct x86_vcpu *c);
 
 /* run.c, block.c */
 u64 x86_linear_ip(const struct x86_vcpu *c);
