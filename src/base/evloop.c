@@ -1,249 +1,333 @@
-/* The service thread: an epoll loop with a timer heap. */
-#include "base/evloop.h"
+/* The service thread: a timer heap behind one timerfd, and watched descriptors behind one epoll instance.
+ *
+ * Lock: evloop.lock protects everything; callbacks run without it.  A forked child has no such thread: there every call but
+ * evloop_destroy() does nothing.
+ */
 #include <errno.h>
 #include <pthread.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/timerfd.h>
-#include <time.h>
 #include <unistd.h>
+#include "base/evloop.h"
+#include "base/log.h"
+#include "base/process.h"
+
+#define NEVER (~0ull)
+
+/* epoll's user data: a serial number that is never used again, so that an event fetched before a removal finds nothing. */
+enum { SERIAL_TIMER = 0, SERIAL_WAKE = 1, SERIAL_FIRST_WATCH = 2 };
 
 struct watch {
   struct watch *next;
+  u64 serial;
   int fd;
-  bool dead;
   evfd_fn *fn;
   void *arg;
 };
 
-/* lock guards the heap, the watches and `running`.  Callbacks run without it. */
 struct evloop {
   pthread_mutex_t lock;
-  pthread_cond_t idle; /* a callback has ended */
+  pthread_cond_t idle;    /* signalled when a callback has returned */
+  pid_t owner;            /* (o) process that has the thread */
+  char name[16];          /* (o) */
   pthread_t thread;
-  int epoll, timer, wake;
-  bool stop;
-  struct evtimer **heap;
-  int n, room;
-  u64 armed_ns;               /* what the timerfd is set to; 0: off */
-  struct evtimer *running;    /* timer whose fn runs now */
-  struct watch *running_watch;
-  struct watch *watches, *buried;
+  bool started, stopping; /* [lock] */
+  int epoll, timer, wake; /* (o) once started */
+  struct evtimer **heap;  /* [lock] least deadline first */
+  unsigned n, room;       /* [lock] */
+  u64 programmed;         /* [lock] deadline the timerfd is set to */
+  bool expiring;          /* [lock] the thread runs timers and programs the timerfd afterwards */
+  struct evtimer *running_timer; /* [lock] */
+  u64 running_watch;      /* [lock] serial */
+  struct watch *watches;  /* [lock] */
+  u64 next_serial;        /* [lock] */
 };
 
-u64 clock_now_ns(void) {
-  struct timespec t;
-  clock_gettime(CLOCK_MONOTONIC, &t);
-  return (u64)t.tv_sec * 1000000000ull + (u64)t.tv_nsec;
+static bool foreign(const struct evloop *loop) { return loop->owner != process_pid(); }
+static bool on_loop_thread(const struct evloop *loop) { return loop->started && pthread_equal(pthread_self(), loop->thread); }
+
+/* ---- the heap ---- */
+
+static void heap_put(struct evloop *loop, unsigned i, struct evtimer *t) {
+  loop->heap[i] = t;
+  t->heap_index = (int)i;
 }
 
-static void heap_put(struct evloop *l, int at, struct evtimer *t) {
-  l->heap[at] = t;
-  t->heap_index = at;
-}
-
-static void sift(struct evloop *l, int at) {
-  struct evtimer *t = l->heap[at];
-  while (at > 0 && l->heap[(at - 1) / 2]->deadline_ns > t->deadline_ns) {
-    heap_put(l, at, l->heap[(at - 1) / 2]);
-    at = (at - 1) / 2;
+static void sift_up(struct evloop *loop, unsigned i) {
+  struct evtimer *t = loop->heap[i];
+  for (; i > 0; i = (i - 1) / 2) {
+    struct evtimer *parent = loop->heap[(i - 1) / 2];
+    if (parent->deadline_ns <= t->deadline_ns) break;
+    heap_put(loop, i, parent);
   }
-  for (int child; (child = 2 * at + 1) < l->n; at = child) {
-    if (child + 1 < l->n && l->heap[child + 1]->deadline_ns < l->heap[child]->deadline_ns) child++;
-    if (l->heap[child]->deadline_ns >= t->deadline_ns) break;
-    heap_put(l, at, l->heap[child]);
-  }
-  heap_put(l, at, t);
+  heap_put(loop, i, t);
 }
 
-static void heap_remove(struct evloop *l, struct evtimer *t) {
-  int at = t->heap_index;
+static void sift_down(struct evloop *loop, unsigned i) {
+  struct evtimer *t = loop->heap[i];
+  for (;;) {
+    unsigned child = 2 * i + 1;
+    if (child >= loop->n) break;
+    if (child + 1 < loop->n && loop->heap[child + 1]->deadline_ns < loop->heap[child]->deadline_ns) child++;
+    if (t->deadline_ns <= loop->heap[child]->deadline_ns) break;
+    heap_put(loop, i, loop->heap[child]);
+    i = child;
+  }
+  heap_put(loop, i, t);
+}
+
+static void heap_remove(struct evloop *loop, struct evtimer *t) {
+  unsigned i = (unsigned)t->heap_index;
   t->heap_index = -1;
-  struct evtimer *last = l->heap[--l->n];
+  struct evtimer *last = loop->heap[--loop->n];
   if (last == t) return;
-  heap_put(l, at, last);
-  sift(l, at);
+  heap_put(loop, i, last);
+  sift_up(loop, i);
+  sift_down(loop, (unsigned)last->heap_index);
 }
 
-/* Sets the timerfd when the earliest deadline is earlier than what it is set to (a later one is found out by waking up early). */
-static void rearm(struct evloop *l) {
-  u64 first = l->n ? l->heap[0]->deadline_ns : 0;
-  if (!first || (l->armed_ns && l->armed_ns <= first)) return;
-  l->armed_ns = first;
-  struct itimerspec its = {.it_value = {.tv_sec = (time_t)(first / 1000000000ull), .tv_nsec = (long)(first % 1000000000ull)}};
-  timerfd_settime(l->timer, TFD_TIMER_ABSTIME, &its, NULL);
-}
-
-static void run_timers(struct evloop *l) {
-  u64 ticks;
-  if (read(l->timer, &ticks, sizeof(ticks)) < 0 && errno != EAGAIN) return;
-  pthread_mutex_lock(&l->lock);
-  l->armed_ns = 0;
-  while (l->n && l->heap[0]->deadline_ns <= clock_now_ns()) {
-    struct evtimer *t = l->heap[0];
-    heap_remove(l, t);
-    l->running = t;
-    pthread_mutex_unlock(&l->lock);
-    t->fn(t);
-    pthread_mutex_lock(&l->lock);
-    l->running = NULL;
-    pthread_cond_broadcast(&l->idle);
+static bool heap_insert(struct evloop *loop, struct evtimer *t) {
+  if (loop->n == loop->room) {
+    unsigned room = loop->room ? loop->room * 2 : 16;
+    struct evtimer **heap = realloc(loop->heap, room * sizeof(*heap));
+    if (!heap) return false;
+    loop->heap = heap;
+    loop->room = room;
   }
-  rearm(l);
-  pthread_mutex_unlock(&l->lock);
+  loop->heap[loop->n] = t;
+  sift_up(loop, loop->n++);
+  return true;
 }
 
-static void run_watch(struct evloop *l, struct watch *w, u32 events) {
-  pthread_mutex_lock(&l->lock);
-  bool run = !w->dead;
-  if (run) l->running_watch = w;
-  pthread_mutex_unlock(&l->lock);
-  if (!run) return;
-  w->fn(w->arg, w->fd, events);
-  pthread_mutex_lock(&l->lock);
-  l->running_watch = NULL;
-  pthread_cond_broadcast(&l->idle);
-  pthread_mutex_unlock(&l->lock);
+/* ---- the thread ---- */
+
+/* lock held */
+static void program(struct evloop *loop, u64 deadline) {
+  loop->programmed = deadline;
+  u64 at = deadline == NEVER ? 0 : MAX(deadline, 1ull); /* 0 disarms a timerfd */
+  struct itimerspec its = {.it_value = {.tv_sec = (time_t)(at / 1000000000ull), .tv_nsec = (long)(at % 1000000000ull)}};
+  timerfd_settime(loop->timer, TFD_TIMER_ABSTIME, &its, NULL);
 }
 
-static void free_buried(struct evloop *l) {
-  pthread_mutex_lock(&l->lock);
-  struct watch *w = l->buried;
-  l->buried = NULL;
-  pthread_mutex_unlock(&l->lock);
-  while (w) {
-    struct watch *next = w->next;
-    free(w);
-    w = next;
+static void run_timers(struct evloop *loop) {
+  u64 expirations;
+  ssize_t got = read(loop->timer, &expirations, sizeof(expirations));
+  (void)got; /* EAGAIN: somebody armed it anew meanwhile */
+  pthread_mutex_lock(&loop->lock);
+  loop->expiring = true;
+  u64 now = clock_now_ns();
+  while (loop->n && loop->heap[0]->deadline_ns <= now && !loop->stopping) {
+    struct evtimer *t = loop->heap[0];
+    heap_remove(loop, t);
+    loop->running_timer = t;
+    pthread_mutex_unlock(&loop->lock);
+    t->fn(t); /* may arm or free t */
+    pthread_mutex_lock(&loop->lock);
+    loop->running_timer = NULL;
+    pthread_cond_broadcast(&loop->idle);
+    if (loop->n && loop->heap[0]->deadline_ns > now) now = clock_now_ns();
   }
+  loop->expiring = false;
+  program(loop, loop->n ? loop->heap[0]->deadline_ns : NEVER);
+  pthread_mutex_unlock(&loop->lock);
 }
 
-static void *loop_main(void *arg) {
-  struct evloop *l = arg;
-  struct epoll_event events[32];
-  while (!__atomic_load_n(&l->stop, __ATOMIC_ACQUIRE)) {
-    int n = epoll_wait(l->epoll, events, 32, -1);
-    bool timers = false;
+static void run_watch(struct evloop *loop, u64 serial, u32 events) {
+  pthread_mutex_lock(&loop->lock);
+  struct watch *w = loop->watches;
+  while (w && w->serial != serial) w = w->next;
+  if (w) {
+    evfd_fn *fn = w->fn;
+    void *arg = w->arg;
+    int fd = w->fd;
+    loop->running_watch = serial;
+    pthread_mutex_unlock(&loop->lock);
+    fn(arg, fd, events); /* may remove the watch */
+    pthread_mutex_lock(&loop->lock);
+    loop->running_watch = 0;
+    pthread_cond_broadcast(&loop->idle);
+  }
+  pthread_mutex_unlock(&loop->lock);
+}
+
+static void *loop_thread(void *arg) {
+  struct evloop *loop = arg;
+  struct epoll_event ev[16];
+  pthread_setname_np(pthread_self(), loop->name);
+  for (;;) {
+    int n = epoll_wait(loop->epoll, ev, ARRAY_SIZE(ev), -1);
     for (int i = 0; i < n; i++) {
-      if (events[i].data.ptr == &l->timer) timers = true;
-      else if (events[i].data.ptr != &l->wake) run_watch(l, events[i].data.ptr, events[i].events);
+      if (ev[i].data.u64 == SERIAL_WAKE) return NULL; /* written only by evloop_stop() */
+      if (ev[i].data.u64 == SERIAL_TIMER) run_timers(loop);
+      else run_watch(loop, ev[i].data.u64, ev[i].events);
     }
-    if (timers) run_timers(l);
-    free_buried(l);
+    if (n < 0 && errno != EINTR) return NULL;
   }
-  return NULL;
 }
 
-static int add(int epoll, int fd, u32 events, void *ptr) {
-  struct epoll_event ev = {.events = events, .data.ptr = ptr};
-  return epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &ev) ? -errno : 0;
+static int epoll_put(struct evloop *loop, int fd, u32 events, u64 serial) {
+  struct epoll_event ev = {.events = events, .data.u64 = serial};
+  return epoll_ctl(loop->epoll, EPOLL_CTL_ADD, fd, &ev) ? -errno : 0;
+}
+
+static void close_fds(struct evloop *loop) {
+  if (loop->epoll >= 0) close(loop->epoll);
+  if (loop->timer >= 0) close(loop->timer);
+  if (loop->wake >= 0) close(loop->wake);
+  loop->epoll = loop->timer = loop->wake = -1;
+}
+
+static int open_fds(struct evloop *loop) {
+  loop->epoll = epoll_create1(EPOLL_CLOEXEC);
+  loop->timer = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
+  loop->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+  if (loop->epoll < 0 || loop->timer < 0 || loop->wake < 0) return -errno;
+  int r = epoll_put(loop, loop->timer, EPOLLIN, SERIAL_TIMER);
+  return r ? r : epoll_put(loop, loop->wake, EPOLLIN, SERIAL_WAKE);
+}
+
+/* The client's handlers must not run on our thread.  Signals of faulting instructions stay: blocked, they would kill the process. */
+static int spawn(struct evloop *loop) {
+  static const int faults[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP};
+  sigset_t all, old;
+  sigfillset(&all);
+  for (unsigned i = 0; i < ARRAY_SIZE(faults); i++) sigdelset(&all, faults[i]);
+  pthread_sigmask(SIG_SETMASK, &all, &old);
+  int r = pthread_create(&loop->thread, NULL, loop_thread, loop);
+  pthread_sigmask(SIG_SETMASK, &old, NULL);
+  return -r;
+}
+
+/* lock held */
+static int start_locked(struct evloop *loop) {
+  if (loop->started || loop->stopping) return 0;
+  int r = open_fds(loop);
+  if (!r) r = spawn(loop);
+  if (r) close_fds(loop);
+  else loop->started = true;
+  return r;
+}
+
+int evloop_start(struct evloop *loop) {
+  if (foreign(loop)) return -EIO;
+  pthread_mutex_lock(&loop->lock);
+  int r = start_locked(loop);
+  pthread_mutex_unlock(&loop->lock);
+  return r;
 }
 
 struct evloop *evloop_create(const char *thread_name) {
-  struct evloop *l = calloc(1, sizeof(*l));
-  if (!l) return NULL;
-  pthread_mutex_init(&l->lock, NULL);
-  pthread_cond_init(&l->idle, NULL);
-  l->epoll = epoll_create1(EPOLL_CLOEXEC);
-  l->timer = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
-  l->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-  if (l->epoll < 0 || l->timer < 0 || l->wake < 0 || add(l->epoll, l->timer, EPOLLIN, &l->timer) || add(l->epoll, l->wake, EPOLLIN, &l->wake))
-    goto fail;
-  sigset_t all, old;
-  sigfillset(&all);
-  pthread_sigmask(SIG_SETMASK, &all, &old);
-  int r = pthread_create(&l->thread, NULL, loop_main, l);
-  pthread_sigmask(SIG_SETMASK, &old, NULL);
-  if (r) goto fail;
-  pthread_setname_np(l->thread, thread_name);
-  return l;
-fail:
-  if (l->epoll >= 0) close(l->epoll);
-  if (l->timer >= 0) close(l->timer);
-  if (l->wake >= 0) close(l->wake);
-  free(l);
-  return NULL;
+  process_init();
+  struct evloop *loop = calloc(1, sizeof(*loop));
+  if (!loop) return NULL;
+  pthread_mutex_init(&loop->lock, NULL);
+  pthread_cond_init(&loop->idle, NULL);
+  loop->owner = process_pid();
+  snprintf(loop->name, sizeof(loop->name), "%s", thread_name);
+  loop->epoll = loop->timer = loop->wake = -1;
+  loop->programmed = NEVER;
+  loop->next_serial = SERIAL_FIRST_WATCH;
+  return loop;
 }
 
-void evloop_destroy(struct evloop *l) {
-  if (!l) return;
-  __atomic_store_n(&l->stop, true, __ATOMIC_RELEASE);
-  u64 one = 1;
-  if (write(l->wake, &one, sizeof(one)) < 0) return;
-  pthread_join(l->thread, NULL);
-  free_buried(l);
-  for (struct watch *w = l->watches, *next; w; w = next) next = w->next, free(w);
-  close(l->epoll);
-  close(l->timer);
-  close(l->wake);
-  free(l->heap);
-  pthread_mutex_destroy(&l->lock);
-  pthread_cond_destroy(&l->idle);
-  free(l);
+void evloop_stop(struct evloop *loop) {
+  if (foreign(loop)) return;
+  pthread_mutex_lock(&loop->lock);
+  bool join = loop->started && !loop->stopping;
+  loop->stopping = true;
+  pthread_mutex_unlock(&loop->lock);
+  if (!join) return;
+  eventfd_write(loop->wake, 1);
+  pthread_join(loop->thread, NULL);
 }
+
+void evloop_destroy(struct evloop *loop) {
+  if (!loop) return;
+  evloop_stop(loop);
+  close_fds(loop);
+  while (loop->watches) {
+    struct watch *next = loop->watches->next;
+    free(loop->watches);
+    loop->watches = next;
+  }
+  free(loop->heap);
+  free(loop);
+}
+
+/* ---- timers ---- */
 
 void evtimer_init(struct evtimer *t, struct evloop *loop, void (*fn)(struct evtimer *t)) {
   *t = (struct evtimer){.loop = loop, .fn = fn, .heap_index = -1};
 }
 
-void evtimer_arm(struct evtimer *t, u64 deadline_ns) {
-  struct evloop *l = t->loop;
-  pthread_mutex_lock(&l->lock);
-  if (!deadline_ns) deadline_ns = 1;
+/* lock held */
+static void arm_locked(struct evloop *loop, struct evtimer *t, u64 deadline_ns) {
+  if (t->heap_index >= 0) heap_remove(loop, t);
   t->deadline_ns = deadline_ns;
-  if (t->heap_index < 0) {
-    if (l->n == l->room) {
-      int room = l->room ? 2 * l->room : 16;
-      struct evtimer **heap = realloc(l->heap, (size_t)room * sizeof(*heap));
-      if (!heap) abort(); /* 16 bytes per vCPU: there is nothing sensible left to do */
-      l->heap = heap;
-      l->room = room;
-    }
-    heap_put(l, l->n++, t);
+  if (start_locked(loop) || !heap_insert(loop, t)) {
+    log_warn("a timer is lost: no memory or no thread for it");
+    return;
   }
-  sift(l, t->heap_index);
-  rearm(l);
-  pthread_mutex_unlock(&l->lock);
+  /* A timerfd that fires too early costs one wake-up; only an earlier deadline has to be told to the kernel now. */
+  if (!loop->expiring && loop->heap[0]->deadline_ns < loop->programmed) program(loop, loop->heap[0]->deadline_ns);
+}
+
+void evtimer_arm(struct evtimer *t, u64 deadline_ns) {
+  struct evloop *loop = t->loop;
+  if (foreign(loop)) return;
+  pthread_mutex_lock(&loop->lock);
+  if (!loop->stopping) arm_locked(loop, t, deadline_ns);
+  pthread_mutex_unlock(&loop->lock);
 }
 
 void evtimer_cancel(struct evtimer *t, bool wait) {
-  struct evloop *l = t->loop;
-  if (!l) return;
-  pthread_mutex_lock(&l->lock);
-  if (t->heap_index >= 0) heap_remove(l, t);
-  while (wait && l->running == t && !pthread_equal(pthread_self(), l->thread)) pthread_cond_wait(&l->idle, &l->lock);
-  pthread_mutex_unlock(&l->lock);
+  struct evloop *loop = t->loop;
+  if (!loop || foreign(loop)) return;
+  pthread_mutex_lock(&loop->lock);
+  if (t->heap_index >= 0) heap_remove(loop, t);
+  while (wait && loop->running_timer == t && !on_loop_thread(loop)) {
+    pthread_cond_wait(&loop->idle, &loop->lock);
+    if (t->heap_index >= 0) heap_remove(loop, t); /* fn armed it again */
+  }
+  pthread_mutex_unlock(&loop->lock);
 }
 
-int evloop_add_fd(struct evloop *l, int fd, u32 epoll_events, evfd_fn *fn, void *arg) {
-  struct watch *w = calloc(1, sizeof(*w));
+/* ---- descriptors ---- */
+
+int evloop_add_fd(struct evloop *loop, int fd, u32 epoll_events, evfd_fn *fn, void *arg) {
+  if (foreign(loop)) return -EIO;
+  struct watch *w = malloc(sizeof(*w));
   if (!w) return -ENOMEM;
-  *w = (struct watch){.fd = fd, .fn = fn, .arg = arg};
-  pthread_mutex_lock(&l->lock);
-  w->next = l->watches;
-  l->watches = w;
-  pthread_mutex_unlock(&l->lock);
-  int r = add(l->epoll, fd, epoll_events, w);
-  if (r) evloop_del_fd(l, fd);
+  pthread_mutex_lock(&loop->lock);
+  *w = (struct watch){.next = loop->watches, .serial = loop->next_serial++, .fd = fd, .fn = fn, .arg = arg};
+  int r = start_locked(loop);
+  if (!r && loop->stopping) r = -EIO;
+  if (!r) {
+    loop->watches = w; /* under the lock before the first event can look for it */
+    r = epoll_put(loop, fd, epoll_events, w->serial);
+    if (r) loop->watches = w->next;
+  }
+  pthread_mutex_unlock(&loop->lock);
+  if (r) free(w);
   return r;
 }
 
-void evloop_del_fd(struct evloop *l, int fd) {
-  epoll_ctl(l->epoll, EPOLL_CTL_DEL, fd, NULL);
-  pthread_mutex_lock(&l->lock);
-  struct watch **at = &l->watches;
-  while (*at && (*at)->fd != fd) at = &(*at)->next;
-  struct watch *w = *at;
+void evloop_del_fd(struct evloop *loop, int fd) {
+  if (foreign(loop)) return;
+  pthread_mutex_lock(&loop->lock);
+  struct watch **p = &loop->watches;
+  while (*p && (*p)->fd != fd) p = &(*p)->next;
+  struct watch *w = *p;
   if (w) {
-    *at = w->next;
-    w->dead = true;
-    while (l->running_watch == w && !pthread_equal(pthread_self(), l->thread)) pthread_cond_wait(&l->idle, &l->lock);
-    /* The loop may hold the event in its array: it frees the watch when it is through with it. */
-    w->next = l->buried;
-    l->buried = w;
+    *p = w->next;
+    epoll_ctl(loop->epoll, EPOLL_CTL_DEL, fd, NULL);
+    while (loop->running_watch == w->serial && !on_loop_thread(loop)) pthread_cond_wait(&loop->idle, &loop->lock);
+    free(w);
   }
-  pthread_mutex_unlock(&l->lock);
+  pthread_mutex_unlock(&loop->lock);
 }

@@ -15,8 +15,13 @@ struct evtimer {
   int heap_index; /* loop's; -1 when not armed */
 };
 
+/* The thread starts with evloop_start(), or with the first timer armed or descriptor added. */
 struct evloop *evloop_create(const char *thread_name);
-/* Stops and joins the thread.  No timer may be armed by others any more. */
+/* Starts the thread now, so that a failure can be reported: 0 or -errno. */
+int evloop_start(struct evloop *loop);
+/* Stops and joins the thread; timers may still be cancelled, and arming them does nothing. */
+void evloop_stop(struct evloop *loop);
+/* Stops, and frees.  No timer may be armed or cancelled by others any more. */
 void evloop_destroy(struct evloop *loop);
 
 void evtimer_init(struct evtimer *t, struct evloop *loop, void (*fn)(struct evtimer *t));

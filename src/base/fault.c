@@ -1,48 +1,81 @@
-/* The handlers behind base/fault.h. */
-#include "base/fault.h"
+/* The SIGSEGV and SIGBUS handler behind fault guards. */
 #include <errno.h>
 #include <pthread.h>
 #include <signal.h>
 #include <string.h>
+#include "base/fault.h"
+#include "base/signals.h"
 
-__thread struct fault_guard *fault_current;
+__thread struct fault_guard *fault_top __attribute__((tls_model("initial-exec")));
 
+/* What was installed before us, per signal.  Written before our handler is installed, under install_lock. */
 static struct sigaction previous[2];
-static const int signals[2] = {SIGSEGV, SIGBUS};
+static pthread_mutex_t install_lock = PTHREAD_MUTEX_INITIALIZER;
+/* This thread is in the previous handler: a handler that was installed over ours and calls ours in turn must not recurse. */
+static __thread bool forwarding __attribute__((tls_model("initial-exec")));
 
-/* Not ours: as if we had never been there. */
-static void pass_on(int sig, siginfo_t *info, void *context) {
-  const struct sigaction *p = &previous[sig == SIGBUS];
-  if (p->sa_flags & SA_SIGINFO) {
-    p->sa_sigaction(sig, info, context);
-  } else if (p->sa_handler == SIG_DFL || (p->sa_handler == SIG_IGN && info->si_code > 0)) {
-    /* The faulting access comes again and meets the default action. */
-    signal(sig, SIG_DFL);
-    if (info->si_code <= 0) raise(sig);
-  } else if (p->sa_handler != SIG_IGN) {
-    p->sa_handler(sig);
-  }
+static struct sigaction *previous_of(int sig) { return &previous[sig == SIGBUS]; }
+
+/* Lets the default action happen: the faulting instruction runs again after the return, or the signal is sent again. */
+static void take_default(int sig, const siginfo_t *info) {
+  struct sigaction dfl = {.sa_handler = SIG_DFL};
+  signals_sigaction(sig, &dfl, NULL);
+  if (info->si_code <= 0) raise(sig);
 }
 
-static void handler(int sig, siginfo_t *info, void *context) {
-  struct fault_guard *g = fault_current;
-  if (!g || info->si_code <= 0) { /* outside a guard, or sent by kill() */
-    pass_on(sig, info, context);
+static void forward(int sig, siginfo_t *info, void *context) {
+  struct sigaction *p = previous_of(sig);
+  if (p->sa_handler == SIG_IGN && info->si_code <= 0) return;
+  if (forwarding || p->sa_handler == SIG_DFL || p->sa_handler == SIG_IGN) {
+    take_default(sig, info);
     return;
   }
-  fault_current = g->outer;
-  /* The thread's mask at the fault comes back: the kernel saved it in the context. */
-  pthread_sigmask(SIG_SETMASK, &((ucontext_t *)context)->uc_sigmask, NULL);
-  siglongjmp(g->env, 1);
+  forwarding = true;
+  if (p->sa_flags & SA_SIGINFO) p->sa_sigaction(sig, info, context);
+  else p->sa_handler(sig);
+  forwarding = false;
 }
 
-static void install(void) {
-  struct sigaction sa = {.sa_sigaction = handler, .sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER};
-  sigemptyset(&sa.sa_mask);
-  for (int n = 0; n < 2; n++) sigaction(signals[n], &sa, &previous[n]);
+/* Faults of an instruction have a positive code; BUS_MCEERR_AO is a notice about memory nobody touched. */
+static bool is_synchronous(int sig, const siginfo_t *info) {
+  return info->si_code > 0 && !(sig == SIGBUS && info->si_code == BUS_MCEERR_AO);
 }
 
-int fault_init(void) {
-  static pthread_once_t once = PTHREAD_ONCE_INIT;
-  return -pthread_once(&once, install);
+static void on_fault(int sig, siginfo_t *info, void *context) {
+  struct fault_guard *g = fault_top;
+  if (g && is_synchronous(sig, info)) {
+    fault_top = g->prev;
+    g->addr = info->si_addr;
+    g->sig = sig;
+    g->code = info->si_code;
+    /* The mask needs no restoring: SA_NODEFER and an empty sa_mask left it as it was. */
+    _longjmp(g->env, 1);
+  }
+  int saved = errno;
+  forward(sig, info, context);
+  errno = saved;
+}
+
+static void install_one(int sig) {
+  struct sigaction now, ours = {.sa_sigaction = on_fault, .sa_flags = SA_SIGINFO | SA_NODEFER | SA_ONSTACK};
+  if (signals_sigaction(sig, NULL, &now) || (now.sa_flags & SA_SIGINFO && now.sa_sigaction == on_fault)) return;
+  *previous_of(sig) = now;
+  signals_sigaction(sig, &ours, NULL);
+}
+
+void fault_install(void) {
+  pthread_mutex_lock(&install_lock);
+  install_one(SIGSEGV);
+  install_one(SIGBUS);
+  pthread_mutex_unlock(&install_lock);
+}
+
+void fault_after_fork(void) { pthread_mutex_init(&install_lock, NULL); }
+
+int fault_copy(void *dst, const void *src, size_t len) {
+  struct fault_guard guard;
+  if (fault_try(&guard)) return -EFAULT;
+  memcpy(dst, src, len);
+  fault_end(&guard);
+  return 0;
 }

@@ -1,4 +1,20 @@
-/* Host faults (SIGSEGV, SIGBUS) on guest or client memory as values: a guard, armed once around much code. */
+/* Host faults on client memory as results instead of crashes.
+ *
+ * The library owns SIGSEGV and SIGBUS from the first VM on.  A synchronous fault while the thread has an armed guard unwinds to that guard;
+ * every other one goes to the handler that was installed before, or to the default action, unchanged.
+ *
+ *   struct fault_guard guard;
+ *   if (!fault_try(&guard)) {
+ *     ... touch client memory ...
+ *     fault_end(&guard);
+ *   } else {
+ *     ... it faulted: the guard is disarmed already, guard.addr says where ...
+ *   }
+ *
+ * Guards nest; each is a stack variable of the function that arms it.  Arming costs a setjmp that saves no signal mask, so it can be done once per
+ * KVM_RUN.  Between fault_try and fault_end no lock may be taken that the else branch does not release, and local variables
+ * that change there and are read in the else branch must be volatile.
+ */
 #ifndef BASE_FAULT_H
 #define BASE_FAULT_H
 
@@ -6,19 +22,35 @@
 #include "base/types.h"
 
 struct fault_guard {
-  sigjmp_buf env;
-  struct fault_guard *outer;
+  struct fault_guard *prev;
+  jmp_buf env;
+  void *addr; /* after a fault: the address, as in siginfo_t */
+  int sig;    /* SIGSEGV or SIGBUS */
+  int code;   /* si_code: SEGV_MAPERR, BUS_MCEERR_AR, ... */
 };
 
-/* The innermost guard of this thread. */
-extern __thread struct fault_guard *fault_current;
+/* Innermost armed guard of this thread.  initial-exec: the signal handler must not allocate thread-local storage. */
+extern __thread struct fault_guard *fault_top __attribute__((tls_model("initial-exec")));
 
-/* Installs the handlers, once per process; the client's previous ones get every fault outside a guard. */
-int fault_init(void);
+static inline void fault_push(struct fault_guard *g) {
+  g->prev = fault_top;
+  fault_top = g;
+}
 
-/* if (!fault_try(&guard)) { ...; fault_end(&guard); } else { a fault came; the guard is no longer armed }
- * The signal mask is not saved: the handler unblocks what the kernel blocked for it. */
-#define fault_try(guard) ((guard)->outer = fault_current, fault_current = (guard), sigsetjmp((guard)->env, 0))
-#define fault_end(guard) ((void)(fault_current = (guard)->outer))
+/* 0 when armed; non-zero when it comes back from a fault. */
+#define fault_try(g) (fault_push(g), _setjmp((g)->env))
+
+static inline void fault_end(struct fault_guard *g) {
+  atomic_signal_fence(memory_order_seq_cst); /* accesses of the guarded part stay before the disarming */
+  fault_top = g->prev;
+}
+
+/* Takes SIGSEGV and SIGBUS over (again, when the client has replaced the handlers).  Any thread. */
+void fault_install(void);
+/* In a forked child: nobody else holds the module's lock. */
+void fault_after_fork(void);
+
+/* memcpy that answers -EFAULT for a bad address on either side. */
+int fault_copy(void *dst, const void *src, size_t len);
 
 #endif

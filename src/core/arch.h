@@ -51,11 +51,13 @@ struct arch_ops {
   bool (*vcpu_runnable)(struct vcpu *vcpu);
 
   /* Memory slots.  prepare may refuse (arch limits) before anything changed; commit follows the publication of the new
-   * slots and must not fail.  After commit, core makes every vCPU handle REQ_TLB_FLUSH and waits (vm_request_all). */
+   * slots and must not fail.  After commit, core makes every vCPU handle REQ_TLB_FLUSH and waits (vm_request_all).
+   * old is NULL for SLOT_CREATE, new is NULL for SLOT_DELETE.  Both hooks may be NULL. */
   int (*slot_prepare)(struct vm *vm, const struct memslot *old, struct memslot *new, enum slot_change change);
   void (*slot_commit)(struct vm *vm, const struct memslot *old, const struct memslot *new, enum slot_change change);
 
-  /* Interrupt routing.  route_set translates one user entry into entry->set (below); -EINVAL for unknown chips/pins.
+  /* Interrupt routing.  route_set translates one user entry into entry->set (below); -EINVAL for unknown chips/pins.  core has filled
+   * entry's gsi, type and, for the types KVM_IRQ_ROUTING_IRQCHIP and KVM_IRQ_ROUTING_MSI, its union from ue.
    * The architecture supplies the delivery functions; core calls entry->set from any thread, without locks but inside an RCU
    * read section: it must not sleep except on short mutexes. */
   int (*route_set)(struct vm *vm, struct irq_route_entry *entry, const struct kvm_irq_routing_entry *ue);

@@ -1,40 +1,44 @@
-/* Guest-physical copies for chips and paravirtual interfaces. */
+/* Copies to and from guest-physical memory for chips and paravirtual interfaces, from any thread. */
 #include <errno.h>
-#include <string.h>
 #include <urcu-bp.h>
 #include "base/fault.h"
+#include "base/log.h"
 #include "core/memslot.h"
 
-static int copy_page(struct vm *vm, gpa_t gpa, void *data, size_t len, bool write) {
-  const struct memslot *slot = memslot_find(rcu_dereference(vm->slots[0]), gpa >> PAGE_SHIFT);
-  if (!slot || (write && (slot->flags & KVM_MEM_READONLY))) return -EFAULT;
-  void *host = (void *)(uintptr_t)(memslot_hva(slot, gpa >> PAGE_SHIFT) + (gpa & (PAGE_SIZE - 1)));
-  struct fault_guard guard;
-  if (fault_try(&guard)) return -EFAULT;
-  memcpy(write ? host : data, write ? data : host, len);
-  fault_end(&guard);
-  if (write) mark_page_dirty(vm, NULL, slot, gpa >> PAGE_SHIFT);
-  return 0;
+static void mark_range(struct vm *vm, const struct memslot *slot, gpa_t gpa, size_t len) {
+  if (!slot->dirty_bitmap) return;
+  for (gfn_t gfn = gpa >> PAGE_SHIFT; gfn <= (gpa + len - 1) >> PAGE_SHIFT; gfn++) mark_page_dirty(vm, NULL, slot, gfn);
 }
 
-static int copy_all(struct vm *vm, gpa_t gpa, u8 *data, size_t len, bool write) {
-  int r = 0;
+/* The part of [gpa, gpa + len) that lies in one slot.  Returns its length, or -EFAULT. */
+static s64 copy_part(struct vm *vm, gpa_t gpa, void *data, size_t len, bool write) {
+  const struct memslot *slot = memslot_find(vm_memslots(vm, 0), gpa >> PAGE_SHIFT);
+  if (!slot || (write && (slot->flags & KVM_MEM_READONLY))) return trace_error(-EFAULT);
+  u64 offset = gpa - (slot->base_gfn << PAGE_SHIFT);
+  size_t n = MIN(len, (size_t)((slot->npages << PAGE_SHIFT) - offset));
+  void *host = (void *)(slot->hva + offset);
+  int r = write ? fault_copy(host, data, n) : fault_copy(data, host, n);
+  if (r) return trace_error(r);
+  /* Marked after the copy: a log taken in between shows it the next time. */
+  if (write) mark_range(vm, slot, gpa, n);
+  return (s64)n;
+}
+
+static int copy_gpa(struct vm *vm, gpa_t gpa, void *data, size_t len, bool write) {
+  s64 n = 0;
   rcu_read_lock();
-  while (!r && len) {
-    size_t n = MIN(len, (size_t)(PAGE_SIZE - (gpa & (PAGE_SIZE - 1))));
-    r = copy_page(vm, gpa, data, n, write);
-    gpa += n;
-    data += n;
-    len -= n;
+  for (size_t done = 0; done < len; done += (size_t)n) {
+    n = copy_part(vm, gpa + done, (char *)data + done, len - done, write);
+    if (n < 0) break;
   }
   rcu_read_unlock();
-  return r;
+  return n < 0 ? (int)n : 0;
 }
 
-int vm_read_gpa(struct vm *vm, gpa_t gpa, void *data, size_t len) { return copy_all(vm, gpa, data, len, false); }
+int vm_read_gpa(struct vm *vm, gpa_t gpa, void *data, size_t len) { return copy_gpa(vm, gpa, data, len, false); }
 
 int vm_write_gpa(struct vm *vm, gpa_t gpa, const void *data, size_t len) {
-  int r = copy_all(vm, gpa, (u8 *)(uintptr_t)data, len, true);
+  int r = copy_gpa(vm, gpa, (void *)data, len, true);
   atomic_fetch_add_explicit(&vm->write_epoch, 1, memory_order_release);
   return r;
 }

@@ -1,154 +1,199 @@
-/* Memory slots: KVM_SET_USER_MEMORY_REGION, publication, lookup. */
-#include "core/memslot.h"
+/* Memory slots: checks, publication, and the wait until nobody uses what was replaced.
+ *
+ * Readers are of two kinds.  vCPU threads read between vcpu_enter() and vcpu_leave() without any lock and may keep what they derived (translations,
+ * host addresses) until they handle REQ_TLB_FLUSH; other threads read inside rcu_read_lock().  A change publishes a new array, then waits for both:
+ * vm_request_all(REQ_TLB_FLUSH, wait) and synchronize_rcu(); only then are the old array and what it alone referred to freed.  slots_lock is held
+ * throughout; no vCPU takes it between enter and leave.
+ */
 #include <errno.h>
 #include <stdlib.h>
+#include <string.h>
 #include <urcu-bp.h>
-#include "core/core_priv.h"
+#include "base/log.h"
 #include "core/dirty.h"
+#include "core/memslot.h"
+#include "core/vm_priv.h"
 
-#define SLOT_IDS   32764u         /* KVM_USER_MEM_SLOTS on x86 */
-#define MAX_NPAGES ((1ull << 31) - 1)
+#define MAX_PAGES ((1ull << 31) - 1)
+#define USER_TOP  ((1ull << 47) - PAGE_SIZE) /* end of the address space a 4-level host gives to programs */
 
-static struct memslots *slots_alloc(unsigned n) {
-  struct memslots *s = calloc(1, sizeof(*s) + n * sizeof(s->slot[0]));
-  if (s) s->n = n;
-  return s;
+const struct memslot *memslot_find(const struct memslots *slots, gfn_t gfn) {
+  unsigned low = 0, high = slots->n;
+  while (low < high) { /* the first slot that begins behind gfn */
+    unsigned mid = (low + high) / 2;
+    if (slots->slot[mid].base_gfn <= gfn) low = mid + 1;
+    else high = mid;
+  }
+  if (!low) return NULL;
+  const struct memslot *s = &slots->slot[low - 1];
+  return gfn - s->base_gfn < s->npages ? s : NULL;
 }
 
-int memslots_init(struct vm *vm) {
-  for (unsigned as = 0; as < vm->arch->address_spaces; as++) {
-    vm->slots[as] = slots_alloc(0);
-    if (!vm->slots[as]) return -ENOMEM;
-    vm->slots[as]->generation = as;
+/* ---- look-up by id ---- */
+
+const struct memslot *memslot_by_id_locked(struct vm *vm, unsigned as_id, unsigned id) {
+  struct vm_priv *p = vm->priv;
+  if (id >= p->slot_room[as_id] || !p->slot_base[as_id][id]) return NULL;
+  return memslot_find(vm->slots[as_id], p->slot_base[as_id][id] - 1);
+}
+
+static int reserve_id(struct vm_priv *p, unsigned as_id, unsigned id) {
+  unsigned old = p->slot_room[as_id], room = MAX(old, 64u);
+  while (room <= id) room *= 2;
+  if (room == old) return 0;
+  u64 *base = realloc(p->slot_base[as_id], room * sizeof(*base));
+  if (!base) return trace_error(-ENOMEM);
+  memset(base + old, 0, (room - old) * sizeof(*base));
+  p->slot_base[as_id] = base;
+  p->slot_room[as_id] = room;
+  return 0;
+}
+
+/* ---- checks ---- */
+
+/* What can be said without looking at the present slots (api.rst, KVM_SET_USER_MEMORY_REGION). */
+static int check_region(const struct vm *vm, const struct kvm_userspace_memory_region *m) {
+  if (m->flags & ~(KVM_MEM_LOG_DIRTY_PAGES | KVM_MEM_READONLY)) return -EINVAL;
+  if ((m->memory_size | m->guest_phys_addr | m->userspace_addr) & (PAGE_SIZE - 1)) return -EINVAL;
+  if (m->memory_size > USER_TOP || m->userspace_addr > USER_TOP - m->memory_size) return -EINVAL;
+  if ((m->slot >> 16) >= vm->arch->address_spaces || (m->slot & 0xffff) >= USER_MEM_SLOTS) return -EINVAL;
+  if (m->guest_phys_addr + m->memory_size < m->guest_phys_addr) return -EINVAL;
+  if ((m->memory_size >> PAGE_SHIFT) > MAX_PAGES) return -EINVAL;
+  return 0;
+}
+
+/* Whether [base, base + n) touches a slot other than `except`.  The slots are sorted and disjoint: only the neighbours matter. */
+static bool overlaps(const struct memslots *slots, gfn_t base, u64 n, const struct memslot *except) {
+  unsigned low = 0, high = slots->n;
+  while (low < high) { /* the first slot that ends behind base */
+    unsigned mid = (low + high) / 2;
+    if (slots->slot[mid].base_gfn + slots->slot[mid].npages <= base) low = mid + 1;
+    else high = mid;
+  }
+  for (; low < slots->n && slots->slot[low].base_gfn < base + n; low++)
+    if (&slots->slot[low] != except) return true;
+  return false;
+}
+
+/* What the request means for the slot.  1: nothing to do. */
+static int classify(const struct memslot *old, const struct memslot *new, enum slot_change *change) {
+  if (!new->npages) {
+    *change = SLOT_DELETE;
+    return old ? 0 : -EINVAL;
+  }
+  if (!old) {
+    *change = SLOT_CREATE;
+    return 0;
+  }
+  if (new->hva != old->hva || new->npages != old->npages || ((new->flags ^ old->flags) & KVM_MEM_READONLY)) return -EINVAL;
+  *change = new->base_gfn != old->base_gfn ? SLOT_MOVE : SLOT_FLAGS;
+  return *change == SLOT_FLAGS && new->flags == old->flags;
+}
+
+/* ---- publication ---- */
+
+/* A copy of the array without `old` and with `new`, sorted.  Both may be NULL. */
+static struct memslots *build(const struct memslots *cur, const struct memslot *old, const struct memslot *new) {
+  struct memslots *next = malloc(sizeof(*next) + (cur->n + 1) * sizeof(next->slot[0]));
+  if (!next) return NULL;
+  unsigned n = 0;
+  bool placed = !new;
+  for (unsigned i = 0; i < cur->n; i++) {
+    const struct memslot *s = &cur->slot[i];
+    if (!placed && s->base_gfn >= new->base_gfn) {
+      next->slot[n++] = *new;
+      placed = true;
+    }
+    if (s != old) next->slot[n++] = *s;
+  }
+  if (!placed) next->slot[n++] = *new;
+  next->n = n;
+  return next;
+}
+
+struct replacement {
+  struct vm *vm;
+  unsigned as_id, id;
+  enum slot_change change;
+  const struct memslot *old; /* in the published array, or NULL */
+  struct memslot *new;       /* or NULL */
+};
+
+/* Everything that may fail.  On failure nothing has changed. */
+static int prepare(struct replacement *r, struct memslots **next) {
+  struct vm *vm = r->vm;
+  int err = reserve_id(vm->priv, r->as_id, r->id);
+  if (!err && r->new) err = dirty_bitmap_prepare(vm, r->old, r->new);
+  if (err) return err;
+  if (vm->arch->slot_prepare) err = vm->arch->slot_prepare(vm, r->old, r->new, r->change);
+  if (!err) {
+    *next = build(vm->slots[r->as_id], r->old, r->new);
+    if (*next) return 0;
+    err = trace_error(-ENOMEM);
+  }
+  if (r->new) dirty_bitmap_drop(r->new, r->old);
+  return err;
+}
+
+/* Cannot fail. */
+static void commit(struct replacement *r, struct memslots *next) {
+  struct vm *vm = r->vm;
+  struct memslots *cur = vm->slots[r->as_id];
+  next->generation = ++vm->priv->generation;
+  rcu_assign_pointer(vm->slots[r->as_id], next);
+  vm->priv->slot_base[r->as_id][r->id] = r->new ? r->new->base_gfn + 1 : 0;
+  if (vm->arch->slot_commit) vm->arch->slot_commit(vm, r->old, r->new, r->change);
+  vm_request_all(vm, NULL, REQ_TLB_FLUSH, true);
+  synchronize_rcu();
+  if (r->old) dirty_bitmap_drop((struct memslot *)r->old, r->new);
+  free(cur);
+}
+
+static int set_region_locked(struct vm *vm, const struct kvm_userspace_memory_region *m) {
+  unsigned as_id = m->slot >> 16;
+  struct memslot new = {.base_gfn = m->guest_phys_addr >> PAGE_SHIFT,
+                        .npages = m->memory_size >> PAGE_SHIFT,
+                        .hva = m->userspace_addr,
+                        .flags = m->flags,
+                        .id = (u16)m->slot,
+                        .as_id = (u16)as_id};
+  struct replacement r = {.vm = vm, .as_id = as_id, .id = new.id, .old = memslot_by_id_locked(vm, as_id, new.id)};
+  int err = classify(r.old, &new, &r.change);
+  if (err) return err > 0 ? 0 : trace_error(err);
+  if ((r.change == SLOT_CREATE || r.change == SLOT_MOVE) && overlaps(vm->slots[as_id], new.base_gfn, new.npages, r.old)) return -EEXIST;
+  if (r.change != SLOT_DELETE) r.new = &new;
+  if (r.old) new.arch = r.old->arch;
+  struct memslots *next;
+  err = prepare(&r, &next);
+  if (!err) commit(&r, next);
+  return err;
+}
+
+int vm_set_memory_region(struct vm *vm, const struct kvm_userspace_memory_region *mem) {
+  int r = check_region(vm, mem);
+  if (r) return trace_error(r);
+  pthread_mutex_lock(&vm->slots_lock);
+  r = set_region_locked(vm, mem);
+  pthread_mutex_unlock(&vm->slots_lock);
+  return r;
+}
+
+/* ---- life cycle ---- */
+
+int memslots_create(struct vm *vm) {
+  for (unsigned i = 0; i < ARRAY_SIZE(vm->slots); i++) {
+    vm->slots[i] = calloc(1, sizeof(struct memslots));
+    if (!vm->slots[i]) return trace_error(-ENOMEM);
+    vm->slots[i]->generation = ++vm->priv->generation;
   }
   return 0;
 }
 
 void memslots_destroy(struct vm *vm) {
-  for (unsigned as = 0; as < 2; as++) {
-    struct memslots *s = vm->slots[as];
-    for (unsigned k = 0; s && k < s->n; k++) free(s->slot[k].dirty_bitmap);
+  for (unsigned i = 0; i < ARRAY_SIZE(vm->slots); i++) {
+    struct memslots *s = vm->slots[i];
+    for (unsigned k = 0; s && k < s->n; k++) dirty_bitmap_drop(&s->slot[k], NULL);
     free(s);
-    vm->slots[as] = NULL;
+    free(vm->priv->slot_base[i]);
   }
-}
-
-const struct memslot *memslot_find(const struct memslots *s, gfn_t gfn) {
-  unsigned lo = 0, hi = s->n;
-  while (lo < hi) {
-    unsigned mid = (lo + hi) / 2;
-    const struct memslot *m = &s->slot[mid];
-    if (gfn < m->base_gfn) hi = mid;
-    else if (gfn >= m->base_gfn + m->npages) lo = mid + 1;
-    else return m;
-  }
-  return NULL;
-}
-
-static int find_id(const struct memslots *s, u16 id) {
-  for (unsigned k = 0; k < s->n; k++)
-    if (s->slot[k].id == id) return (int)k;
-  return -1;
-}
-
-static bool overlaps(const struct memslots *s, const struct memslot *m) {
-  for (unsigned k = 0; k < s->n; k++) {
-    const struct memslot *o = &s->slot[k];
-    if (o->id != m->id && m->base_gfn < o->base_gfn + o->npages && o->base_gfn < m->base_gfn + m->npages) return true;
-  }
-  return false;
-}
-
-/* The old array without slot `gone` (-1: none) and with `add` (NULL: none), sorted. */
-static struct memslots *rebuilt(const struct memslots *old, int gone, const struct memslot *add) {
-  struct memslots *s = slots_alloc(old->n - (gone >= 0) + (add != NULL));
-  unsigned to = 0;
-  if (!s) return NULL;
-  s->generation = old->generation + 2; /* the low bit tells the address spaces apart */
-  for (unsigned k = 0; k < old->n; k++) {
-    if ((int)k == gone) continue;
-    if (add && add->base_gfn < old->slot[k].base_gfn) {
-      s->slot[to++] = *add;
-      add = NULL;
-    }
-    s->slot[to++] = old->slot[k];
-  }
-  if (add) s->slot[to++] = *add;
-  return s;
-}
-
-static void publish(struct vm *vm, unsigned as, struct memslots *s) {
-  struct memslots *old = vm->slots[as];
-  rcu_assign_pointer(vm->slots[as], s);
-  synchronize_rcu();
-  /* vCPUs read without RCU while they run: wait for each to pass its poll. */
-  vm_request_all(vm, NULL, REQ_TLB_FLUSH, true);
-  free(old);
-}
-
-/* api.rst 4.35 and __kvm_set_memory_region(): what is refused before anything is looked up. */
-static int check_region(struct vm *vm, const struct kvm_userspace_memory_region *mem, unsigned as, unsigned id) {
-  if (mem->flags & ~(KVM_MEM_LOG_DIRTY_PAGES | KVM_MEM_READONLY)) return -EINVAL;
-  if (as >= vm->arch->address_spaces || id >= SLOT_IDS) return -EINVAL;
-  if ((mem->memory_size | mem->guest_phys_addr | mem->userspace_addr) & (PAGE_SIZE - 1)) return -EINVAL;
-  if (mem->userspace_addr >> 47) return -EINVAL; /* access_ok() */
-  if (mem->userspace_addr + mem->memory_size < mem->userspace_addr || (mem->userspace_addr + mem->memory_size) >> 47 > 1) return -EINVAL;
-  if (mem->guest_phys_addr + mem->memory_size < mem->guest_phys_addr) return -EINVAL;
-  if (mem->memory_size >> PAGE_SHIFT > MAX_NPAGES) return -EINVAL;
-  return 0;
-}
-
-static int change_slot(struct vm *vm, unsigned as, int at, struct memslot *new, enum slot_change change) {
-  struct memslots *old = vm->slots[as];
-  struct memslot was = at >= 0 ? old->slot[at] : (struct memslot){0};
-  const struct memslot *was_p = at >= 0 ? &was : NULL;
-  u64 *fresh = NULL;
-  if (new) {
-    bool logs = new->flags & KVM_MEM_LOG_DIRTY_PAGES, logged = was.dirty_bitmap != NULL;
-    new->dirty_bitmap = logs && logged ? was.dirty_bitmap : NULL;
-    if (logs && !logged) {
-      fresh = dirty_bitmap_create(vm, new->npages);
-      if (!fresh) return -ENOMEM;
-      new->dirty_bitmap = fresh;
-    }
-  }
-  int r = vm->arch->slot_prepare(vm, was_p, new, change);
-  struct memslots *s = r ? NULL : rebuilt(old, at, new);
-  if (!s) {
-    free(fresh);
-    return r ? r : -ENOMEM;
-  }
-  publish(vm, as, s);
-  vm->arch->slot_commit(vm, was_p, new, change);
-  vm_request_all(vm, NULL, REQ_TLB_FLUSH, true);
-  if (was.dirty_bitmap && (!new || new->dirty_bitmap != was.dirty_bitmap)) free(was.dirty_bitmap);
-  return 0;
-}
-
-static int set_region_locked(struct vm *vm, const struct kvm_userspace_memory_region *mem, unsigned as, u16 id) {
-  int at = find_id(vm->slots[as], id);
-  if (!mem->memory_size) return at < 0 ? -EINVAL : change_slot(vm, as, at, NULL, SLOT_DELETE);
-  struct memslot new = {.base_gfn = mem->guest_phys_addr >> PAGE_SHIFT, .npages = mem->memory_size >> PAGE_SHIFT, .hva = mem->userspace_addr,
-                        .flags = mem->flags, .id = id, .as_id = (u16)as};
-  enum slot_change change = SLOT_CREATE;
-  if (at >= 0) {
-    const struct memslot *was = &vm->slots[as]->slot[at];
-    if (was->hva != new.hva || was->npages != new.npages || ((was->flags ^ new.flags) & KVM_MEM_READONLY)) return -EINVAL;
-    new.arch = was->arch;
-    if (was->base_gfn != new.base_gfn) change = SLOT_MOVE;
-    else if (was->flags != new.flags) change = SLOT_FLAGS;
-    else return 0;
-  }
-  if ((change == SLOT_CREATE || change == SLOT_MOVE) && overlaps(vm->slots[as], &new)) return -EEXIST;
-  return change_slot(vm, as, at, &new, change);
-}
-
-int vm_set_memory_region(struct vm *vm, const struct kvm_userspace_memory_region *mem) {
-  unsigned as = mem->slot >> 16, id = mem->slot & 0xffff;
-  int r = check_region(vm, mem, as, id);
-  if (r) return r;
-  pthread_mutex_lock(&vm->slots_lock);
-  r = set_region_locked(vm, mem, as, (u16)id);
-  pthread_mutex_unlock(&vm->slots_lock);
-  return r;
 }

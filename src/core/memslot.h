@@ -16,6 +16,8 @@ struct memslot {
   void *arch;        /* per-slot state of the architecture (code-page bits), owned by slot_prepare/commit */
 };
 
+#define USER_MEM_SLOTS 32764 /* ids per address space (KVM_CAP_NR_MEMSLOTS) */
+
 struct memslots {
   u64 generation;      /* grows with every change; never repeats within a VM */
   unsigned n;

@@ -1,107 +1,217 @@
-/* Requests, kicks, halting. */
-#include "core/request.h"
+/* Requests and kicks, the wait for all vCPUs, and the sleep of a halted vCPU.
+ *
+ * Three hand-shakes, each between a requester R and a vCPU thread V:
+ *
+ * 1. R sets a bit, V runs guest code.  V polls the word at every block; nothing else is needed.
+ * 2. R sets a bit, V goes to sleep.  R: set bit, then read `halted`.  V: set `halted`, then read the bits.  Both sides are sequentially
+ *    consistent, so at least one sees the other's store: either V does not sleep or R writes wake_fd.
+ * 3. R changes shared state, sets a bit, and waits until V is outside or has handled it; V enters.  R: set bit, then read `mode`.  V: set
+ *    `mode`, full barrier, then read the bits (vcpu_enter).  Either R sees V running and waits, or V sees the bit before it touches
+ *    guest memory.
+ */
 #include <errno.h>
 #include <poll.h>
 #include <sched.h>
-#include <signal.h>
+#include <sys/eventfd.h>
+#include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 #include "base/evloop.h"
+#include "base/signals.h"
+#include "core/stats.h"
 #include "core/vm.h"
 
-#define HALT_SPIN_NS 20000
+static inline void cpu_relax(void) { __builtin_ia32_pause(); }
 
-void vcpu_wake(struct vcpu *v) {
-  /* Pairs with the fence in sleep_once(): either we see halted, or the sleeper sees what we stored before. */
-  atomic_thread_fence(memory_order_seq_cst);
-  if (!atomic_load_explicit(&v->halted, memory_order_relaxed)) return;
-  u64 one = 1;
-  int saved = errno;
-  if (write(v->wake_fd, &one, sizeof(one)) < 0 && errno != EAGAIN) errno = saved;
-  errno = saved;
+/* ---- requests ---- */
+
+/* `halted` goes to false with the first wake-up, so that a burst of requests writes once. */
+static void wake_if_halted(struct vcpu *vcpu) {
+  if (!atomic_load(&vcpu->halted) || !atomic_exchange(&vcpu->halted, false)) return;
+  static const u64 one = 1;
+  ssize_t n = write(atomic_load(&vcpu->wake_fd), &one, sizeof(one));
+  (void)n; /* full counter: it is readable, which is all that is asked */
 }
 
-void vcpu_request(struct vcpu *v, unsigned req) {
-  atomic_fetch_or_explicit(&v->requests, BIT(req), memory_order_release);
-  vcpu_wake(v);
+void vcpu_request(struct vcpu *vcpu, unsigned req) {
+  u64 bit = BIT(req);
+  /* Setting it again would change nothing; the fence keeps hand-shake 2 in that case too. */
+  if (atomic_load_explicit(&vcpu->requests, memory_order_relaxed) & bit) atomic_thread_fence(memory_order_seq_cst);
+  else atomic_fetch_or(&vcpu->requests, bit);
+  wake_if_halted(vcpu);
 }
 
-void vcpu_enter(struct vcpu *v) {
-  /* Full barrier: the mode is visible before any slot or request is read; pairs with vm_request_all(). */
-  atomic_store_explicit(&v->mode, VCPU_RUNNING, memory_order_seq_cst);
+void vcpu_wake(struct vcpu *vcpu) {
+  atomic_thread_fence(memory_order_seq_cst); /* what makes it runnable was stored before; see hand-shake 2 */
+  wake_if_halted(vcpu);
 }
 
-void vcpu_leave(struct vcpu *v) { atomic_store_explicit(&v->mode, VCPU_OUTSIDE, memory_order_release); }
-
-u64 vcpu_take_requests(struct vcpu *v) {
-  /* Odd while requests are being acted on; the increment is before the exchange for whoever sees the bits gone. */
-  atomic_fetch_add_explicit(&v->handled, 1, memory_order_seq_cst);
-  return atomic_exchange_explicit(&v->requests, 0, memory_order_seq_cst);
+void vcpu_enter(struct vcpu *vcpu) {
+  atomic_store_explicit(&vcpu->mode, VCPU_RUNNING, memory_order_relaxed);
+  atomic_thread_fence(memory_order_seq_cst); /* hand-shake 3 */
 }
 
-void vcpu_requests_done(struct vcpu *v) { atomic_fetch_add_explicit(&v->handled, 1, memory_order_release); }
-
-static void relax(unsigned spin) {
-  if (spin > 100) sched_yield();
-  else __builtin_ia32_pause();
+void vcpu_leave(struct vcpu *vcpu) {
+  /* release: accesses to guest memory and slots are finished before a waiter sees us outside. */
+  atomic_store_explicit(&vcpu->mode, VCPU_OUTSIDE, memory_order_release);
 }
 
-/* Until v has acted on `req`, or is outside (it will see the request when it enters). */
-static void wait_handled(struct vcpu *v, unsigned req) {
-  unsigned spin = 0;
-  while (atomic_load(&v->requests) & BIT(req)) {
-    if (atomic_load(&v->mode) != VCPU_RUNNING) return;
-    relax(spin++);
+void vcpu_requests_done(struct vcpu *vcpu) {
+  /* One writer; release: dropped translations are dropped before a waiter goes on. */
+  atomic_store_explicit(&vcpu->handled, atomic_load_explicit(&vcpu->handled, memory_order_relaxed) + 1, memory_order_release);
+}
+
+static bool is_outside(struct vcpu *vcpu) { return atomic_load(&vcpu->mode) == VCPU_OUTSIDE; }
+
+/* ---- waiting for all ---- */
+
+/* Shortest first: the other side usually needs less than a microsecond, but it may be off its processor. */
+static void back_off(unsigned round) {
+  if (round < 200) {
+    cpu_relax();
+  } else if (round < 400) {
+    sched_yield();
+  } else {
+    struct timespec t = {.tv_nsec = 50000};
+    nanosleep(&t, NULL);
   }
-  u32 seen = atomic_load(&v->handled);
-  while ((seen & 1) && atomic_load(&v->handled) == seen && atomic_load(&v->mode) == VCPU_RUNNING) relax(spin++);
+}
+
+/* Until V has taken the bit out of its word or is outside. */
+static void wait_taken(struct vcpu *vcpu, u64 bit) {
+  for (unsigned round = 0; !is_outside(vcpu) && (atomic_load(&vcpu->requests) & bit); round++) back_off(round);
+}
+
+/* Until V has finished what it took.  The bit was seen clear, so the work on it has at least begun: any later increase of `handled` comes from
+ * finishing it or something after it.  It may have been finished before we looked: REQ_SYNC makes sure that there is a later one. */
+static void wait_done(struct vcpu *vcpu) {
+  u32 before = atomic_load(&vcpu->handled);
+  if (is_outside(vcpu)) return;
+  atomic_fetch_or(&vcpu->requests, BIT(REQ_SYNC));
+  for (unsigned round = 0; !is_outside(vcpu) && atomic_load(&vcpu->handled) == before; round++) back_off(round);
 }
 
 void vm_request_all(struct vm *vm, struct vcpu *self, unsigned req, bool wait) {
   unsigned n = atomic_load_explicit(&vm->n_vcpus, memory_order_acquire);
-  for (unsigned k = 0; k < n; k++)
-    if (vm->vcpus[k] != self) vcpu_request(vm->vcpus[k], req);
-  if (!wait) return;
-  atomic_thread_fence(memory_order_seq_cst); /* requests are visible before modes are read; pairs with vcpu_enter() */
-  for (unsigned k = 0; k < n; k++)
-    if (vm->vcpus[k] != self) wait_handled(vm->vcpus[k], req);
+  bool quiet = req == REQ_TLB_FLUSH || req == REQ_SYNC; /* matter only to a vCPU that runs: a halted one may sleep on */
+  bool was_running = wait && self && !is_outside(self);
+  if (was_running) vcpu_leave(self);
+  for (unsigned i = 0; i < n; i++) {
+    struct vcpu *vcpu = vm->vcpus[i];
+    if (vcpu == self) continue;
+    if (quiet) atomic_fetch_or(&vcpu->requests, BIT(req));
+    else vcpu_request(vcpu, req);
+  }
+  for (unsigned i = 0; wait && i < n; i++) {
+    struct vcpu *vcpu = vm->vcpus[i];
+    if (vcpu == self || is_outside(vcpu)) continue;
+    wait_taken(vcpu, BIT(req));
+    wait_done(vcpu);
+  }
+  if (was_running) vcpu_enter(self);
+  if (req == REQ_TLB_FLUSH) vm_stat_inc(vm, remote_tlb_flush);
 }
 
-/* Something to do besides sleeping. */
-static bool awake(struct vcpu *v) {
-  return atomic_load_explicit(&v->requests, memory_order_acquire) || v->vm->arch->vcpu_runnable(v);
+/* ---- halt ---- */
+
+static bool must_wake(struct vcpu *vcpu) { return atomic_load(&vcpu->requests) || vcpu->vm->arch->vcpu_runnable(vcpu); }
+
+static bool interrupted(struct vcpu *vcpu) { return signal_gate.deferred || READ_ONCE(vcpu->run->immediate_exit); }
+
+#define POLL_GROW_START 5000u
+
+/* Spins for as long as it paid off lately.  True when there is a reason to end the halt. */
+static bool halt_spin(struct vcpu *vcpu, u64 start) {
+  if (!vcpu->halt_poll_ns) return false;
+  u64 now = start;
+  bool woken = false;
+  while (!woken && now - start < vcpu->halt_poll_ns) {
+    for (unsigned i = 0; i < 16 && !woken; i++) {
+      woken = must_wake(vcpu) || interrupted(vcpu);
+      cpu_relax();
+    }
+    now = clock_now_ns();
+  }
+  vcpu_stat_inc(vcpu, halt_attempted_poll);
+  if (woken) {
+    vcpu_stat_inc(vcpu, halt_successful_poll);
+    vcpu_stat_add(vcpu, halt_poll_success_ns, now - start);
+    vcpu_stat_hist(vcpu, halt_poll_success_hist, now - start);
+  } else {
+    vcpu_stat_add(vcpu, halt_poll_fail_ns, now - start);
+    vcpu_stat_hist(vcpu, halt_poll_fail_hist, now - start);
+  }
+  return woken;
 }
 
-/* Sleeps with signals let through only inside ppoll(): a signal before it makes it return at once, so none is lost. */
-static int sleep_once(struct vcpu *v) {
-  sigset_t all, old;
-  u64 count;
+/* A halt that was short although we slept: spinning would have paid.  A long one: it will not. */
+static void halt_adapt(struct vcpu *vcpu, u64 halted_ns) {
+  u32 max = atomic_load_explicit(&vcpu->vm->max_halt_poll_ns, memory_order_relaxed);
+  u32 poll_ns = vcpu->halt_poll_ns;
+  if (halted_ns > poll_ns) poll_ns = halted_ns < max ? MAX(poll_ns * 2, POLL_GROW_START) : poll_ns / 2;
+  if (poll_ns < POLL_GROW_START) poll_ns = 0;
+  vcpu->halt_poll_ns = MIN(poll_ns, max);
+}
+
+static int open_wake_fd(struct vcpu *vcpu) {
+  int fd = atomic_load(&vcpu->wake_fd);
+  if (fd >= 0) return fd;
+  fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+  atomic_store(&vcpu->wake_fd, fd); /* before `halted` is set: who sees that sees this */
+  return fd;
+}
+
+/* One sleep with the client's signals let in only while asleep.  ppoll by number: libc's is a cancellation point.  0, or -EINTR for a signal. */
+static int sleep_once(int fd, const sigset_t *mask) {
+  struct pollfd p = {.fd = fd, .events = POLLIN};
+  struct timespec millisecond = {.tv_nsec = 1000000};
+  long n = syscall(SYS_ppoll, &p, fd >= 0 ? 1 : 0, fd >= 0 ? NULL : &millisecond, mask, 8 /* bytes in the kernel's sigset_t */);
+  if (n < 0) return errno == EINTR ? -EINTR : 0;
+  if (n > 0) {
+    u64 count;
+    ssize_t got = read(fd, &count, sizeof(count));
+    (void)got;
+  }
+  return 0;
+}
+
+/* Signals are blocked from before the last look at the reasons to wake until ppoll() lets them in: none can slip between. */
+static int halt_sleep(struct vcpu *vcpu) {
+  int fd = open_wake_fd(vcpu); /* no descriptor left: sleep_once() looks every millisecond */
+  sigset_t all, mask;
   int r = 0;
   sigfillset(&all);
-  sigdelset(&all, SIGSEGV);
-  sigdelset(&all, SIGBUS);
-  pthread_sigmask(SIG_SETMASK, &all, &old);
-  atomic_store_explicit(&v->halted, true, memory_order_relaxed);
-  atomic_thread_fence(memory_order_seq_cst); /* pairs with vcpu_wake() */
-  if (!awake(v) && !READ_ONCE(v->run->immediate_exit)) {
-    struct pollfd p = {.fd = v->wake_fd, .events = POLLIN};
-    if (ppoll(&p, 1, NULL, &old) < 0 && errno == EINTR) r = -EINTR;
+  pthread_sigmask(SIG_SETMASK, &all, &mask);
+  signal_gate.sleep_mask = &mask;
+  for (;;) {
+    if (fd >= 0) atomic_store(&vcpu->halted, true); /* hand-shake 2 */
+    if (interrupted(vcpu)) r = -EINTR;
+    if (r || must_wake(vcpu)) break;
+    r = sleep_once(fd, &mask);
   }
-  atomic_store_explicit(&v->halted, false, memory_order_relaxed);
-  if (read(v->wake_fd, &count, sizeof(count)) < 0) count = 0;
-  pthread_sigmask(SIG_SETMASK, &old, NULL);
+  atomic_store(&vcpu->halted, false);
+  signal_gate.sleep_mask = NULL;
+  pthread_sigmask(SIG_SETMASK, &mask, NULL); /* one that was put back comes at once, and is put back blocked */
   return r;
 }
 
-int vcpu_halt(struct vcpu *v) {
-  u64 until = clock_now_ns() + HALT_SPIN_NS;
-  do {
-    if (awake(v)) return 0;
-    __builtin_ia32_pause();
-  } while (clock_now_ns() < until);
-  for (;;) {
-    if (READ_ONCE(v->run->immediate_exit)) return -EINTR;
-    if (awake(v)) return 0;
-    int r = sleep_once(v);
-    if (r) return r;
+int vcpu_halt(struct vcpu *vcpu) {
+  if (interrupted(vcpu)) return -EINTR;
+  if (must_wake(vcpu)) return 0;
+  u64 start = clock_now_ns();
+  int r = 0;
+  if (!halt_spin(vcpu, start)) {
+    vcpu_stat_set(vcpu, blocking, 1);
+    u64 slept = clock_now_ns();
+    r = halt_sleep(vcpu);
+    u64 now = clock_now_ns();
+    vcpu_stat_set(vcpu, blocking, 0);
+    vcpu_stat_add(vcpu, halt_wait_ns, now - slept);
+    vcpu_stat_hist(vcpu, halt_wait_hist, now - slept);
+    halt_adapt(vcpu, now - start);
+  } else if (interrupted(vcpu)) {
+    r = -EINTR;
   }
+  if (!r) vcpu_stat_inc(vcpu, halt_wakeup);
+  return r;
 }

@@ -1,24 +1,93 @@
-/* The neutral half of KVM_RUN. */
+/* The neutral half of KVM_RUN: immediate exit, signals, cancellation, and the call of the architecture. */
 #include <errno.h>
-#include <signal.h>
+#include "base/evloop.h"
+#include "base/signals.h"
+#include "core/stats.h"
 #include "core/vm.h"
 
-static int run(struct vcpu *v) {
-  if (READ_ONCE(v->run->immediate_exit)) { /* api.rst 4.10: a pending I/O is completed, then -EINTR */
-    int r = v->vm->arch->vcpu_complete_io(v);
-    if (r < 0) return r;
-    v->run->exit_reason = KVM_EXIT_INTR;
-    return -EINTR;
-  }
-  return v->vm->arch->vcpu_run(v);
+#define CANCEL_LOOK_NS 10000000ull
+
+static void poke(void *arg) { vcpu_request(arg, REQ_EXIT); }
+
+static int interrupted_exit(struct vcpu *vcpu) {
+  vcpu->run->exit_reason = KVM_EXIT_INTR;
+  vcpu_stat_inc(vcpu, signal_exits);
+  return -EINTR;
 }
 
-int vcpu_run(struct vcpu *v) {
-  sigset_t old;
-  v->thread = pthread_self();
-  if (!v->sigset_active) return run(v);
-  pthread_sigmask(SIG_SETMASK, &v->sigset, &old);
-  int r = run(v);
-  pthread_sigmask(SIG_SETMASK, &old, NULL);
+/* A signal was pending already, or the client asked not to run: only the last exit is completed (api.rst, immediate_exit). */
+static int complete_only(struct vcpu *vcpu) {
+  int r = vcpu->vm->arch->vcpu_complete_io(vcpu);
+  if (r > 0) return 0; /* the completion is an exit itself */
+  return r ? r : interrupted_exit(vcpu);
+}
+
+static bool asked_to_leave(struct vcpu *vcpu) {
+  return signal_gate.deferred || READ_ONCE(vcpu->run->immediate_exit) || atomic_load_explicit(&vcpu->vm->dead, memory_order_relaxed);
+}
+
+static int run_once(struct vcpu *vcpu) {
+  if (unlikely(asked_to_leave(vcpu))) return complete_only(vcpu);
+  int r = vcpu->vm->arch->vcpu_run(vcpu);
+  if (r == -EINTR) vcpu_stat_inc(vcpu, signal_exits);
+  return r;
+}
+
+/* ---- a thread that may be cancelled at any instruction ---- */
+
+struct cancel_look {
+  struct evtimer timer;
+  struct vcpu *vcpu;
+};
+
+static void look_for_cancel(struct evtimer *t) {
+  struct cancel_look *look = container_of(t, struct cancel_look, timer);
+  vcpu_request(look->vcpu, REQ_EXIT);
+  evtimer_arm(t, clock_now_ns() + CANCEL_LOOK_NS);
+}
+
+/* The thread ends in pthread_testcancel(). */
+static void cancelled(void *arg) {
+  (void)arg;
+  if (signal_gate.abandon) signal_gate.abandon(signal_gate.abandon_arg);
+  signal_gate.depth = 0;
+}
+
+/* pthread_cancel() must not end the thread in the middle of the engine, and once deferred it sends no signal: so the vCPU is taken out every few
+ * milliseconds to look.  The mutex is free while the thread may end. */
+static void test_cancel(struct vcpu *vcpu) {
+  pthread_mutex_unlock(&vcpu->mutex);
+  pthread_cleanup_push(cancelled, NULL);
+  pthread_testcancel();
+  pthread_cleanup_pop(0);
+  pthread_mutex_lock(&vcpu->mutex);
+}
+
+static int run_cancellable(struct vcpu *vcpu) {
+  struct cancel_look look = {.vcpu = vcpu};
+  int r;
+  evtimer_init(&look.timer, vcpu->vm->evloop, look_for_cancel);
+  do {
+    test_cancel(vcpu);
+    evtimer_arm(&look.timer, clock_now_ns() + CANCEL_LOOK_NS);
+    r = run_once(vcpu);
+    evtimer_cancel(&look.timer, true);
+  } while (r == -EINTR && !asked_to_leave(vcpu));
+  return r;
+}
+
+int vcpu_run(struct vcpu *vcpu) {
+  signals_take_once();
+  vcpu->thread = pthread_self();
+  /* What asked the last KVM_RUN to end came too late for it and is no reason for this one. */
+  if (unlikely(atomic_load_explicit(&vcpu->requests, memory_order_relaxed) & BIT(REQ_EXIT)))
+    atomic_fetch_and(&vcpu->requests, ~BIT(REQ_EXIT));
+  signal_gate.arg = vcpu;
+  atomic_signal_fence(memory_order_seq_cst);
+  signal_gate.poke = poke; /* a signal before this line is seen in `deferred` */
+  atomic_signal_fence(memory_order_seq_cst);
+  if (unlikely(vcpu->sigset_active)) signals_set_mask(&vcpu->sigset);
+  int r = likely(!signal_gate.cancel_async) ? run_once(vcpu) : run_cancellable(vcpu);
+  signal_gate.poke = NULL;
   return r;
 }

@@ -1,75 +1,120 @@
-/* vCPUs: creation, the shared pages, references. */
+/* The life cycle of a vCPU and the pages it shares with the client. */
 #include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
-#include <sys/eventfd.h>
+#include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
-#include "core/core_priv.h"
-#include "core/vcpu_pages.h"
+#include "base/evloop.h"
+#include "base/log.h"
+#include "base/signals.h"
+#include "core/stats.h"
+#include "core/vm_priv.h"
 
-static int map_pages(struct vcpu *v) {
-  v->fd = memfd_create("kvm-vcpu", MFD_CLOEXEC);
-  if (v->fd < 0) return -errno;
-  if (ftruncate(v->fd, VCPU_MMAP_SIZE)) return -errno;
-  void *p = mmap(NULL, VCPU_MMAP_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, v->fd, 0);
-  if (p == MAP_FAILED) return -errno;
-  v->run = p;
-  v->pio_data = (u8 *)p + KVM_PIO_PAGE_OFFSET * PAGE_SIZE;
-  v->coalesced = (void *)((u8 *)p + KVM_COALESCED_MMIO_PAGE_OFFSET * PAGE_SIZE);
-  v->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-  return v->wake_fd < 0 ? -errno : 0;
+static struct vcpu *alloc_vcpu(struct vm *vm, u32 id) {
+  size_t size = ALIGN_UP(vm->arch->vcpu_size, (size_t)PAGE_SIZE);
+  struct vcpu *vcpu = aligned_alloc(PAGE_SIZE, size);
+  if (!vcpu) return NULL;
+  memset(vcpu, 0, size);
+  vcpu->vm = vm;
+  vcpu->id = id;
+  vcpu->index = atomic_load(&vm->n_vcpus);
+  vcpu->fd = -1;
+  atomic_init(&vcpu->refs, 1);
+  atomic_init(&vcpu->wake_fd, -1);
+  pthread_mutex_init(&vcpu->mutex, NULL);
+  return vcpu;
 }
 
-static void release(struct vcpu *v) {
-  if (v->run) munmap(v->run, VCPU_MMAP_SIZE);
-  if (v->wake_fd >= 0) close(v->wake_fd);
-  pthread_mutex_destroy(&v->mutex);
-  free(v);
+/* kvm_run and the PIO page are the memfd's, so that the client's mapping and ours are the same pages.  The seals keep the client from cutting
+ * pages off under us. */
+static int map_run(struct vcpu *vcpu) {
+  char name[32];
+  size_t size = VCPU_MMAP_PAGES * PAGE_SIZE;
+  snprintf(name, sizeof(name), "kvm-vcpu:%u", vcpu->id);
+  vcpu->fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
+  if (vcpu->fd < 0) return trace_error(-errno);
+  if (ftruncate(vcpu->fd, (off_t)size)) return trace_error(-errno);
+  fcntl(vcpu->fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL);
+  void *p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, vcpu->fd, 0);
+  if (p == MAP_FAILED) return trace_error(-errno);
+  vcpu->run = p;
+  vcpu->pio_data = (u8 *)p + KVM_PIO_PAGE_OFFSET * PAGE_SIZE;
+  vcpu->coalesced = vcpu->vm->priv->ring;
+  return 0;
 }
 
-void vcpu_free(struct vcpu *v) {
-  v->vm->arch->vcpu_destroy(v);
-  release(v);
+void *vcpu_mmap_page(struct vcpu *vcpu, unsigned page) {
+  return page == KVM_COALESCED_MMIO_PAGE_OFFSET ? vcpu->vm->priv->ring : NULL;
+}
+
+/* Frees what create_parts made; also half-made. */
+static void free_vcpu(struct vcpu *vcpu) {
+  int wake = atomic_load(&vcpu->wake_fd);
+  if (wake >= 0) close(wake);
+  vcpu_stats_destroy(vcpu);
+  if (vcpu->run) munmap(vcpu->run, VCPU_MMAP_PAGES * PAGE_SIZE);
+  pthread_mutex_destroy(&vcpu->mutex);
+  free(vcpu);
+}
+
+static int create_parts(struct vcpu *vcpu) {
+  int r = map_run(vcpu);
+  if (!r) r = vcpu_stats_create(vcpu);
+  if (!r) r = evloop_start(vcpu->vm->evloop);
+  if (!r) r = vcpu->vm->arch->vcpu_create(vcpu);
+  return r;
 }
 
 static int create_locked(struct vm *vm, u32 id, struct vcpu **out) {
   unsigned n = atomic_load(&vm->n_vcpus);
-  if (n >= vm->arch->max_vcpus) return -EINVAL;
+  if (n >= vm->arch->max_vcpus) return trace_error(-EINVAL);
   if (vm_vcpu_by_id(vm, id)) return -EEXIST;
-  struct vcpu *v = aligned_alloc(64, ALIGN_UP(vm->arch->vcpu_size, 64ul));
-  if (!v) return -ENOMEM;
-  memset(v, 0, vm->arch->vcpu_size);
-  v->vm = vm;
-  v->id = id;
-  v->index = n;
-  v->fd = v->wake_fd = -1;
-  atomic_store(&v->refs, 1);
-  pthread_mutex_init(&v->mutex, NULL);
-  int r = map_pages(v);
-  if (!r) r = vm->arch->vcpu_create(v);
+  struct vcpu *vcpu = alloc_vcpu(vm, id);
+  if (!vcpu) return trace_error(-ENOMEM);
+  int r = create_parts(vcpu);
   if (r) {
-    if (v->fd >= 0) close(v->fd);
-    release(v);
+    if (vcpu->fd >= 0) close(vcpu->fd);
+    free_vcpu(vcpu);
     return r;
   }
   vm_get(vm);
-  vm->vcpus[n] = v;
-  atomic_store_explicit(&vm->n_vcpus, n + 1, memory_order_release); /* publishes the entry above */
-  *out = v;
+  vm->vcpus[n] = vcpu;
+  /* release: whoever sees the new count sees the entry and the finished vCPU. */
+  atomic_store_explicit(&vm->n_vcpus, n + 1, memory_order_release);
+  *out = vcpu;
   return 0;
 }
 
 int vcpu_create(struct vm *vm, u32 id, struct vcpu **out) {
-  if (id >= vm->arch->max_vcpu_id) return -EINVAL;
+  if (id >= vm->arch->max_vcpu_id) return trace_error(-EINVAL);
+  signals_changed();
   pthread_mutex_lock(&vm->lock);
   int r = create_locked(vm, id, out);
   pthread_mutex_unlock(&vm->lock);
   return r;
 }
 
-void vcpu_get(struct vcpu *v) { atomic_fetch_add_explicit(&v->refs, 1, memory_order_relaxed); }
+/* As in KVM, a vCPU stays part of its VM until the VM ends; references only keep the VM. */
+void vcpu_get(struct vcpu *vcpu) {
+  if (atomic_fetch_add_explicit(&vcpu->refs, 1, memory_order_relaxed) == 0) vm_get(vcpu->vm);
+}
 
-void vcpu_put(struct vcpu *v) {
-  /* The object stays with its VM; only the reference on it goes. */
-  if (atomic_fetch_sub_explicit(&v->refs, 1, memory_order_acq_rel) == 1) vm_put(v->vm);
+void vcpu_put(struct vcpu *vcpu) {
+  struct vm *vm = vcpu->vm;
+  if (atomic_fetch_sub_explicit(&vcpu->refs, 1, memory_order_acq_rel) == 1) vm_put(vm);
+}
+
+void vcpu_destroy(struct vcpu *vcpu) {
+  vcpu->vm->arch->vcpu_destroy(vcpu);
+  free_vcpu(vcpu);
+}
+
+struct vcpu *vm_vcpu_by_id(struct vm *vm, u32 id) {
+  unsigned n = atomic_load_explicit(&vm->n_vcpus, memory_order_acquire);
+  if (id < n && vm->vcpus[id]->id == id) return vm->vcpus[id]; /* nearly always */
+  for (unsigned i = 0; i < n; i++)
+    if (vm->vcpus[i]->id == id) return vm->vcpus[i];
+  return NULL;
 }

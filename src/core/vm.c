@@ -1,40 +1,78 @@
-/* VMs: creation, references, destruction, the table of vCPUs. */
+/* The life cycle of a VM. */
 #include <errno.h>
 #include <stdlib.h>
-#include <unistd.h>
+#include <string.h>
+#include <urcu-bp.h>
 #include "base/evloop.h"
 #include "base/fault.h"
-#include "core/core_priv.h"
+#include "base/log.h"
+#include "base/process.h"
+#include "base/signals.h"
+#include "core/stats.h"
+#include "core/vm_priv.h"
 
-int vm_create(const struct arch_ops *arch, unsigned long type, struct vm **out) {
-  int r = fault_init();
-  if (r) return r;
-  struct vm *vm = aligned_alloc(64, ALIGN_UP(arch->vm_size, 64ul));
-  if (!vm) return -ENOMEM;
-  memset(vm, 0, arch->vm_size);
+#define DEFAULT_HALT_POLL_NS 20000u
+
+static void init_fields(struct vm *vm, const struct arch_ops *arch) {
   vm->arch = arch;
-  atomic_store(&vm->refs, 1);
+  atomic_init(&vm->refs, 1);
   pthread_mutex_init(&vm->lock, NULL);
   pthread_mutex_init(&vm->slots_lock, NULL);
   pthread_mutex_init(&vm->irq_lock, NULL);
-  vm->owner = getpid();
+  vm->owner = process_pid();
   vm->created_ns = clock_now_ns();
-  vm->vcpus = calloc(arch->max_vcpus, sizeof(*vm->vcpus));
-  r = vm->vcpus ? memslots_init(vm) : -ENOMEM;
-  if (!r) r = io_buses_init(vm);
-  if (!r) r = routing_init(vm);
-  if (!r) {
-    vm->evloop = evloop_create("uvirt-vm");
-    if (!vm->evloop) r = -ENOMEM;
+  /* Spinning helps only where somebody else can run meanwhile. */
+  atomic_init(&vm->max_halt_poll_ns, process_cpus() > 1 ? DEFAULT_HALT_POLL_NS : 0);
+}
+
+static int create_parts(struct vm *vm) {
+  vm->priv = calloc(1, sizeof(*vm->priv));
+  vm->vcpus = calloc(vm->arch->max_vcpus, sizeof(*vm->vcpus));
+  vm->evloop = evloop_create("uvirt-vm");
+  if (!vm->priv || !vm->vcpus || !vm->evloop) return trace_error(-ENOMEM);
+  pthread_mutex_init(&vm->priv->ring_lock, NULL);
+  int r = vm_stats_create(vm);
+  if (!r) r = memslots_create(vm);
+  if (!r) r = io_buses_create(vm);
+  if (!r) r = coalesced_create(vm);
+  if (!r) r = routing_create(vm);
+  return r;
+}
+
+/* Reverse order of creation; parts that were never made are NULL. */
+static void destroy_parts(struct vm *vm) {
+  if (vm->priv) {
+    routing_destroy(vm);
+    ioeventfds_destroy(vm);
+    io_buses_destroy(vm);
+    coalesced_destroy(vm);
+    memslots_destroy(vm);
   }
+  vm_stats_destroy(vm);
+  evloop_destroy(vm->evloop);
+  free(vm->vcpus);
+  free(vm->priv);
+  free(vm);
+}
+
+static void *alloc_object(size_t size) {
+  size = ALIGN_UP(size, (size_t)PAGE_SIZE); /* page-aligned: no cache line is shared with strangers */
+  void *p = aligned_alloc(PAGE_SIZE, size);
+  if (p) memset(p, 0, size);
+  return p;
+}
+
+int vm_create(const struct arch_ops *arch, unsigned long type, struct vm **out) {
+  process_init();
+  fault_install();
+  signals_changed();
+  struct vm *vm = alloc_object(arch->vm_size);
+  if (!vm) return trace_error(-ENOMEM);
+  init_fields(vm, arch);
+  int r = create_parts(vm);
   if (!r) r = arch->vm_create(vm, type);
   if (r) {
-    evloop_destroy(vm->evloop);
-    routing_destroy(vm);
-    io_buses_destroy(vm);
-    memslots_destroy(vm);
-    free(vm->vcpus);
-    free(vm);
+    destroy_parts(vm);
     return r;
   }
   *out = vm;
@@ -43,26 +81,20 @@ int vm_create(const struct arch_ops *arch, unsigned long type, struct vm **out) 
 
 void vm_get(struct vm *vm) { atomic_fetch_add_explicit(&vm->refs, 1, memory_order_relaxed); }
 
-void vm_put(struct vm *vm) {
-  if (atomic_fetch_sub_explicit(&vm->refs, 1, memory_order_acq_rel) != 1) return;
-  irqfds_destroy(vm); /* first what calls in from the service thread */
-  for (unsigned n = 0; n < atomic_load(&vm->n_vcpus); n++) vcpu_free(vm->vcpus[n]);
-  io_buses_destroy(vm);
+void vm_release(struct vm *vm) { irqfds_release(vm); }
+
+/* The last reference is gone: nobody else can reach the VM.  Timers and watches end first, for they act on vCPUs and chips. */
+static void vm_destroy(struct vm *vm) {
+  irqfds_release(vm);
+  evloop_stop(vm->evloop);
+  for (unsigned i = 0; i < atomic_load(&vm->n_vcpus); i++) vcpu_destroy(vm->vcpus[i]);
   vm->arch->vm_destroy(vm);
-  evloop_destroy(vm->evloop);
-  routing_destroy(vm);
-  memslots_destroy(vm);
-  free(vm->vcpus);
-  pthread_mutex_destroy(&vm->lock);
-  pthread_mutex_destroy(&vm->slots_lock);
-  pthread_mutex_destroy(&vm->irq_lock);
-  free(vm);
+  destroy_parts(vm);
 }
 
-struct vcpu *vm_vcpu_by_id(struct vm *vm, u32 id) {
-  unsigned n = atomic_load_explicit(&vm->n_vcpus, memory_order_acquire);
-  if (id < n && vm->vcpus[id]->id == id) return vm->vcpus[id];
-  for (unsigned k = 0; k < n; k++)
-    if (vm->vcpus[k]->id == id) return vm->vcpus[k];
-  return NULL;
+void vm_put(struct vm *vm) {
+  /* acq_rel: what other holders did before their put is seen by the one that destroys. */
+  if (atomic_fetch_sub_explicit(&vm->refs, 1, memory_order_acq_rel) != 1) return;
+  /* A forked child has neither the VM's threads nor a right to its locks: it only forgets. */
+  if (vm->owner == process_pid()) vm_destroy(vm);
 }

@@ -14,7 +14,9 @@ struct io_bus;
 struct irq_routing;
 struct irqfds;
 struct evloop;
-struct stats;
+struct vm_stats;
+struct vcpu_stats;
+struct vm_priv;
 
 enum io_bus_kind { BUS_MMIO, BUS_PIO, BUS_KINDS };
 
@@ -36,11 +38,11 @@ struct vm {
   _Atomic u64 write_epoch;          /* bumped when others may have written guest memory: code blocks re-validate (see x86/block.h) */
   pid_t owner;                      /* (o) ioctls from another process answer -EIO as KVM does */
   u64 created_ns;
-  struct stats *stats;
+  struct vm_stats *stats;           /* (o) core/stats.h */
   u64 dirty_flags;                  /* [s] KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 */
   u32 dirty_ring_bytes;             /* [l] */
-  u32 max_halt_poll_ns;
-  void *priv;                       /* (o) core's private part */
+  _Atomic u32 max_halt_poll_ns;     /* KVM_CAP_HALT_POLL */
+  struct vm_priv *priv;             /* (o) core's private part: core/vm_priv.h */
 };
 
 struct vcpu {
@@ -57,11 +59,12 @@ struct vcpu {
   _Atomic int mode;                 /* enum vcpu_mode */
   _Atomic u32 handled;              /* odd from vcpu_take_requests() to vcpu_requests_done(): vm_request_all() waits on it */
   _Atomic bool halted;              /* asleep in vcpu_halt() */
-  int wake_fd;                      /* (o) eventfd that vcpu_halt() sleeps on */
+  _Atomic int wake_fd;              /* eventfd that vcpu_halt() sleeps on; -1 until the first halt */
+  u32 halt_poll_ns;                 /* own thread: how long the next halt spins first */
   pthread_t thread;                 /* of the last KVM_RUN */
   bool sigset_active;               /* KVM_SET_SIGNAL_MASK given */
   sigset_t sigset;
-  struct stats *stats;
+  struct vcpu_stats *stats;         /* (o) core/stats.h; incremented by the vCPU's own thread only */
   void *priv;
 };
 
@@ -78,6 +81,12 @@ struct vcpu *vm_vcpu_by_id(struct vm *vm, u32 id);
 static inline struct vcpu *vm_vcpu(struct vm *vm, unsigned index) {
   return index < atomic_load_explicit(&vm->n_vcpus, memory_order_acquire) ? vm->vcpus[index] : NULL;
 }
+
+/* The VM's descriptor is closed: irqfds end, although vCPUs and devices may keep the VM itself. */
+void vm_release(struct vm *vm);
+/* A page of the client's kvm_run mapping that does not live in the vCPU's memfd: page 2 is one ring for all vCPUs.  NULL: the memfd's. */
+void *vcpu_mmap_page(struct vcpu *vcpu, unsigned page);
+#define VCPU_MMAP_PAGES 3 /* kvm_run, PIO data, coalesced ring */
 
 /* The neutral half of KVM_RUN (core/run.c): immediate_exit, signal mask, arch->vcpu_run. */
 int vcpu_run(struct vcpu *vcpu);

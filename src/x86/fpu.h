@@ -9,6 +9,7 @@ struct x86_fpu {
   u64 k[8];
   u8 fx[512] __attribute__((aligned(64)));     /* x87/MMX in FXSAVE64 layout (FCW.. ST7); its XMM part and MXCSR are unused */
   u32 mxcsr;
+  u32 mxcsr_run;                               /* what a stub runs with: exceptions masked */
   u64 xinuse;                                  /* XINUSE as XSAVE reports it */
 };
 
