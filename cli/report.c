@@ -55,7 +55,8 @@ static void print_machine(const struct machine_config *c, const struct vmm *vmm)
   printf("append       %s\n", c->append);
   printf("memory       %.6g MiB\n", (double)c->memory / (1 << 20));
   printf("cpus         %u (%s)\n", c->cpus, c->cpu);
-  for (unsigned i = 0; i < c->disk_count; i++) printf("disk         %s%s\n", c->disks[i].path, c->disks[i].readonly ? " (read-only)" : "");
+  for (unsigned i = 0; i < c->disk_count; i++)
+    printf("disk         %s%s\n", c->disks[i].path, c->disks[i].readonly ? " (read-only)" : "");
   for (unsigned i = 0; i < c->net_count; i++) printf("net          %s\n", c->nets[i]);
   printf("console      %s\n", c->console);
   if (c->virtio_console) printf("hvc0         %s\n", c->virtio_console);
@@ -64,8 +65,10 @@ static void print_machine(const struct machine_config *c, const struct vmm *vmm)
 }
 
 void report_machine(const struct machine_config *config, const struct vmm *vmm, bool json) {
-  if (json) print_json(machine_object(config, vmm), stdout, JSON_INDENT(2));
-  else print_machine(config, vmm);
+  if (json)
+    print_json(machine_object(config, vmm), stdout, JSON_INDENT(2));
+  else
+    print_machine(config, vmm);
 }
 
 /* Exit reasons that a run can have many of. */
@@ -89,6 +92,8 @@ static json_t *end_object(const struct machine_config *c, const struct machine_e
 }
 
 void report_end(const struct machine_config *config, const struct machine_end *end, bool json) {
-  if (json) print_json(end_object(config, end), stderr, JSON_COMPACT);
-  else complain("%s: %s", machine_end_name(end->code), end->reason);
+  if (json)
+    print_json(end_object(config, end), stderr, JSON_COMPACT);
+  else
+    complain("%s: %s", machine_end_name(end->code), end->reason);
 }

@@ -141,10 +141,10 @@ static int set_accel(struct run_options *o, const char *arg) {
   return -1;
 }
 
-#define SET_FLAG(name, field)                                                                                                                        \
-  static int name(struct run_options *o, const char *arg) {                                                                                         \
-    o->field = true;                                                                                                                                 \
-    return 0;                                                                                                                                        \
+#define SET_FLAG(name, field)                                                                                                    \
+  static int name(struct run_options *o, const char *arg) {                                                                      \
+    o->field = true;                                                                                                             \
+    return 0;                                                                                                                    \
   }
 SET_FLAG(set_rng, machine.rng)
 SET_FLAG(set_debug_exit, machine.debug_exit)
@@ -158,23 +158,25 @@ static const struct option_row {
   int (*set)(struct run_options *o, const char *arg);
   const char *help; /* further lines begin after a newline */
 } rows[] = {
-  {"kernel", "FILE", set_kernel, "what to boot: a bzImage, an ELF (PVH, vmlinux or bare), or multiboot; required"},
-  {"initrd", "FILE", set_initrd, "initial RAM disk"},
-  {"append", "TEXT", set_append, "kernel command line (default: console=ttyS0)"},
-  {"memory", "SIZE", set_memory, "RAM with K, M, G or T; a bare number is in MiB (default: 512M)"},
-  {"cpus", "N", set_cpus, "number of CPUs (default: 1)"},
-  {"cpu", "MODEL", set_cpu, "x86-64-v1, x86-64-v2, x86-64-v3 or max (the default), and\n,+FEATURE ,-FEATURE ,vendor=intel ,vendor=amd"},
-  {"disk", "FILE[,ro]", add_disk, "virtio disk with the contents of FILE; may be repeated"},
-  {"net", "SPEC", add_net, "user[,hostfwd=tcp:127.0.0.1:HPORT-:GPORT], tap=NAME or none (the default);\nmay be repeated"},
-  {"console", "WHERE", set_console, "where the serial port goes: stdio (the default), pty, file=PATH or none"},
-  {"virtio-console", "WHERE", set_virtio_console, "adds hvc0, likewise"},
-  {"rng", NULL, set_rng, "adds a random number device"},
-  {"debug-exit", NULL, set_debug_exit, "a write to port 0x501 or 0xf4 ends the machine with 32 + ((value << 1 | 1) & 0x5f)"},
-  {"no-reboot", NULL, set_no_reboot, "end instead of restarting when the guest resets"},
-  {"accel", "KIND", set_accel, "soft (uvirt's own engine), host (/dev/kvm) or auto (the default: host where the\nCPU has VT-x or SVM)"},
-  {"dry-run", NULL, set_dry_run, "build the machine, describe it, do not run it"},
-  {"json", NULL, set_json, "print the description, or how the run ended (last line of stderr), as JSON"},
-  {"help", NULL, set_help, "print this"},
+    {"kernel", "FILE", set_kernel, "what to boot: a bzImage, an ELF (PVH, vmlinux or bare), or multiboot; required"},
+    {"initrd", "FILE", set_initrd, "initial RAM disk"},
+    {"append", "TEXT", set_append, "kernel command line (default: console=ttyS0)"},
+    {"memory", "SIZE", set_memory, "RAM with K, M, G or T; a bare number is in MiB (default: 512M)"},
+    {"cpus", "N", set_cpus, "number of CPUs (default: 1)"},
+    {"cpu", "MODEL", set_cpu,
+     "x86-64-v1, x86-64-v2, x86-64-v3 or max (the default), and\n,+FEATURE ,-FEATURE ,vendor=intel ,vendor=amd"},
+    {"disk", "FILE[,ro]", add_disk, "virtio disk with the contents of FILE; may be repeated"},
+    {"net", "SPEC", add_net, "user[,hostfwd=tcp:127.0.0.1:HPORT-:GPORT], tap=NAME or none (the default);\nmay be repeated"},
+    {"console", "WHERE", set_console, "where the serial port goes: stdio (the default), pty, file=PATH or none"},
+    {"virtio-console", "WHERE", set_virtio_console, "adds hvc0, likewise"},
+    {"rng", NULL, set_rng, "adds a random number device"},
+    {"debug-exit", NULL, set_debug_exit, "a write to port 0x501 or 0xf4 ends the machine with 32 + ((value << 1 | 1) & 0x5f)"},
+    {"no-reboot", NULL, set_no_reboot, "end instead of restarting when the guest resets"},
+    {"accel", "KIND", set_accel,
+     "soft (uvirt's own engine), host (/dev/kvm) or auto (the default: host where the\nCPU has VT-x or SVM)"},
+    {"dry-run", NULL, set_dry_run, "build the machine, describe it, do not run it"},
+    {"json", NULL, set_json, "print the description, or how the run ended (last line of stderr), as JSON"},
+    {"help", NULL, set_help, "print this"},
 };
 enum { ROWS = sizeof(rows) / sizeof(rows[0]) };
 
@@ -231,7 +233,8 @@ static int parse_one(int argc, char **argv, int *i, struct run_options *o) {
 }
 
 int run_options_parse(int argc, char **argv, struct run_options *o) {
-  *o = (struct run_options){.machine = {.append = "console=ttyS0", .memory = 512ull << 20, .cpus = 1, .cpu = "max", .console = "stdio"}};
+  *o = (struct run_options){
+      .machine = {.append = "console=ttyS0", .memory = 512ull << 20, .cpus = 1, .cpu = "max", .console = "stdio"}};
   for (int i = 1; i < argc; i++)
     if (parse_one(argc, argv, &i, o)) return -1;
   if (o->help || argc == 1) return 0;

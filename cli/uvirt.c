@@ -9,8 +9,8 @@ static const struct command {
   const char *name, *purpose;
   int (*run)(int argc, char **argv);
 } commands[] = {
-  {"run", "boot a virtual machine from a kernel file", cmd_run},
-  {"version", "say which version this is", cmd_version},
+    {"run", "boot a virtual machine from a kernel file", cmd_run},
+    {"version", "say which version this is", cmd_version},
 };
 
 void complain(const char *fmt, ...) {
@@ -29,8 +29,10 @@ bool asks_for_help(int argc, char **argv) {
 }
 
 static void print_usage(FILE *out) {
-  fputs("uvirt - Linux virtualization in user space: /dev/kvm without a kernel module\n\nUsage: uvirt COMMAND [OPTIONS]\n\n", out);
-  for (size_t i = 0; i < sizeof(commands) / sizeof(commands[0]); i++) fprintf(out, "  %-10s%s\n", commands[i].name, commands[i].purpose);
+  fputs("uvirt - Linux virtualization in user space: /dev/kvm without a kernel module\n\nUsage: uvirt COMMAND [OPTIONS]\n\n",
+        out);
+  for (size_t i = 0; i < sizeof(commands) / sizeof(commands[0]); i++)
+    fprintf(out, "  %-10s%s\n", commands[i].name, commands[i].purpose);
   fputs("\n`uvirt COMMAND --help` explains a command.  For example:\n\n"
         "  uvirt run --kernel vmlinuz --initrd initrd.img --append 'console=ttyS0'\n",
         out);

@@ -15,8 +15,10 @@ static size_t upper_bound(const struct bus *bus, uint64_t addr) {
   size_t low = 0, high = bus->count;
   while (low < high) {
     size_t mid = (low + high) / 2;
-    if (bus->ranges[mid].base <= addr) low = mid + 1;
-    else high = mid;
+    if (bus->ranges[mid].base <= addr)
+      low = mid + 1;
+    else
+      high = mid;
   }
   return low;
 }
@@ -60,7 +62,9 @@ bool bus_access(const struct bus *bus, uint64_t addr, void *data, unsigned len, 
   if (!r) return false;
   /* Copied: the handler may remove its own range (a BAR that moves). */
   const struct bus_range range = *r;
-  if (write) range.ops->write(range.dev, addr - range.base, data, len);
-  else range.ops->read(range.dev, addr - range.base, data, len);
+  if (write)
+    range.ops->write(range.dev, addr - range.base, data, len);
+  else
+    range.ops->read(range.dev, addr - range.base, data, len);
   return true;
 }

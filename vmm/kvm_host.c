@@ -22,6 +22,8 @@ static void *host_mmap(size_t length, int prot, int flags, int fd, off_t offset)
   return p == MAP_FAILED ? NULL : p;
 }
 
-static int host_close(int fd) { return close(fd) < 0 ? -errno : 0; }
+static int host_close(int fd) {
+  return close(fd) < 0 ? -errno : 0;
+}
 
 const struct vmm_accel vmm_accel_host = {"host", host_open, host_ioctl, host_mmap, host_close};

@@ -21,6 +21,8 @@ static void *soft_mmap(size_t length, int prot, int flags, int fd, off_t offset)
   return p == MAP_FAILED ? NULL : p;
 }
 
-static int soft_close(int fd) { return uvirt_close(fd) < 0 ? -errno : 0; }
+static int soft_close(int fd) {
+  return uvirt_close(fd) < 0 ? -errno : 0;
+}
 
 const struct vmm_accel vmm_accel_soft = {"soft", soft_open, soft_ioctl, soft_mmap, soft_close};

@@ -37,9 +37,9 @@ struct vmm_timer {
 struct vmm_loop {
   int epoll_fd, timer_fd, stop_fd; /* set once */
   pthread_mutex_t lock;
-  struct watch *watches;           /* lock */
-  struct watch *dead;              /* lock; freed by the loop's thread between batches */
-  struct vmm_timer *timers;        /* lock */
+  struct watch *watches;    /* lock */
+  struct watch *dead;       /* lock; freed by the loop's thread between batches */
+  struct vmm_timer *timers; /* lock */
   atomic_bool stop;
 };
 
@@ -61,9 +61,11 @@ struct vmm_loop *vmm_loop_create(void) {
   loop->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
   loop->timer_fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
   loop->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-  struct epoll_event timer = {.events = EPOLLIN, .data.ptr = &loop->timer_fd}, stop = {.events = EPOLLIN, .data.ptr = &loop->stop_fd};
+  struct epoll_event timer = {.events = EPOLLIN, .data.ptr = &loop->timer_fd},
+                     stop = {.events = EPOLLIN, .data.ptr = &loop->stop_fd};
   if (loop->epoll_fd < 0 || loop->timer_fd < 0 || loop->stop_fd < 0 ||
-      epoll_ctl(loop->epoll_fd, EPOLL_CTL_ADD, loop->timer_fd, &timer) < 0 || epoll_ctl(loop->epoll_fd, EPOLL_CTL_ADD, loop->stop_fd, &stop) < 0) {
+      epoll_ctl(loop->epoll_fd, EPOLL_CTL_ADD, loop->timer_fd, &timer) < 0 ||
+      epoll_ctl(loop->epoll_fd, EPOLL_CTL_ADD, loop->stop_fd, &stop) < 0) {
     vmm_loop_destroy(loop);
     return NULL;
   }
@@ -226,9 +228,12 @@ int vmm_loop_run(struct vmm_loop *loop) {
     if (n < 0 && errno != EINTR) return -errno;
     for (int i = 0; i < n && !atomic_load(&loop->stop); i++) {
       void *ptr = events[i].data.ptr;
-      if (ptr == &loop->timer_fd) run_timers(loop);
-      else if (ptr == &loop->stop_fd) drain_stop(loop);
-      else run_watch(loop, ptr, events[i].events);
+      if (ptr == &loop->timer_fd)
+        run_timers(loop);
+      else if (ptr == &loop->stop_fd)
+        drain_stop(loop);
+      else
+        run_watch(loop, ptr, events[i].events);
     }
     reap_dead(loop);
   }

@@ -1,74 +1,104 @@
-/* Coalesced I/O: writes to registered zones are collected in the ring that the client drains at its next exit. */
+/* The coalesced ring (one per VM, page 2 of every vCPU's mapping) and the zones that feed it.
+ *
+ * Producers take ring_lock; the client consumes without it: it moves `first` after it has read entries, we move `last` after we have written them.
+ */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include "core/eventfd.h"
+#include <sys/mman.h>
+#include "base/log.h"
+#include "core/coalesced.h"
 #include "core/iobus.h"
+#include "core/vm_priv.h"
 
 #define RING_ENTRIES ((PAGE_SIZE - sizeof(struct kvm_coalesced_mmio_ring)) / sizeof(struct kvm_coalesced_mmio))
 
-struct zone {
+struct coalesced_zone {
   struct io_device dev;
-  struct zone *next;
+  struct coalesced_zone *next; /* [s] vm_priv.zones */
   struct vm *vm;
-  struct kvm_coalesced_mmio_zone zone;
+  u64 addr, size;
+  u32 pio;
 };
 
-static struct zone *zones;
-static pthread_mutex_t zones_lock = PTHREAD_MUTEX_INITIALIZER;
+static enum io_bus_kind bus_of(u32 pio) { return pio ? BUS_PIO : BUS_MMIO; }
 
-/* The ring is the VM's: it lies in every vCPU's page of that vCPU; each vCPU fills its own. */
-static int zone_write(struct io_device *dev, struct vcpu *vcpu, u64 addr, unsigned len, const void *data) {
-  struct zone *z = container_of(dev, struct zone, dev);
-  struct kvm_coalesced_mmio_ring *ring = vcpu->coalesced;
-  u32 last = READ_ONCE(ring->last), first = __atomic_load_n(&ring->first, __ATOMIC_ACQUIRE);
-  if (last >= RING_ENTRIES || (last + 1) % RING_ENTRIES == first) return -EOPNOTSUPP; /* full: the client drains it at this exit */
+static bool inside(const struct coalesced_zone *z, u64 addr, u64 len) {
+  return addr + len >= addr && addr >= z->addr && addr + len <= z->addr + z->size;
+}
+
+/* ring_lock held.  The client writes the indices too: they are read once and checked. */
+static bool push(struct kvm_coalesced_mmio_ring *ring, u32 pio, u64 addr, unsigned len, const void *data) {
+  u32 last = __atomic_load_n(&ring->last, __ATOMIC_RELAXED);
+  if (last >= RING_ENTRIES) return false;
+  u32 next = (last + 1) % (u32)RING_ENTRIES;
+  /* acquire: the client has read the entry before it moved `first` past it. */
+  if (next == __atomic_load_n(&ring->first, __ATOMIC_ACQUIRE)) return false;
   struct kvm_coalesced_mmio *e = &ring->coalesced_mmio[last];
   e->phys_addr = addr;
   e->len = len;
+  e->pio = pio;
   memcpy(e->data, data, len);
-  e->pio = z->zone.pio;
-  __atomic_store_n(&ring->last, (u32)((last + 1) % RING_ENTRIES), __ATOMIC_RELEASE);
-  return 0;
+  __atomic_store_n(&ring->last, next, __ATOMIC_RELEASE); /* the entry is complete before the client sees it */
+  return true;
+}
+
+static int zone_write(struct io_device *dev, struct vcpu *vcpu, u64 addr, unsigned len, const void *data) {
+  struct coalesced_zone *z = container_of(dev, struct coalesced_zone, dev);
+  struct vm_priv *p = z->vm->priv;
+  if (!inside(z, addr, len) || len > sizeof(p->ring->coalesced_mmio[0].data)) return -EOPNOTSUPP;
+  pthread_mutex_lock(&p->ring_lock);
+  bool done = push(p->ring, z->pio, addr, len, data);
+  pthread_mutex_unlock(&p->ring_lock);
+  return done ? 0 : -EOPNOTSUPP; /* full: the access exits, and the client empties the ring first */
 }
 
 static void zone_destroy(struct io_device *dev) {
-  struct zone *z = container_of(dev, struct zone, dev);
-  pthread_mutex_lock(&zones_lock);
-  for (struct zone **at = &zones; *at; at = &(*at)->next)
-    if (*at == z) {
-      *at = z->next;
-      break;
-    }
-  pthread_mutex_unlock(&zones_lock);
+  struct coalesced_zone *z = container_of(dev, struct coalesced_zone, dev), **p = &z->vm->priv->zones;
+  while (*p != z) p = &(*p)->next;
+  *p = z->next;
   free(z);
 }
 
-static const struct io_device_ops ops = {.write = zone_write, .destroy = zone_destroy};
+static const struct io_device_ops zone_ops = {.write = zone_write, .destroy = zone_destroy};
 
 int vm_register_coalesced(struct vm *vm, const struct kvm_coalesced_mmio_zone *zone) {
-  if (zone->pio != 0 && zone->pio != 1) return -EINVAL;
-  struct zone *z = calloc(1, sizeof(*z));
-  if (!z) return -ENOMEM;
-  *z = (struct zone){.dev.ops = &ops, .vm = vm, .zone = *zone};
-  pthread_mutex_lock(&zones_lock);
-  z->next = zones;
-  zones = z;
-  pthread_mutex_unlock(&zones_lock);
-  int r = io_bus_register(vm, zone->pio ? BUS_PIO : BUS_MMIO, zone->addr, zone->size, &z->dev);
-  if (r) zone_destroy(&z->dev);
+  if (zone->pio > 1) return trace_error(-EINVAL);
+  struct coalesced_zone *z = calloc(1, sizeof(*z));
+  if (!z) return trace_error(-ENOMEM);
+  *z = (struct coalesced_zone){.dev.ops = &zone_ops, .vm = vm, .addr = zone->addr, .size = zone->size, .pio = zone->pio};
+  pthread_mutex_lock(&vm->slots_lock);
+  int r = io_bus_register_locked(vm, bus_of(z->pio), z->addr, z->size, &z->dev, true);
+  if (!r) {
+    z->next = vm->priv->zones;
+    vm->priv->zones = z;
+  }
+  pthread_mutex_unlock(&vm->slots_lock);
+  if (r) free(z);
   return r;
 }
 
+/* Ends every zone that contains the one given.  No such zone is not an error. */
 int vm_unregister_coalesced(struct vm *vm, const struct kvm_coalesced_mmio_zone *zone) {
-  if (zone->pio != 0 && zone->pio != 1) return -EINVAL;
-  for (;;) {
-    pthread_mutex_lock(&zones_lock);
-    struct zone *z = zones;
-    while (z && !(z->vm == vm && z->zone.pio == zone->pio && zone->addr >= z->zone.addr && zone->addr + zone->size <= z->zone.addr + z->zone.size))
-      z = z->next;
-    pthread_mutex_unlock(&zones_lock);
-    if (!z) return 0;
-    io_bus_unregister(vm, zone->pio ? BUS_PIO : BUS_MMIO, &z->dev);
+  if (zone->pio > 1) return trace_error(-EINVAL);
+  int r = 0;
+  pthread_mutex_lock(&vm->slots_lock);
+  struct coalesced_zone *z = vm->priv->zones, *next;
+  for (; z && !r; z = next) {
+    next = z->next;
+    if (z->pio == zone->pio && inside(z, zone->addr, zone->size)) r = io_bus_unregister_locked(vm, bus_of(z->pio), &z->dev);
   }
+  pthread_mutex_unlock(&vm->slots_lock);
+  return r;
+}
+
+int coalesced_create(struct vm *vm) {
+  void *p = mmap(NULL, PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+  if (p == MAP_FAILED) return trace_error(-ENOMEM);
+  vm->priv->ring = p;
+  return 0;
+}
+
+void coalesced_destroy(struct vm *vm) {
+  if (vm->priv->ring) munmap(vm->priv->ring, PAGE_SIZE);
 }

@@ -1,115 +1,135 @@
-/* KVM_IOEVENTFD: writes that signal an eventfd instead of leaving KVM_RUN. */
+/* KVM_IOEVENTFD: devices on the buses that swallow one write and signal. */
 #include <errno.h>
-#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
+#include "base/log.h"
 #include "core/eventfd.h"
 #include "core/iobus.h"
+#include "core/ioeventfd.h"
+#include "core/vm_priv.h"
 
 struct ioeventfd {
   struct io_device dev;
-  struct ioeventfd *next; /* vm->ioeventfds, slots_lock of the list's own */
-  struct vm *vm;
+  struct ioeventfd *next; /* [s] vm_priv.ioeventfds */
   enum io_bus_kind bus;
   u64 addr, datamatch;
-  u32 len;
+  u32 length;    /* 0: any */
   bool wildcard; /* any data */
-  int fd;        /* our duplicate */
-  int users_fd;
+  struct client_eventfd eventfd;
 };
 
-static struct ioeventfd *list;
-static pthread_mutex_t list_lock = PTHREAD_MUTEX_INITIALIZER;
-
-static bool in_range(const struct ioeventfd *p, u64 addr, unsigned len, const void *data) {
+/* The value of an access of 1, 2, 4 or 8 bytes. */
+static u64 data_value(const void *data, unsigned len) {
   u64 v = 0;
-  if (addr != p->addr) return false;
-  if (!p->len) return true;
-  if (len != p->len) return false;
-  if (p->wildcard) return true;
-  memcpy(&v, data, len);
-  return v == p->datamatch;
+  memcpy(&v, data, MIN(len, 8u)); /* little-endian host */
+  return v;
 }
 
-static int event_write(struct io_device *dev, struct vcpu *vcpu, u64 addr, unsigned len, const void *data) {
-  struct ioeventfd *p = container_of(dev, struct ioeventfd, dev);
-  if (!in_range(p, addr, len, data)) return -EOPNOTSUPP;
-  u64 one = 1;
-  return write(p->fd, &one, sizeof(one)) < 0 && errno != EAGAIN ? -EOPNOTSUPP : 0;
+static bool matches(const struct ioeventfd *e, u64 addr, unsigned len, const void *data) {
+  if (addr != e->addr) return false;
+  if (!e->length) return true;
+  if (len != e->length) return false;
+  return e->wildcard || data_value(data, len) == e->datamatch;
 }
 
-static void event_destroy(struct io_device *dev) {
-  struct ioeventfd *p = container_of(dev, struct ioeventfd, dev);
-  pthread_mutex_lock(&list_lock);
-  for (struct ioeventfd **at = &list; *at; at = &(*at)->next)
-    if (*at == p) {
-      *at = p->next;
-      break;
-    }
-  pthread_mutex_unlock(&list_lock);
-  close(p->fd);
-  free(p);
+static int ioeventfd_write(struct io_device *dev, struct vcpu *vcpu, u64 addr, unsigned len, const void *data) {
+  struct ioeventfd *e = container_of(dev, struct ioeventfd, dev);
+  if (!matches(e, addr, len, data)) return -EOPNOTSUPP;
+  client_eventfd_signal(&e->eventfd);
+  return 0;
 }
 
-static const struct io_device_ops ops = {.write = event_write, .destroy = event_destroy};
+static const struct io_device_ops ioeventfd_ops = {.write = ioeventfd_write};
 
-static bool same_place(const struct ioeventfd *p, const struct ioeventfd *q) {
-  return p->vm == q->vm && p->bus == q->bus && p->addr == q->addr;
+static bool collides(const struct ioeventfd *a, const struct ioeventfd *b) {
+  if (a->bus != b->bus || a->addr != b->addr) return false;
+  if (!a->length || !b->length) return true;
+  return a->length == b->length && (a->wildcard || b->wildcard || a->datamatch == b->datamatch);
 }
 
-static bool collides(const struct ioeventfd *p, const struct ioeventfd *q) {
-  return same_place(p, q) && (!p->len || !q->len || (p->len == q->len && (p->wildcard || q->wildcard || p->datamatch == q->datamatch)));
+static void describe(struct ioeventfd *e, const struct kvm_ioeventfd *args) {
+  e->dev.ops = &ioeventfd_ops;
+  e->bus = args->flags & KVM_IOEVENTFD_FLAG_PIO ? BUS_PIO : BUS_MMIO;
+  e->addr = args->addr;
+  e->length = args->len;
+  e->wildcard = !(args->flags & KVM_IOEVENTFD_FLAG_DATAMATCH);
+  e->datamatch = e->wildcard ? 0 : args->datamatch;
 }
 
-static int assign(struct vm *vm, const struct kvm_ioeventfd *args, const struct ioeventfd *wanted) {
-  struct ioeventfd *p = malloc(sizeof(*p));
-  if (!p) return -ENOMEM;
-  *p = *wanted;
-  p->fd = fcntl(args->fd, F_DUPFD_CLOEXEC, 0);
-  if (p->fd < 0) {
-    free(p);
-    return -EBADF;
+static int check_assign(const struct kvm_ioeventfd *args) {
+  u32 known = KVM_IOEVENTFD_FLAG_DATAMATCH | KVM_IOEVENTFD_FLAG_PIO | KVM_IOEVENTFD_FLAG_DEASSIGN;
+  if (args->len > 8 || (args->len & (args->len - 1))) return trace_error(-EINVAL);
+  if (args->addr + args->len < args->addr) return trace_error(-EINVAL);
+  if (args->flags & ~known) return trace_error(-EINVAL);
+  if (!args->len && (args->flags & KVM_IOEVENTFD_FLAG_DATAMATCH)) return trace_error(-EINVAL);
+  return 0;
+}
+
+static int insert_locked(struct vm *vm, struct ioeventfd *e) {
+  for (const struct ioeventfd *o = vm->priv->ioeventfds; o; o = o->next)
+    if (collides(o, e)) return -EEXIST;
+  int r = io_bus_register_locked(vm, e->bus, e->addr, e->length, &e->dev, false);
+  if (r) return r;
+  e->next = vm->priv->ioeventfds;
+  vm->priv->ioeventfds = e;
+  return 0;
+}
+
+static int assign(struct vm *vm, const struct kvm_ioeventfd *args) {
+  int r = check_assign(args);
+  if (r) return r;
+  struct ioeventfd *e = calloc(1, sizeof(*e));
+  if (!e) return trace_error(-ENOMEM);
+  describe(e, args);
+  r = client_eventfd_get(args->fd, &e->eventfd);
+  if (!r) {
+    pthread_mutex_lock(&vm->slots_lock);
+    r = insert_locked(vm, e);
+    pthread_mutex_unlock(&vm->slots_lock);
+    if (r) client_eventfd_put(&e->eventfd);
   }
-  pthread_mutex_lock(&list_lock);
-  bool taken = false;
-  for (struct ioeventfd *q = list; q; q = q->next) taken |= collides(p, q);
-  if (!taken) {
-    p->next = list;
-    list = p;
-  }
-  pthread_mutex_unlock(&list_lock);
-  if (taken) {
-    close(p->fd);
-    free(p);
-    return -EEXIST;
-  }
-  int r = io_bus_register(vm, p->bus, p->addr, p->len, &p->dev);
-  if (r) event_destroy(&p->dev);
+  if (r) free(e);
   return r;
 }
 
-static int deassign(struct vm *vm, const struct ioeventfd *wanted) {
-  pthread_mutex_lock(&list_lock);
-  struct ioeventfd *p = list;
-  while (p && !(same_place(p, wanted) && p->users_fd == wanted->users_fd && p->len == wanted->len && p->wildcard == wanted->wildcard &&
-                (p->wildcard || p->datamatch == wanted->datamatch)))
-    p = p->next;
-  pthread_mutex_unlock(&list_lock);
-  return p ? io_bus_unregister(vm, p->bus, &p->dev) : -ENOENT;
+static bool same(const struct ioeventfd *a, const struct ioeventfd *b) {
+  return a->bus == b->bus && a->eventfd.id == b->eventfd.id && a->addr == b->addr && a->length == b->length &&
+         a->wildcard == b->wildcard && a->datamatch == b->datamatch;
+}
+
+static int remove_locked(struct vm *vm, const struct ioeventfd *wanted) {
+  struct ioeventfd **p = &vm->priv->ioeventfds;
+  while (*p && !same(*p, wanted)) p = &(*p)->next;
+  struct ioeventfd *e = *p;
+  if (!e) return -ENOENT;
+  int r = io_bus_unregister_locked(vm, e->bus, &e->dev);
+  if (r) return r;
+  *p = e->next;
+  client_eventfd_put(&e->eventfd);
+  free(e);
+  return 0;
+}
+
+static int deassign(struct vm *vm, const struct kvm_ioeventfd *args) {
+  struct ioeventfd wanted = {0};
+  describe(&wanted, args);
+  int r = client_eventfd_id(args->fd, &wanted.eventfd.id);
+  if (r) return r;
+  pthread_mutex_lock(&vm->slots_lock);
+  r = remove_locked(vm, &wanted);
+  pthread_mutex_unlock(&vm->slots_lock);
+  return r;
 }
 
 int vm_ioeventfd(struct vm *vm, const struct kvm_ioeventfd *args) {
-  static const u32 valid = KVM_IOEVENTFD_FLAG_DATAMATCH | KVM_IOEVENTFD_FLAG_PIO | KVM_IOEVENTFD_FLAG_DEASSIGN;
-  if (args->flags & ~valid) return -EINVAL;
-  switch (args->len) {
-  case 0: case 1: case 2: case 4: case 8: break;
-  default: return -EINVAL;
+  return args->flags & KVM_IOEVENTFD_FLAG_DEASSIGN ? deassign(vm, args) : assign(vm, args);
+}
+
+void ioeventfds_destroy(struct vm *vm) {
+  while (vm->priv->ioeventfds) {
+    struct ioeventfd *e = vm->priv->ioeventfds;
+    vm->priv->ioeventfds = e->next;
+    client_eventfd_put(&e->eventfd);
+    free(e); /* the bus that still names it is freed next, and nobody dispatches any more */
   }
-  if (args->addr + args->len < args->addr) return -EINVAL;
-  if (!args->len && (args->flags & KVM_IOEVENTFD_FLAG_DATAMATCH)) return -EINVAL;
-  struct ioeventfd wanted = {.dev.ops = &ops, .vm = vm, .bus = args->flags & KVM_IOEVENTFD_FLAG_PIO ? BUS_PIO : BUS_MMIO, .addr = args->addr,
-                             .len = args->len, .datamatch = args->datamatch, .wildcard = !(args->flags & KVM_IOEVENTFD_FLAG_DATAMATCH),
-                             .users_fd = args->fd};
-  return args->flags & KVM_IOEVENTFD_FLAG_DEASSIGN ? deassign(vm, &wanted) : assign(vm, args, &wanted);
 }

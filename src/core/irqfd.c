@@ -1,121 +1,187 @@
-/* KVM_IRQFD: eventfds that raise interrupts, on the VM's service thread. */
+/* KVM_IRQFD on the VM's service thread.
+ *
+ * Locks: irqfds.lock (outside vm->irq_lock) protects the lists.  The service thread's callback takes neither: removing a watch waits for it.
+ * The list of a resampler is read inside rcu_read_lock() by acknowledgements.
+ */
 #include <errno.h>
-#include <fcntl.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/epoll.h>
-#include <unistd.h>
+#include <urcu-bp.h>
 #include "base/evloop.h"
-#include "core/core_priv.h"
+#include "base/log.h"
 #include "core/eventfd.h"
+#include "core/irqfd.h"
 #include "core/route.h"
-
-#define SOURCE_USER     0
-#define SOURCE_RESAMPLE 2
+#include "core/vm_priv.h"
 
 struct irqfd {
-  struct irqfd *next;
+  struct irqfd *next;           /* [lock] irqfds.list */
+  struct vm *vm;                /* (o) */
+  u32 gsi;                      /* (o) */
+  struct client_eventfd event, resample_event; /* (o) */
+  struct resampler *resampler;  /* (o) NULL for edge-triggered ones */
+  struct irqfd *resampler_next; /* (r) [lock] */
+};
+
+/* All resampling irqfds of one GSI share a source: an acknowledgement lowers the line once and then tells all of them. */
+struct resampler {
+  struct irq_ack_notifier notifier;
+  struct resampler *next; /* [lock] irqfds.resamplers */
   struct vm *vm;
-  int fd, users_fd;
-  u32 gsi;
-  int resample_fd; /* -1: edge */
-  struct irq_ack_notifier ack;
+  struct irqfd *members;  /* (r) [lock] */
 };
 
 struct irqfds {
-  struct irqfd *list; /* vm->irq_lock */
+  pthread_mutex_t lock;
+  struct irqfd *list;
+  struct resampler *resamplers;
 };
 
-static void fired(void *arg, int fd, u32 events) {
-  struct irqfd *p = arg;
-  u64 count;
-  if (read(fd, &count, sizeof(count)) < 0) return;
-  if (p->resample_fd >= 0) {
-    vm_set_irq(p->vm, SOURCE_RESAMPLE, p->gsi, 1, false);
-    return;
+/* ---- events ---- */
+
+static void on_event(void *arg, int fd, u32 epoll_events) {
+  struct irqfd *i = arg;
+  if (!client_eventfd_take(&i->event)) return;
+  if (i->resampler) {
+    vm_set_irq(i->vm, KVM_IRQFD_RESAMPLE_IRQ_SOURCE_ID, i->gsi, 1, false);
+  } else {
+    vm_set_irq(i->vm, KVM_USERSPACE_IRQ_SOURCE_ID, i->gsi, 1, false);
+    vm_set_irq(i->vm, KVM_USERSPACE_IRQ_SOURCE_ID, i->gsi, 0, false);
   }
-  vm_set_irq(p->vm, SOURCE_USER, p->gsi, 1, false);
-  vm_set_irq(p->vm, SOURCE_USER, p->gsi, 0, false);
 }
 
-/* The guest ended the interrupt: the line falls, and whoever still wants service raises it again. */
-static void resampled(struct irq_ack_notifier *n) {
-  struct irqfd *p = container_of(n, struct irqfd, ack);
-  u64 one = 1;
-  vm_set_irq(p->vm, SOURCE_RESAMPLE, p->gsi, 0, false);
-  if (write(p->resample_fd, &one, sizeof(one)) < 0 && errno != EAGAIN) return;
+static void on_ack(struct irq_ack_notifier *n) {
+  struct resampler *s = container_of(n, struct resampler, notifier);
+  vm_set_irq(s->vm, KVM_IRQFD_RESAMPLE_IRQ_SOURCE_ID, n->gsi, 0, false);
+  rcu_read_lock();
+  for (struct irqfd *i = rcu_dereference(s->members); i; i = rcu_dereference(i->resampler_next)) client_eventfd_signal(&i->resample_event);
+  rcu_read_unlock();
 }
 
-static void irqfd_free(struct irqfd *p) {
-  evloop_del_fd(p->vm->evloop, p->fd);
-  if (p->resample_fd >= 0) {
-    vm_unregister_ack_notifier(p->vm, &p->ack);
-    close(p->resample_fd);
+/* ---- resamplers; lock held ---- */
+
+static struct resampler *find_resampler(struct vm *vm, u32 gsi) {
+  struct resampler *s = vm->irqfds->resamplers;
+  while (s && s->notifier.gsi != gsi) s = s->next;
+  if (s) return s;
+  s = calloc(1, sizeof(*s));
+  if (!s) return NULL;
+  *s = (struct resampler){.notifier = {.gsi = gsi, .acked = on_ack}, .next = vm->irqfds->resamplers, .vm = vm};
+  vm->irqfds->resamplers = s;
+  vm_register_ack_notifier(vm, &s->notifier);
+  return s;
+}
+
+static int resampler_join(struct irqfd *i) {
+  struct resampler *s = find_resampler(i->vm, i->gsi);
+  if (!s) return trace_error(-ENOMEM);
+  i->resampler = s;
+  i->resampler_next = s->members;
+  rcu_assign_pointer(s->members, i);
+  return 0;
+}
+
+static void resampler_leave(struct irqfd *i) {
+  struct resampler *s = i->resampler;
+  struct irqfd **p = &s->members;
+  while (*p != i) p = &(*p)->resampler_next;
+  rcu_assign_pointer(*p, i->resampler_next);
+  synchronize_rcu();
+  if (s->members) return;
+  struct resampler **q = &i->vm->irqfds->resamplers;
+  while (*q != s) q = &(*q)->next;
+  *q = s->next;
+  vm_unregister_ack_notifier(i->vm, &s->notifier);
+  vm_set_irq(i->vm, KVM_IRQFD_RESAMPLE_IRQ_SOURCE_ID, i->gsi, 0, false);
+  free(s);
+}
+
+/* ---- assign and deassign ---- */
+
+static void free_irqfd(struct irqfd *i) {
+  client_eventfd_put(&i->event);
+  client_eventfd_put(&i->resample_event);
+  free(i);
+}
+
+/* lock held.  An event that is pending already is delivered: the watch reports a level. */
+static int attach(struct irqfd *i, bool resample) {
+  for (struct irqfd *o = i->vm->irqfds->list; o; o = o->next)
+    if (o->event.id == i->event.id) return -EBUSY;
+  int r = resample ? resampler_join(i) : 0;
+  if (r) return r;
+  r = evloop_add_fd(i->vm->evloop, i->event.fd, EPOLLIN, on_event, i);
+  if (r) {
+    if (resample) resampler_leave(i);
+    return trace_error(r);
   }
-  close(p->fd);
-  free(p);
+  i->next = i->vm->irqfds->list;
+  i->vm->irqfds->list = i;
+  return 0;
+}
+
+/* lock held.  After return the GSI is not raised any more by this eventfd. */
+static void detach(struct irqfd **p) {
+  struct irqfd *i = *p;
+  *p = i->next;
+  evloop_del_fd(i->vm->evloop, i->event.fd);
+  if (i->resampler) resampler_leave(i);
+  free_irqfd(i);
 }
 
 static int assign(struct vm *vm, const struct kvm_irqfd *args) {
+  if (!vm->arch->irqchip_present(vm)) return trace_error(-EINVAL);
+  struct irqfd *i = calloc(1, sizeof(*i));
+  if (!i) return trace_error(-ENOMEM);
+  *i = (struct irqfd){.vm = vm, .gsi = args->gsi, .event.fd = -1, .resample_event.fd = -1};
   bool resample = args->flags & KVM_IRQFD_FLAG_RESAMPLE;
-  if (resample && !vm->arch->irqchip_present(vm)) return -EINVAL;
-  struct irqfd *p = calloc(1, sizeof(*p));
-  if (!p) return -ENOMEM;
-  *p = (struct irqfd){.vm = vm, .users_fd = (int)args->fd, .gsi = args->gsi, .resample_fd = -1, .ack = {.gsi = args->gsi, .acked = resampled}};
-  p->fd = fcntl((int)args->fd, F_DUPFD_CLOEXEC, 0);
-  int r = p->fd < 0 ? -EBADF : 0;
-  if (!r && resample && (p->resample_fd = fcntl((int)args->resamplefd, F_DUPFD_CLOEXEC, 0)) < 0) r = -EBADF;
-  pthread_mutex_lock(&vm->irq_lock);
-  for (struct irqfd *q = vm->irqfds->list; !r && q; q = q->next)
-    if (q->users_fd == p->users_fd) r = -EBUSY;
+  int r = client_eventfd_get((int)args->fd, &i->event);
+  if (!r && resample) r = client_eventfd_get((int)args->resamplefd, &i->resample_event);
   if (!r) {
-    p->next = vm->irqfds->list;
-    vm->irqfds->list = p;
+    pthread_mutex_lock(&vm->irqfds->lock);
+    r = attach(i, resample);
+    pthread_mutex_unlock(&vm->irqfds->lock);
   }
-  pthread_mutex_unlock(&vm->irq_lock);
-  if (r) {
-    if (p->fd >= 0) close(p->fd);
-    if (p->resample_fd >= 0) close(p->resample_fd);
-    free(p);
-    return r;
-  }
-  if (resample) vm_register_ack_notifier(vm, &p->ack);
-  return evloop_add_fd(vm->evloop, p->fd, EPOLLIN, fired, p);
+  if (r) free_irqfd(i);
+  return r;
 }
 
+/* As in KVM, nothing to deassign is not an error. */
 static int deassign(struct vm *vm, const struct kvm_irqfd *args) {
-  struct irqfd *gone = NULL;
-  pthread_mutex_lock(&vm->irq_lock);
-  for (struct irqfd **at = &vm->irqfds->list; *at;) {
-    struct irqfd *p = *at;
-    if (p->users_fd == (int)args->fd && p->gsi == args->gsi) {
-      *at = p->next;
-      p->next = gone;
-      gone = p;
-    } else {
-      at = &p->next;
-    }
+  u64 id;
+  int r = client_eventfd_id((int)args->fd, &id);
+  if (r) return r;
+  pthread_mutex_lock(&vm->irqfds->lock);
+  for (struct irqfd **p = &vm->irqfds->list; *p;) {
+    if ((*p)->event.id == id && (*p)->gsi == args->gsi) detach(p);
+    else p = &(*p)->next;
   }
-  pthread_mutex_unlock(&vm->irq_lock);
-  for (struct irqfd *next; gone; gone = next) next = gone->next, irqfd_free(gone);
+  pthread_mutex_unlock(&vm->irqfds->lock);
   return 0;
 }
 
 int vm_irqfd(struct vm *vm, const struct kvm_irqfd *args) {
-  if (args->flags & ~(KVM_IRQFD_FLAG_DEASSIGN | KVM_IRQFD_FLAG_RESAMPLE)) return -EINVAL;
-  if (args->flags & KVM_IRQFD_FLAG_DEASSIGN) return deassign(vm, args);
-  if (!vm->arch->irqchip_present(vm)) return -EAGAIN;
-  return assign(vm, args);
+  if (args->flags & ~(KVM_IRQFD_FLAG_DEASSIGN | KVM_IRQFD_FLAG_RESAMPLE)) return trace_error(-EINVAL);
+  return args->flags & KVM_IRQFD_FLAG_DEASSIGN ? deassign(vm, args) : assign(vm, args);
 }
 
-int routing_init_irqfds(struct vm *vm);
-int routing_init_irqfds(struct vm *vm) {
+/* ---- life cycle ---- */
+
+int irqfds_create(struct vm *vm) {
   vm->irqfds = calloc(1, sizeof(*vm->irqfds));
-  return vm->irqfds ? 0 : -ENOMEM;
+  if (!vm->irqfds) return trace_error(-ENOMEM);
+  pthread_mutex_init(&vm->irqfds->lock, NULL);
+  return 0;
+}
+
+void irqfds_release(struct vm *vm) {
+  pthread_mutex_lock(&vm->irqfds->lock);
+  while (vm->irqfds->list) detach(&vm->irqfds->list);
+  pthread_mutex_unlock(&vm->irqfds->lock);
 }
 
 void irqfds_destroy(struct vm *vm) {
-  if (!vm->irqfds) return;
-  for (struct irqfd *p = vm->irqfds->list, *next; p; p = next) next = p->next, irqfd_free(p);
   free(vm->irqfds);
   vm->irqfds = NULL;
 }

@@ -5,6 +5,12 @@
 #include <linux/kvm.h>
 #include "core/vm.h"
 
+/* Sources of a shared line. */
+#ifndef KVM_USERSPACE_IRQ_SOURCE_ID
+#define KVM_USERSPACE_IRQ_SOURCE_ID      0
+#define KVM_IRQFD_RESAMPLE_IRQ_SOURCE_ID 2
+#endif
+
 /* One published route.  set() is the architecture's: level 1/0; source is KVM_USERSPACE_IRQ_SOURCE_ID (0) or an irqfd resample
  * source (2).  Returns <0 ignored, 0 coalesced, >0 number of vCPUs it was delivered to. */
 struct irq_route_entry {
@@ -20,6 +26,8 @@ struct irq_route_entry {
 int vm_set_irq(struct vm *vm, int source, u32 gsi, int level, bool line_status);
 /* KVM_SET_GSI_ROUTING; entries are the user's, n at most 4096. */
 int vm_set_routing(struct vm *vm, const struct kvm_irq_routing_entry *entries, unsigned n, unsigned flags);
+/* KVM_SIGNAL_MSI: the result of delivery; -EINVAL without interrupt controllers or for unknown flags. */
+int vm_signal_msi(struct vm *vm, const struct kvm_msi *msi);
 /* Calls fn for every route of gsi / every route of the VM.  RCU read lock held by the caller. */
 void vm_for_each_route(struct vm *vm, void (*fn)(const struct irq_route_entry *e, void *arg), void *arg);
 

@@ -36,12 +36,14 @@ static int create_parts(struct vm *vm) {
   if (!r) r = io_buses_create(vm);
   if (!r) r = coalesced_create(vm);
   if (!r) r = routing_create(vm);
+  if (!r) r = irqfds_create(vm);
   return r;
 }
 
 /* Reverse order of creation; parts that were never made are NULL. */
 static void destroy_parts(struct vm *vm) {
   if (vm->priv) {
+    irqfds_destroy(vm);
     routing_destroy(vm);
     ioeventfds_destroy(vm);
     io_buses_destroy(vm);

@@ -30,7 +30,7 @@ struct vm {
   struct memslots *slots[2];        /* (r) [s] one per address space */
   struct io_bus *bus[BUS_KINDS];    /* (r) [s] */
   struct irq_routing *routing;      /* (r) [i] */
-  struct irqfds *irqfds;            /* [i] */
+  struct irqfds *irqfds;            /* (o) core/irqfd.c, with a lock of its own */
   struct vcpu **vcpus;              /* max_vcpus slots, filled in index order, entry published before n_vcpus */
   _Atomic unsigned n_vcpus;
   struct evloop *evloop;            /* the VM's service thread: timers and irqfds; started by first use */

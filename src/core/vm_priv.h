@@ -8,7 +8,6 @@
 struct coalesced_zone;
 struct ioeventfd;
 struct irq_ack_notifier;
-struct resampler;
 
 /* Legend as in vm.h; [g] ring_lock */
 struct vm_priv {
@@ -20,7 +19,6 @@ struct vm_priv {
   struct coalesced_zone *zones;          /* [s] */
   struct ioeventfd *ioeventfds;          /* [s] */
   struct irq_ack_notifier *ack_notifiers;/* (r) [i] */
-  struct resampler *resamplers;          /* [i] */
 };
 
 /* The VM ends: frees the vCPU, which nobody can reach any more. */
@@ -35,7 +33,9 @@ void coalesced_destroy(struct vm *vm);
 void ioeventfds_destroy(struct vm *vm);
 int routing_create(struct vm *vm);
 void routing_destroy(struct vm *vm);
+int irqfds_create(struct vm *vm);
 void irqfds_release(struct vm *vm);
+void irqfds_destroy(struct vm *vm);
 
 /* The published slot with this id, or NULL.  slots_lock held. */
 const struct memslot *memslot_by_id_locked(struct vm *vm, unsigned as_id, unsigned id);

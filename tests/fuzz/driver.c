@@ -36,7 +36,9 @@ static uint64_t rnd(void) {
   return rng_state * 0x2545f4914f6cdd1dull;
 }
 
-static size_t below(size_t n) { return n ? (size_t)(rnd() % n) : 0; }
+static size_t below(size_t n) {
+  return n ? (size_t)(rnd() % n) : 0;
+}
 
 /* Async-signal-safe. */
 static void on_crash(int sig) {
@@ -90,7 +92,23 @@ static void read_seed(const char *path) {
 
 /* Values at which parsers go wrong. */
 static uint64_t odd_value(void) {
-  static const uint64_t values[] = {0, 1, 2, 0x7f, 0x80, 0xff, 0x7fff, 0x8000, 0xffff, 0x7fffffff, 0x80000000, 0xffffffff, 0x7fffffffffffffff, 0x8000000000000000, UINT64_MAX, 0xfff, 0x1000};
+  static const uint64_t values[] = {0,
+                                    1,
+                                    2,
+                                    0x7f,
+                                    0x80,
+                                    0xff,
+                                    0x7fff,
+                                    0x8000,
+                                    0xffff,
+                                    0x7fffffff,
+                                    0x80000000,
+                                    0xffffffff,
+                                    0x7fffffffffffffff,
+                                    0x8000000000000000,
+                                    UINT64_MAX,
+                                    0xfff,
+                                    0x1000};
   uint64_t v = values[below(sizeof(values) / sizeof(values[0]))];
   return below(4) ? v : v - below(64);
 }
@@ -100,14 +118,22 @@ static void mutate(uint8_t *data, size_t *len, size_t max) {
     size_t at = below(*len), width = (size_t)1 << below(4);
     uint64_t value = odd_value();
     switch (below(6)) {
-    case 0: if (*len) data[at] ^= (uint8_t)(1u << below(8)); break;
-    case 1: if (*len) data[at] = (uint8_t)rnd(); break;
-    case 2: if (at + width <= *len) memcpy(data + at, &value, width); break;
-    case 3: *len = at; break; /* truncate */
-    case 4:                   /* grow */
+    case 0:
+      if (*len) data[at] ^= (uint8_t)(1u << below(8));
+      break;
+    case 1:
+      if (*len) data[at] = (uint8_t)rnd();
+      break;
+    case 2:
+      if (at + width <= *len) memcpy(data + at, &value, width);
+      break;
+    case 3:
+      *len = at;
+      break; /* truncate */
+    case 4:  /* grow */
       for (size_t n = below(64); n && *len < max; n--) data[(*len)++] = (uint8_t)rnd();
       break;
-    default:                  /* copy a piece over another */
+    default: /* copy a piece over another */
       if (*len) {
         size_t n = below(*len - at < 64 ? *len - at : 64), from = below(*len - n);
         memmove(data + at, data + from, n);
@@ -139,10 +165,14 @@ int main(int argc, char **argv) {
   size_t max = 1 << 16;
   int opt;
   while ((opt = getopt(argc, argv, "n:s:l:")) != -1) {
-    if (opt == 'n') iterations = strtoul(optarg, NULL, 10);
-    else if (opt == 's') rng_state = strtoull(optarg, NULL, 10) | 1;
-    else if (opt == 'l') max = strtoul(optarg, NULL, 10);
-    else return 2;
+    if (opt == 'n')
+      iterations = strtoul(optarg, NULL, 10);
+    else if (opt == 's')
+      rng_state = strtoull(optarg, NULL, 10) | 1;
+    else if (opt == 'l')
+      max = strtoul(optarg, NULL, 10);
+    else
+      return 2;
   }
   const int signals[] = {SIGSEGV, SIGBUS, SIGABRT, SIGFPE, SIGILL};
   for (int i = 0; i < 5; i++) signal(signals[i], on_crash);

@@ -23,7 +23,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
   char err[BOOT_ERR_LEN] = "";
   struct boot_entry entry;
   const struct boot_ram ram = {.piece = {{0, MEMORY, memory()}}};
-  const struct boot_request req = {.ram = &ram, .cmdline = "console=ttyS0", .initrd = initrd, .initrd_len = sizeof(initrd), .rsdp = 0xe0000};
+  const struct boot_request req = {
+      .ram = &ram, .cmdline = "console=ttyS0", .initrd = initrd, .initrd_len = sizeof(initrd), .rsdp = 0xe0000};
   if (!ram.piece[0].host) return 0;
   struct boot_image *image = boot_image_open(data, size, err);
   if (!image) {
@@ -42,17 +43,30 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
 const uint8_t *fuzz_seed_input(unsigned i, size_t *size) {
   static struct kernel_file k, inner;
   switch (i) {
-  case 0: make_elf(&k, true, 0x100000); break;
-  case 1: make_elf(&k, false, 0x100000); break;
-  case 2: make_pvh(&k, 0x200000, 0x200004); break;
-  case 3: make_multiboot_elf(&k, 0x100000); break;
-  case 4: make_multiboot_raw(&k, 0x100000); break;
-  case 5: make_bzimage(&k, true, "no known method of packing", 26); break;
+  case 0:
+    make_elf(&k, true, 0x100000);
+    break;
+  case 1:
+    make_elf(&k, false, 0x100000);
+    break;
+  case 2:
+    make_pvh(&k, 0x200000, 0x200004);
+    break;
+  case 3:
+    make_multiboot_elf(&k, 0x100000);
+    break;
+  case 4:
+    make_multiboot_raw(&k, 0x100000);
+    break;
+  case 5:
+    make_bzimage(&k, true, "no known method of packing", 26);
+    break;
   case 6:
     make_elf(&inner, true, 0x1000000);
     make_bzimage(&k, true, inner.data, inner.len);
     break;
-  default: return NULL;
+  default:
+    return NULL;
   }
   *size = k.len;
   return k.data;

@@ -49,7 +49,9 @@ void aml_bytes(struct aml *a, const void *data, size_t len) {
   a->len += len;
 }
 
-void aml_byte(struct aml *a, uint8_t b) { aml_bytes(a, &b, 1); }
+void aml_byte(struct aml *a, uint8_t b) {
+  aml_bytes(a, &b, 1);
+}
 
 static void op_with(struct aml *a, uint8_t op, uint64_t value, size_t len) {
   aml_byte(a, op);
@@ -57,11 +59,16 @@ static void op_with(struct aml *a, uint8_t op, uint64_t value, size_t len) {
 }
 
 void aml_int(struct aml *a, uint64_t value) {
-  if (value <= 1) aml_byte(a, value ? OP_ONE : OP_ZERO);
-  else if (value <= UINT8_MAX) op_with(a, OP_BYTE, value, 1);
-  else if (value <= UINT16_MAX) op_with(a, OP_WORD, value, 2);
-  else if (value <= UINT32_MAX) op_with(a, OP_DWORD, value, 4);
-  else op_with(a, OP_QWORD, value, 8);
+  if (value <= 1)
+    aml_byte(a, value ? OP_ONE : OP_ZERO);
+  else if (value <= UINT8_MAX)
+    op_with(a, OP_BYTE, value, 1);
+  else if (value <= UINT16_MAX)
+    op_with(a, OP_WORD, value, 2);
+  else if (value <= UINT32_MAX)
+    op_with(a, OP_DWORD, value, 4);
+  else
+    op_with(a, OP_QWORD, value, 8);
 }
 
 void aml_string(struct aml *a, const char *text) {
@@ -69,12 +76,15 @@ void aml_string(struct aml *a, const char *text) {
   aml_bytes(a, text, strlen(text) + 1);
 }
 
-static unsigned hex(char c) { return c <= '9' ? (unsigned)(c - '0') : (unsigned)(c - 'A' + 10); }
+static unsigned hex(char c) {
+  return c <= '9' ? (unsigned)(c - '0') : (unsigned)(c - 'A' + 10);
+}
 
 /* Three letters of 5 bits, four hexadecimal digits, big endian (ACPI 6.4, 19.6.36). */
 void aml_eisaid(struct aml *a, const char *id) {
   unsigned letters = (id[0] - 0x40u) << 10 | (id[1] - 0x40u) << 5 | (id[2] - 0x40u);
-  uint8_t be[4] = {(uint8_t)(letters >> 8), (uint8_t)letters, (uint8_t)(hex(id[3]) << 4 | hex(id[4])), (uint8_t)(hex(id[5]) << 4 | hex(id[6]))};
+  uint8_t be[4] = {(uint8_t)(letters >> 8), (uint8_t)letters, (uint8_t)(hex(id[3]) << 4 | hex(id[4])),
+                   (uint8_t)(hex(id[5]) << 4 | hex(id[6]))};
   aml_byte(a, OP_DWORD);
   aml_bytes(a, be, 4);
 }
@@ -200,7 +210,8 @@ enum { SPACE_MEMORY = 0, SPACE_IO = 1, SPACE_BUS = 2 };
 enum { DESC_WORD = 0x88, DESC_DWORD = 0x87, DESC_QWORD = 0x8a };
 
 /* Producer, positive decode, minimum and maximum fixed; granularity 0, translation 0. */
-static void address_space(struct aml *a, uint8_t desc, unsigned width, uint8_t space, uint8_t specific, uint64_t first, uint64_t last) {
+static void address_space(struct aml *a, uint8_t desc, unsigned width, uint8_t space, uint8_t specific, uint64_t first,
+                          uint64_t last) {
   const uint64_t fields[] = {0, first, last, 0, last - first + 1};
   uint16_t len = (uint16_t)(3 + 5 * width);
   uint8_t head[] = {desc, (uint8_t)len, (uint8_t)(len >> 8), space, 0x0c, specific};
@@ -208,8 +219,12 @@ static void address_space(struct aml *a, uint8_t desc, unsigned width, uint8_t s
   for (size_t i = 0; i < 5; i++) aml_bytes(a, &fields[i], width);
 }
 
-void aml_crs_bus(struct aml *a, uint16_t first, uint16_t last) { address_space(a, DESC_WORD, 2, SPACE_BUS, 0, first, last); }
-void aml_crs_io_window(struct aml *a, uint16_t first, uint16_t last) { address_space(a, DESC_WORD, 2, SPACE_IO, 3, first, last); }
+void aml_crs_bus(struct aml *a, uint16_t first, uint16_t last) {
+  address_space(a, DESC_WORD, 2, SPACE_BUS, 0, first, last);
+}
+void aml_crs_io_window(struct aml *a, uint16_t first, uint16_t last) {
+  address_space(a, DESC_WORD, 2, SPACE_IO, 3, first, last);
+}
 void aml_crs_memory32_window(struct aml *a, uint32_t first, uint32_t last) {
   address_space(a, DESC_DWORD, 4, SPACE_MEMORY, 1, first, last);
 }

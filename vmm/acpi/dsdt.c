@@ -15,16 +15,18 @@ static const struct isa_device {
   } io[2];
   uint8_t irq;
 } isa_devices[] = {
-  {"COM1", "PNP0501", false, {{0x3f8, 8}}, 4},
-  {"RTC_", "PNP0B00", false, {{0x70, 2}}, 8},
-  {"PVPC", "QEMU0001", true, {{PVPANIC_PORT, 1}}, 0}, /* the id that guests know the pvpanic port by */
+    {"COM1", "PNP0501", false, {{0x3f8, 8}}, 4},
+    {"RTC_", "PNP0B00", false, {{0x70, 2}}, 8},
+    {"PVPC", "QEMU0001", true, {{PVPANIC_PORT, 1}}, 0}, /* the id that guests know the pvpanic port by */
 };
 
 static void add_isa_device(struct aml *a, const struct isa_device *d) {
   size_t dev = aml_device(a, d->name);
   aml_name(a, "_HID");
-  if (d->hid_is_string) aml_string(a, d->hid);
-  else aml_eisaid(a, d->hid);
+  if (d->hid_is_string)
+    aml_string(a, d->hid);
+  else
+    aml_eisaid(a, d->hid);
   aml_name_int(a, "_UID", 0);
   aml_name_int(a, "_STA", 0xf);
   struct aml_crs crs = aml_crs_begin(a, "_CRS");

@@ -63,7 +63,8 @@ static void put(struct mp_writer *w, const void *entry, size_t len) {
   w->entries++;
 }
 
-static void put_int(struct mp_writer *w, uint8_t type, uint8_t kind, uint16_t flags, uint8_t bus, uint8_t irq, uint8_t apic, uint8_t pin) {
+static void put_int(struct mp_writer *w, uint8_t type, uint8_t kind, uint16_t flags, uint8_t bus, uint8_t irq, uint8_t apic,
+                    uint8_t pin) {
   struct mp_int e = {type, kind, flags, bus, irq, apic, pin};
   put(w, &e, sizeof(e));
 }
@@ -76,7 +77,8 @@ static void put_interrupts(struct mp_writer *w, const struct firmware_config *co
   for (unsigned slot = 0; config->pci && slot < 32; slot++)
     for (unsigned pin = 0; pin < 4 && config->slot_present(config->opaque, slot); pin++)
       /* D.3: a PCI source is the device number in bits 6-2 and the pin in bits 1-0. */
-      put_int(w, MP_IOINT, MP_INT, MP_LEVEL_HIGH, BUS_PCI, (uint8_t)(slot << 2 | pin), ioapic, (uint8_t)config->intx_gsi(slot, pin));
+      put_int(w, MP_IOINT, MP_INT, MP_LEVEL_HIGH, BUS_PCI, (uint8_t)(slot << 2 | pin), ioapic,
+              (uint8_t)config->intx_gsi(slot, pin));
   put_int(w, MP_LINT, MP_EXTINT, 0, BUS_ISA, 0, 0, 0);
   put_int(w, MP_LINT, MP_NMI, 0, BUS_ISA, 0, MP_ALL_LAPICS, 1);
 }
@@ -87,7 +89,8 @@ int mptable_build(const struct firmware_config *config, uint8_t *area, uint64_t 
   struct mp_header *h = (struct mp_header *)(area + sizeof(*ptr));
   struct mp_writer w = {(uint8_t *)(h + 1), area + len, 0, false};
   for (unsigned i = 0; i < cpus; i++) {
-    struct mp_cpu e = {MP_CPU, (uint8_t)i, APIC_VERSION, (uint8_t)(MP_CPU_ENABLED | (i == 0 ? MP_CPU_BSP : 0)), 0x600, 0x201, {0, 0}};
+    struct mp_cpu e = {MP_CPU, (uint8_t)i, APIC_VERSION, (uint8_t)(MP_CPU_ENABLED | (i == 0 ? MP_CPU_BSP : 0)),
+                       0x600,  0x201,      {0, 0}};
     put(&w, &e, sizeof(e));
   }
   if (config->pci) put(&w, &(struct mp_bus){MP_BUS, BUS_PCI, {'P', 'C', 'I', ' ', ' ', ' '}}, sizeof(struct mp_bus));
@@ -96,7 +99,8 @@ int mptable_build(const struct firmware_config *config, uint8_t *area, uint64_t 
   put(&w, &(struct mp_ioapic){MP_IOAPIC, ioapic, IOAPIC_VERSION, 1, LAYOUT_IOAPIC}, sizeof(struct mp_ioapic));
   put_interrupts(&w, config, ioapic);
   if (w.overflow) return -1;
-  *h = (struct mp_header){.length = (uint16_t)(w.at - (uint8_t *)h), .revision = 4, .entries = (uint16_t)w.entries, .lapic = LAYOUT_LAPIC};
+  *h = (struct mp_header){
+      .length = (uint16_t)(w.at - (uint8_t *)h), .revision = 4, .entries = (uint16_t)w.entries, .lapic = LAYOUT_LAPIC};
   memcpy(h->signature, "PCMP", 4);
   memcpy(h->oem_id, "UVIRT   ", 8);
   memcpy(h->product_id, "UVIRTVM     ", 12);

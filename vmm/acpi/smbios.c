@@ -58,7 +58,8 @@ int smbios_build(const struct firmware_config *config, uint8_t *area, uint64_t g
   put(&w, 3, chassis, sizeof(chassis), (const char *const[]){"uvirt", NULL});
   put(&w, 127, NULL, 0, none);
   if (w.overflow) return -1;
-  *e = (struct smbios3_entry){.length = sizeof(*e), .major = 3, .minor = 4, .revision = 1, .max_size = (uint32_t)(w.at - (area + 32)), .table = gpa + 32};
+  *e = (struct smbios3_entry){
+      .length = sizeof(*e), .major = 3, .minor = 4, .revision = 1, .max_size = (uint32_t)(w.at - (area + 32)), .table = gpa + 32};
   memcpy(e->anchor, "_SM3_", 5);
   e->checksum = table_checksum(e, sizeof(*e));
   return 0;

@@ -8,9 +8,9 @@
 
 /* Ports of the ACPI fixed hardware (vmm/dev/acpi_pm.c answers there). */
 enum {
-  ACPI_PM1_EVT = 0x600,  /* status, enable: 2 bytes each */
-  ACPI_PM1_CNT = 0x604,  /* 2 bytes */
-  ACPI_PM_TMR = 0x608,   /* 4 bytes */
+  ACPI_PM1_EVT = 0x600, /* status, enable: 2 bytes each */
+  ACPI_PM1_CNT = 0x604, /* 2 bytes */
+  ACPI_PM_TMR = 0x608,  /* 4 bytes */
   ACPI_RESET_PORT = 0xcf9,
   ACPI_RESET_VALUE = 0x06,
   ACPI_SLP_TYP_S5 = 5,
@@ -20,11 +20,11 @@ enum {
 
 /* What the tables describe. */
 struct firmware_config {
-  unsigned cpus;       /* APIC ids 0 .. cpus-1 */
+  unsigned cpus; /* APIC ids 0 .. cpus-1 */
   uint64_t memory;
   bool pci;
   uint32_t pci_mmio_base, pci_mmio_last;
-  uint64_t ecam_base;  /* 0: none */
+  uint64_t ecam_base; /* 0: none */
   unsigned (*intx_gsi)(unsigned slot, unsigned pin);
   bool (*slot_present)(void *opaque, unsigned slot);
   void *opaque;

@@ -17,10 +17,13 @@
 
 enum { FLUSH_AT = CONSOLE_OUTPUT / 4, FLUSH_DELAY_NS = 10000000, WRITE_MAX = 4096, ESCAPE_KEY = 1 /* Ctrl-A */ };
 
-static int none_open(struct console *con, const char *path, char *err) { return 0; }
+static int none_open(struct console *con, const char *path, char *err) {
+  return 0;
+}
 static const struct console_kind console_kind_none = {"none", false, none_open, NULL};
 
-static const struct console_kind *const kinds[] = {&console_kind_stdio, &console_kind_pty, &console_kind_file, &console_kind_none};
+static const struct console_kind *const kinds[] = {&console_kind_stdio, &console_kind_pty, &console_kind_file,
+                                                   &console_kind_none};
 
 int console_fail(char *err, const char *fmt, ...) {
   va_list ap;
@@ -149,7 +152,7 @@ void console_flush(struct console *con) {
 
 /* ---- input ---- */
 
-static const char help[] = "\r\nuvirt: Ctrl-A x  quit\r\nuvirt: Ctrl-A h  this help\r\nuvirt: Ctrl-A Ctrl-A  send Ctrl-A\r\n";
+static const char help[] = "\nuvirt: Ctrl-A x  quit\nuvirt: Ctrl-A h  this help\nuvirt: Ctrl-A Ctrl-A  send Ctrl-A\n";
 
 /* The key after Ctrl-A.  Returns whether the byte goes to the guest. */
 static bool escape_command(struct console *con, uint8_t key) {
@@ -268,8 +271,10 @@ struct console *console_open(struct vmm *vmm, const char *spec, char err[CONSOLE
   con->in_fd = con->out_fd = con->keep_fd = -1;
   pthread_mutex_init(&con->lock, NULL);
   con->timer = vmm_timer_create(con->loop, on_flush_timer, con);
-  if (!con->timer) console_fail(err, "out of memory");
-  else if (kind->open(con, path, err) == 0) return con;
+  if (!con->timer)
+    console_fail(err, "out of memory");
+  else if (kind->open(con, path, err) == 0)
+    return con;
   release(con);
   return NULL;
 }

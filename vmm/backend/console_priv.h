@@ -23,19 +23,19 @@ struct console {
   bool escapes;                    /* (o) Ctrl-A is the escape key */
   bool drop;                       /* (o) output that nobody reads is dropped */
   pthread_mutex_t lock;
-  uint8_t in[CONSOLE_INPUT];       /* [l] ring */
-  size_t in_head, in_len;          /* [l] */
-  bool in_watched, in_eof;         /* [l] */
-  uint8_t out[CONSOLE_OUTPUT];     /* [l] flat, out_len bytes queued */
-  size_t out_len;                  /* [l] */
-  bool out_blocked;                /* [l] out_fd is in the loop for EPOLLOUT */
-  bool timer_armed;                /* [l] */
-  bool starved;                    /* [l] the device met a full queue and waits for on_room */
-  bool escape_seen;                /* [m] */
-  struct vmm_timer *timer;         /* (o) */
-  void (*on_input)(void *dev);     /* (o) */
-  void (*on_room)(void *dev);      /* (o) */
-  void *dev;                       /* (o) */
+  uint8_t in[CONSOLE_INPUT];   /* [l] ring */
+  size_t in_head, in_len;      /* [l] */
+  bool in_watched, in_eof;     /* [l] */
+  uint8_t out[CONSOLE_OUTPUT]; /* [l] flat, out_len bytes queued */
+  size_t out_len;              /* [l] */
+  bool out_blocked;            /* [l] out_fd is in the loop for EPOLLOUT */
+  bool timer_armed;            /* [l] */
+  bool starved;                /* [l] the device met a full queue and waits for on_room */
+  bool escape_seen;            /* [m] */
+  struct vmm_timer *timer;     /* (o) */
+  void (*on_input)(void *dev); /* (o) */
+  void (*on_room)(void *dev);  /* (o) */
+  void *dev;                   /* (o) */
 };
 
 /* One kind of back end.  open: sets the descriptors and flags; -1 and err.  close may be NULL. */

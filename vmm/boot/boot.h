@@ -55,13 +55,14 @@ enum boot_mode {
 struct boot_entry {
   enum boot_mode mode;
   uint64_t rip, rsp, rax, rbx, rsi;
-  uint64_t cr3;       /* BOOT_LONG64 */
-  uint64_t gdt;       /* address and length of the descriptor table in guest memory */
+  uint64_t cr3; /* BOOT_LONG64 */
+  uint64_t gdt; /* address and length of the descriptor table in guest memory */
   uint16_t gdt_limit;
   uint16_t cs, ds, tr;
 };
 
 /* Places the kernel, its parameters and the initrd.  0, or -1 and a sentence in err. */
-int boot_image_load(const struct boot_image *image, const struct boot_request *req, struct boot_entry *entry, char err[BOOT_ERR_LEN]);
+int boot_image_load(const struct boot_image *image, const struct boot_request *req, struct boot_entry *entry,
+                    char err[BOOT_ERR_LEN]);
 
 #endif

@@ -18,7 +18,7 @@ struct elf_image {
   const uint8_t *data;
   size_t len;
   bool is64;
-  uint64_t entry;      /* physical */
+  uint64_t entry; /* physical */
   bool has_pvh;
   uint32_t pvh_entry;
   unsigned count;
@@ -29,11 +29,11 @@ struct elf_image {
 /* Linux's setup header (Linux: Documentation/arch/x86/boot.rst) reduced to what a loader decides on. */
 struct linux_header {
   uint16_t version;
-  bool is64;          /* XLF_KERNEL_64: has the 64-bit entry at 0x200 */
+  bool is64; /* XLF_KERNEL_64: has the 64-bit entry at 0x200 */
   bool relocatable;
   uint32_t cmdline_max;
-  uint64_t load, need;  /* preferred load address; bytes of memory needed there */
-  uint64_t initrd_max;  /* highest address that an initrd may occupy */
+  uint64_t load, need;          /* preferred load address; bytes of memory needed there */
+  uint64_t initrd_max;          /* highest address that an initrd may occupy */
   size_t code_offset, code_len; /* protected-mode part in the file */
 };
 
@@ -71,7 +71,8 @@ int elf_place(const struct elf_image *elf, const struct boot_ram *ram, char *err
 
 /* place.c: the pieces every loader needs. */
 bool ranges_overlap(uint64_t a, uint64_t alen, uint64_t b, uint64_t blen);
-int boot_copy_in(const struct boot_ram *ram, uint64_t gpa, const void *data, uint64_t filesz, uint64_t memsz, const char *what, char *err);
+int boot_copy_in(const struct boot_ram *ram, uint64_t gpa, const void *data, uint64_t filesz, uint64_t memsz, const char *what,
+                 char *err);
 int boot_place_cmdline(const struct boot_request *req, uint32_t max, char *err);
 /* Puts the initrd as high as it goes below limit, above floor.  *gpa is 0 without an initrd. */
 int boot_place_initrd(const struct boot_request *req, uint64_t floor, uint64_t limit, uint64_t *gpa, char *err);
@@ -92,8 +93,14 @@ void linux_fill_zero_page(const struct boot_request *req, const uint8_t *setup, 
 /* unpack.c: the payload of a compressed kernel.  *name says the method (or "unknown"); NULL when it cannot be unpacked. */
 uint8_t *unpack_payload(const uint8_t *data, size_t len, size_t *out_len, const char **name);
 
-static inline uint16_t get16(const uint8_t *p) { return (uint16_t)(p[0] | p[1] << 8); }
-static inline uint32_t get32(const uint8_t *p) { return get16(p) | (uint32_t)get16(p + 2) << 16; }
-static inline uint64_t get64(const uint8_t *p) { return get32(p) | (uint64_t)get32(p + 4) << 32; }
+static inline uint16_t get16(const uint8_t *p) {
+  return (uint16_t)(p[0] | p[1] << 8);
+}
+static inline uint32_t get32(const uint8_t *p) {
+  return get16(p) | (uint32_t)get16(p + 2) << 16;
+}
+static inline uint64_t get64(const uint8_t *p) {
+  return get32(p) | (uint64_t)get32(p + 4) << 32;
+}
 
 #endif

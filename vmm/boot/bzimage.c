@@ -44,8 +44,11 @@ static void copy_version(const uint8_t *data, size_t len, char *out, size_t out_
 static int read_header(struct linux_header *h, const uint8_t *data, size_t len, char *err) {
   if (len < 0x268) return boot_fail(err, "the bzImage is truncated: its setup header is incomplete");
   *h = (struct linux_header){.version = get16(data + HDR_VERSION)};
-  if (h->version < 0x202) return boot_fail(err, "the bzImage speaks boot protocol %u.%02u; 2.02 or later is needed", h->version >> 8, h->version & 0xff);
-  if (!(data[HDR_LOADFLAGS] & LOADED_HIGH)) return boot_fail(err, "the kernel is a zImage, which loads below 1 MiB; only bzImage is supported");
+  if (h->version < 0x202)
+    return boot_fail(err, "the bzImage speaks boot protocol %u.%02u; 2.02 or later is needed", h->version >> 8,
+                     h->version & 0xff);
+  if (!(data[HDR_LOADFLAGS] & LOADED_HIGH))
+    return boot_fail(err, "the kernel is a zImage, which loads below 1 MiB; only bzImage is supported");
   unsigned sects = data[HDR_SETUP_SECTS] ? data[HDR_SETUP_SECTS] : 4;
   h->code_offset = ((size_t)sects + 1) * 512;
   uint64_t announced = (uint64_t)(h->version >= 0x204 ? get32(data + HDR_SYSSIZE) : get16(data + HDR_SYSSIZE)) * 16;
@@ -59,7 +62,8 @@ static int read_header(struct linux_header *h, const uint8_t *data, size_t len, 
   h->relocatable = h->version >= 0x205 && data[HDR_RELOCATABLE];
   h->cmdline_max = h->version >= 0x206 ? get32(data + HDR_CMDLINE_SIZE) : 255;
   h->initrd_max = h->version >= 0x203 ? get32(data + HDR_INITRD_MAX) : 0x37ffffff;
-  h->load = h->version >= 0x20a && get64(data + HDR_PREF_ADDRESS) ? get64(data + HDR_PREF_ADDRESS) : get32(data + HDR_CODE32_START);
+  h->load =
+      h->version >= 0x20a && get64(data + HDR_PREF_ADDRESS) ? get64(data + HDR_PREF_ADDRESS) : get32(data + HDR_CODE32_START);
   h->need = h->version >= 0x20a ? get32(data + HDR_INIT_SIZE) : 0;
   if (h->need < h->code_len) h->need = h->code_len;
   return 0;
@@ -76,7 +80,8 @@ static bool open_payload(struct boot_image *image, const uint8_t *data, const ch
   uint8_t *out = unpack_payload(data + h->code_offset + offset, plen, &out_len, method);
   if (!out) return false;
   char ignored[BOOT_ERR_LEN];
-  if (out_len < SELFMAG || memcmp(out, ELFMAG, SELFMAG) != 0 || elf_parse(&image->elf, out, out_len, ignored) || image->elf.is64 != h->is64) {
+  if (out_len < SELFMAG || memcmp(out, ELFMAG, SELFMAG) != 0 || elf_parse(&image->elf, out, out_len, ignored) ||
+      image->elf.is64 != h->is64) {
     free(out);
     return false;
   }
@@ -99,13 +104,14 @@ static int bz_open(struct boot_image *image, const uint8_t *data, size_t len, ch
     memcpy(image->data, data + image->linux_hdr.code_offset, image->len);
   }
   copy_version(data, len, version, sizeof(version));
-  snprintf(image->text, sizeof(image->text), "Linux bzImage %s, %s-bit, %s payload %s", version, image->linux_hdr.is64 ? "64" : "32", method,
-           unpacked ? "unpacked by the VMM" : "left to the guest to unpack");
+  snprintf(image->text, sizeof(image->text), "Linux bzImage %s, %s-bit, %s payload %s", version,
+           image->linux_hdr.is64 ? "64" : "32", method, unpacked ? "unpacked by the VMM" : "left to the guest to unpack");
   return 0;
 }
 
 /* The unpacked kernel runs at its link address: no relocation is due there ("KASLR" is the unpacker's work). */
-static int load_unpacked(const struct boot_image *image, const struct boot_request *req, uint64_t *entry, uint64_t *end, char *err) {
+static int load_unpacked(const struct boot_image *image, const struct boot_request *req, uint64_t *entry, uint64_t *end,
+                         char *err) {
   const struct linux_header *h = &image->linux_hdr;
   if (elf_place(&image->elf, req->ram, err)) return -1;
   *entry = image->elf.entry;
@@ -114,7 +120,8 @@ static int load_unpacked(const struct boot_image *image, const struct boot_reque
   return 0;
 }
 
-static int load_packed(const struct boot_image *image, const struct boot_request *req, uint64_t *entry, uint64_t *end, char *err) {
+static int load_packed(const struct boot_image *image, const struct boot_request *req, uint64_t *entry, uint64_t *end,
+                       char *err) {
   const struct linux_header *h = &image->linux_hdr;
   if (boot_copy_in(req->ram, h->load, image->data, image->len, h->need, "the kernel", err)) return -1;
   *entry = h->load + (h->is64 ? ENTRY64 : 0); /* "64-bit Boot Protocol": the entry is 0x200 into the loaded code */

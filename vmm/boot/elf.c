@@ -48,7 +48,8 @@ static void scan_notes(struct elf_image *elf, const uint8_t *p, size_t len) {
 static int add_segment(struct elf_image *elf, const struct phdr *h, char *err) {
   if (h->memsz == 0) return 0;
   if (h->filesz > h->memsz) return boot_fail(err, "the ELF kernel has a segment that is larger in the file than in memory");
-  if (h->paddr + h->memsz < h->paddr) return boot_fail(err, "the ELF kernel has a segment that wraps around the end of the address space");
+  if (h->paddr + h->memsz < h->paddr)
+    return boot_fail(err, "the ELF kernel has a segment that wraps around the end of the address space");
   if (elf->count == BOOT_MAX_SEGMENTS) return boot_fail(err, "the ELF kernel has more than %d segments", BOOT_MAX_SEGMENTS);
   for (unsigned i = 0; i < elf->count; i++)
     if (ranges_overlap(elf->seg[i].gpa, elf->seg[i].memsz, h->paddr, h->memsz))
@@ -59,7 +60,9 @@ static int add_segment(struct elf_image *elf, const struct phdr *h, char *err) {
   return 0;
 }
 
-static bool in_file(const struct elf_image *elf, uint64_t offset, uint64_t len) { return offset <= elf->len && len <= elf->len - offset; }
+static bool in_file(const struct elf_image *elf, uint64_t offset, uint64_t len) {
+  return offset <= elf->len && len <= elf->len - offset;
+}
 
 static bool in_segments(const struct elf_image *elf, uint64_t gpa) {
   for (unsigned i = 0; i < elf->count; i++)
@@ -68,7 +71,8 @@ static bool in_segments(const struct elf_image *elf, uint64_t gpa) {
 }
 
 /* e_entry is virtual: where a segment maps it, its physical twin; Linux's vmlinux gives the physical one already. */
-static uint64_t physical_entry(const struct elf_image *elf, const uint8_t *ph, unsigned phnum, unsigned phentsize, uint64_t entry) {
+static uint64_t physical_entry(const struct elf_image *elf, const uint8_t *ph, unsigned phnum, unsigned phentsize,
+                               uint64_t entry) {
   if (in_segments(elf, entry)) return entry;
   for (unsigned i = 0; i < phnum; i++) {
     struct phdr h = read_phdr(elf, ph + (size_t)i * phentsize);
@@ -81,7 +85,8 @@ int elf_parse(struct elf_image *elf, const uint8_t *data, size_t len, char *err)
   *elf = (struct elf_image){.data = data, .len = len, .lowest = UINT64_MAX};
   if (len < sizeof(Elf32_Ehdr)) return boot_fail(err, "the ELF kernel is truncated: its header is incomplete");
   elf->is64 = data[EI_CLASS] == ELFCLASS64;
-  if (data[EI_CLASS] != ELFCLASS32 && data[EI_CLASS] != ELFCLASS64) return boot_fail(err, "the ELF kernel is of an unknown class");
+  if (data[EI_CLASS] != ELFCLASS32 && data[EI_CLASS] != ELFCLASS64)
+    return boot_fail(err, "the ELF kernel is of an unknown class");
   if (elf->is64 && len < sizeof(Elf64_Ehdr)) return boot_fail(err, "the ELF kernel is truncated: its header is incomplete");
   uint16_t machine = get16(data + 18);
   if (data[EI_DATA] != ELFDATA2LSB || (machine != EM_X86_64 && machine != EM_386 && machine != 6 /* EM_486 */))
@@ -95,9 +100,12 @@ int elf_parse(struct elf_image *elf, const uint8_t *data, size_t len, char *err)
   for (unsigned i = 0; i < phnum; i++) {
     struct phdr h = read_phdr(elf, ph + (size_t)i * phentsize);
     if (h.type != PT_LOAD && h.type != PT_NOTE) continue;
-    if (!in_file(elf, h.offset, h.filesz)) return boot_fail(err, "the ELF kernel is truncated: segment %u ends behind the file's end", i);
-    if (h.type == PT_NOTE) scan_notes(elf, data + h.offset, h.filesz);
-    else if (add_segment(elf, &h, err)) return -1;
+    if (!in_file(elf, h.offset, h.filesz))
+      return boot_fail(err, "the ELF kernel is truncated: segment %u ends behind the file's end", i);
+    if (h.type == PT_NOTE)
+      scan_notes(elf, data + h.offset, h.filesz);
+    else if (add_segment(elf, &h, err))
+      return -1;
   }
   if (elf->count == 0) return boot_fail(err, "the ELF kernel has no segments to load (an object file?)");
   elf->entry = physical_entry(elf, ph, phnum, phentsize, elf->is64 ? get64(data + 24) : get32(data + 24));
@@ -114,7 +122,9 @@ int elf_place(const struct elf_image *elf, const struct boot_ram *ram, char *err
   return 0;
 }
 
-static bool elf_probe(const uint8_t *data, size_t len) { return len >= SELFMAG && memcmp(data, ELFMAG, SELFMAG) == 0; }
+static bool elf_probe(const uint8_t *data, size_t len) {
+  return len >= SELFMAG && memcmp(data, ELFMAG, SELFMAG) == 0;
+}
 
 static int elf_open(struct boot_image *image, const uint8_t *data, size_t len, char *err) {
   struct elf_image probe;
@@ -183,10 +193,15 @@ static int pvh_load(const struct boot_image *image, const struct boot_request *r
   if (boot_place_initrd(req, image->elf.end, LAYOUT_HOLE_START, &initrd, err)) return -1;
   struct memmap_entry map[MEMMAP_MAX];
   struct pvh_block block = {
-    .info = {.magic = 0x336ec578, .version = 1, .nr_modules = initrd != 0, .cmdline = LAYOUT_CMDLINE, .rsdp = req->rsdp,
-             .modlist = initrd ? LAYOUT_MBI + offsetof(struct pvh_block, module) : 0,
-             .memmap = LAYOUT_MBI + offsetof(struct pvh_block, map), .memmap_entries = boot_memmap(req, map)},
-    .module = {.gpa = initrd, .len = req->initrd_len},
+      .info = {.magic = 0x336ec578,
+               .version = 1,
+               .nr_modules = initrd != 0,
+               .cmdline = LAYOUT_CMDLINE,
+               .rsdp = req->rsdp,
+               .modlist = initrd ? LAYOUT_MBI + offsetof(struct pvh_block, module) : 0,
+               .memmap = LAYOUT_MBI + offsetof(struct pvh_block, map),
+               .memmap_entries = boot_memmap(req, map)},
+      .module = {.gpa = initrd, .len = req->initrd_len},
   };
   for (unsigned i = 0; i < block.info.memmap_entries; i++)
     block.map[i] = (struct pvh_memmap_entry){.gpa = map[i].gpa, .len = map[i].len, .type = map[i].type};

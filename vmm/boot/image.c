@@ -8,10 +8,10 @@
 
 /* In order of precedence: a vmlinux is also an ELF, a multiboot kernel usually is. */
 static const struct boot_format *const formats[] = {
-  &boot_format_bzimage,
-  &boot_format_pvh,
-  &boot_format_multiboot,
-  &boot_format_elf,
+    &boot_format_bzimage,
+    &boot_format_pvh,
+    &boot_format_multiboot,
+    &boot_format_elf,
 };
 
 int boot_fail(char *err, const char *fmt, ...) {
@@ -49,10 +49,14 @@ void boot_image_free(struct boot_image *image) {
   free(image);
 }
 
-const char *boot_image_describe(const struct boot_image *image) { return image->text; }
+const char *boot_image_describe(const struct boot_image *image) {
+  return image->text;
+}
 
-int boot_image_load(const struct boot_image *image, const struct boot_request *req, struct boot_entry *entry, char err[BOOT_ERR_LEN]) {
+int boot_image_load(const struct boot_image *image, const struct boot_request *req, struct boot_entry *entry,
+                    char err[BOOT_ERR_LEN]) {
   memset(entry, 0, sizeof(*entry));
-  if (!boot_ram_at(req->ram, 0, LAYOUT_HIGH)) return boot_fail(err, "the machine needs at least 1 MiB of memory to load a kernel");
+  if (!boot_ram_at(req->ram, 0, LAYOUT_HIGH))
+    return boot_fail(err, "the machine needs at least 1 MiB of memory to load a kernel");
   return image->format->load(image, req, entry, err);
 }

@@ -25,8 +25,10 @@ static void make_setup_header(struct boot_params *bp) {
 void linux_fill_zero_page(const struct boot_request *req, const uint8_t *setup, uint64_t initrd) {
   struct boot_params *bp = boot_ram_at(req->ram, LAYOUT_ZERO_PAGE, sizeof(*bp));
   memset(bp, 0, sizeof(*bp));
-  if (setup) copy_setup_header(bp, setup);
-  else make_setup_header(bp);
+  if (setup)
+    copy_setup_header(bp, setup);
+  else
+    make_setup_header(bp);
   bp->hdr.type_of_loader = 0xff; /* "undefined": no assigned id */
   bp->hdr.vid_mode = 0xffff;     /* normal */
   bp->hdr.cmd_line_ptr = LAYOUT_CMDLINE;

@@ -43,12 +43,14 @@ static int open_with_addresses(struct elf_image *seg, const uint8_t *data, size_
   uint64_t start = offset - (h.header_addr - h.load_addr);
   if (h.load_end_addr && h.load_end_addr < h.load_addr) return boot_fail(err, "the multiboot kernel ends before it begins");
   uint64_t filesz = h.load_end_addr ? h.load_end_addr - h.load_addr : len - start;
-  if (filesz > len - start) return boot_fail(err, "the multiboot kernel is truncated: its header announces more than the file has");
+  if (filesz > len - start)
+    return boot_fail(err, "the multiboot kernel is truncated: its header announces more than the file has");
   uint64_t memsz = h.bss_end_addr > h.load_addr ? h.bss_end_addr - h.load_addr : filesz;
   if (memsz < filesz) memsz = filesz;
   if (h.entry_addr < h.load_addr || h.entry_addr - h.load_addr >= memsz)
     return boot_fail(err, "the multiboot kernel's entry point 0x%x is outside of what is loaded", h.entry_addr);
-  *seg = (struct elf_image){.data = data, .len = len, .entry = h.entry_addr, .count = 1, .lowest = h.load_addr, .end = h.load_addr + memsz};
+  *seg = (struct elf_image){
+      .data = data, .len = len, .entry = h.entry_addr, .count = 1, .lowest = h.load_addr, .end = h.load_addr + memsz};
   seg->seg[0] = (struct elf_segment){h.load_addr, memsz, start, filesz};
   return 0;
 }
@@ -58,8 +60,10 @@ static int mb_open(struct boot_image *image, const uint8_t *data, size_t len, ch
   find_header(data, len, &offset);
   uint32_t flags = get32(data + offset + 4);
   /* 3.1.2: flags 0-15 are requirements that a loader refuses when it does not know them. */
-  if (flags & 0xffff & ~MB_KNOWN_REQUIREMENTS) return boot_fail(err, "the multiboot kernel requires features 0x%x that uvirt does not have", flags & 0xfff8);
-  if (flags & MB_NEEDS_VIDEO) return boot_fail(err, "the multiboot kernel requires a video mode, and this machine has no display");
+  if (flags & 0xffff & ~MB_KNOWN_REQUIREMENTS)
+    return boot_fail(err, "the multiboot kernel requires features 0x%x that uvirt does not have", flags & 0xfff8);
+  if (flags & MB_NEEDS_VIDEO)
+    return boot_fail(err, "the multiboot kernel requires a video mode, and this machine has no display");
   if (flags & MB_HAS_ADDRESSES) {
     if (open_with_addresses(&image->elf, data, len, offset, err)) return -1;
   } else if (len < 4 || memcmp(data, ELFMAG, SELFMAG) != 0) {
@@ -107,16 +111,22 @@ static int mb_load(const struct boot_image *image, const struct boot_request *re
   unsigned entries = boot_memmap(req, map);
   uint64_t upper = req->ram->piece[0].len - LAYOUT_HIGH;
   struct mb_block block = {
-    .info = {.flags = MBI_MEMORY | MBI_CMDLINE | MBI_MODS | MBI_MMAP | MBI_LOADER_NAME, .mem_lower = LAYOUT_EBDA / 1024,
-             .mem_upper = (uint32_t)(upper / 1024), .cmdline = LAYOUT_CMDLINE, .mods_count = initrd != 0,
-             .mods_addr = LAYOUT_MBI + offsetof(struct mb_block, module), .mmap_length = entries * sizeof(struct mb_mmap),
-             .mmap_addr = LAYOUT_MBI + offsetof(struct mb_block, map), .boot_loader_name = LAYOUT_MBI + offsetof(struct mb_block, loader)},
-    .module = {(uint32_t)initrd, (uint32_t)(initrd + req->initrd_len), LAYOUT_MBI + offsetof(struct mb_block, module_name), 0},
-    .loader = "uvirt",
-    .module_name = "initrd",
+      .info = {.flags = MBI_MEMORY | MBI_CMDLINE | MBI_MODS | MBI_MMAP | MBI_LOADER_NAME,
+               .mem_lower = LAYOUT_EBDA / 1024,
+               .mem_upper = (uint32_t)(upper / 1024),
+               .cmdline = LAYOUT_CMDLINE,
+               .mods_count = initrd != 0,
+               .mods_addr = LAYOUT_MBI + offsetof(struct mb_block, module),
+               .mmap_length = entries * sizeof(struct mb_mmap),
+               .mmap_addr = LAYOUT_MBI + offsetof(struct mb_block, map),
+               .boot_loader_name = LAYOUT_MBI + offsetof(struct mb_block, loader)},
+      .module = {(uint32_t)initrd, (uint32_t)(initrd + req->initrd_len), LAYOUT_MBI + offsetof(struct mb_block, module_name), 0},
+      .loader = "uvirt",
+      .module_name = "initrd",
   };
   for (unsigned i = 0; i < entries; i++)
-    block.map[i] = (struct mb_mmap){.size = sizeof(struct mb_mmap) - 4, .gpa = map[i].gpa, .len = map[i].len, .type = map[i].type};
+    block.map[i] =
+        (struct mb_mmap){.size = sizeof(struct mb_mmap) - 4, .gpa = map[i].gpa, .len = map[i].len, .type = map[i].type};
   memcpy(boot_ram_at(req->ram, LAYOUT_MBI, sizeof(block)), &block, sizeof(block));
   boot_enter_prot32(req, image->elf.entry, entry); /* 3.2: 32-bit flat, paging off, %eax magic, %ebx information */
   entry->rax = MB_BOOTLOADER_MAGIC;

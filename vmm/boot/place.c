@@ -7,7 +7,8 @@
 void *boot_ram_at(const struct boot_ram *ram, uint64_t gpa, uint64_t len) {
   for (int i = 0; i < 2; i++) {
     const struct boot_ram_piece *p = &ram->piece[i];
-    if (gpa >= p->gpa && gpa - p->gpa <= p->len && len <= p->len - (gpa - p->gpa)) return p->len ? p->host + (gpa - p->gpa) : NULL;
+    if (gpa >= p->gpa && gpa - p->gpa <= p->len && len <= p->len - (gpa - p->gpa))
+      return p->len ? p->host + (gpa - p->gpa) : NULL;
   }
   return NULL;
 }
@@ -17,18 +18,21 @@ bool ranges_overlap(uint64_t a, uint64_t alen, uint64_t b, uint64_t blen) {
   return a <= b ? b - a < alen : a - b < blen;
 }
 
-static double mib(uint64_t bytes) { return (double)bytes / (1 << 20); }
+static double mib(uint64_t bytes) {
+  return (double)bytes / (1 << 20);
+}
 
 /* The areas of the first megabyte that a kernel must not be loaded to. */
 static const struct {
   uint64_t gpa, end;
   const char *what;
 } forbidden[] = {
-  {LAYOUT_BOOT_START, LAYOUT_BOOT_END, "the VMM's boot data"},
-  {LAYOUT_ACPI, LAYOUT_MPTABLE_END, "the firmware tables"},
+    {LAYOUT_BOOT_START, LAYOUT_BOOT_END, "the VMM's boot data"},
+    {LAYOUT_ACPI, LAYOUT_MPTABLE_END, "the firmware tables"},
 };
 
-int boot_copy_in(const struct boot_ram *ram, uint64_t gpa, const void *data, uint64_t filesz, uint64_t memsz, const char *what, char *err) {
+int boot_copy_in(const struct boot_ram *ram, uint64_t gpa, const void *data, uint64_t filesz, uint64_t memsz, const char *what,
+                 char *err) {
   if (memsz < filesz) memsz = filesz;
   for (size_t i = 0; i < sizeof(forbidden) / sizeof(forbidden[0]); i++)
     if (ranges_overlap(gpa, memsz, forbidden[i].gpa, forbidden[i].end - forbidden[i].gpa))
@@ -84,9 +88,9 @@ enum { GDT_CODE = 2, GDT_DATA = 3, GDT_TSS = 4, GDT_ENTRIES = 6 };
 
 static void fill_gdt(const struct boot_request *req, bool is64, struct boot_entry *entry) {
   const uint64_t gdt[GDT_ENTRIES] = {
-    [GDT_CODE] = is64 ? 0x00af9b000000ffff : 0x00cf9b000000ffff, /* present, execute/read, accessed; L or D, 4 GiB */
-    [GDT_DATA] = 0x00cf93000000ffff,
-    [GDT_TSS] = 0x00008b0000000067, /* busy TSS at 0, limit 0x67 */
+      [GDT_CODE] = is64 ? 0x00af9b000000ffff : 0x00cf9b000000ffff, /* present, execute/read, accessed; L or D, 4 GiB */
+      [GDT_DATA] = 0x00cf93000000ffff,
+      [GDT_TSS] = 0x00008b0000000067, /* busy TSS at 0, limit 0x67 */
   };
   memcpy(boot_ram_at(req->ram, LAYOUT_GDT, sizeof(gdt)), gdt, sizeof(gdt));
   entry->gdt = LAYOUT_GDT;

@@ -127,7 +127,9 @@ static bool unpack_lz4(const uint8_t *in, size_t len, struct sink *out) {
   return true;
 }
 
-static uint32_t get32be(const uint8_t *p) { return (uint32_t)p[0] << 24 | p[1] << 16 | p[2] << 8 | p[3]; }
+static uint32_t get32be(const uint8_t *p) {
+  return (uint32_t)p[0] << 24 | p[1] << 16 | p[2] << 8 | p[3];
+}
 
 /* lzop's header: versions, method, flags, mode, times, name, checksum; returns its length or 0. */
 static size_t lzop_header(const uint8_t *in, size_t len, uint32_t *flags) {
@@ -153,10 +155,13 @@ static bool unpack_lzo(const uint8_t *in, size_t len, struct sink *out) {
     if (dst_len == 0) return true;
     pos += 8 + 4 * (!!(flags & ADLER_D) + !!(flags & CRC_D));
     if (src_len < dst_len) pos += 4 * (!!(flags & ADLER_C) + !!(flags & CRC_C));
-    if (pos > len || src_len > len - pos || src_len > dst_len || dst_len > UNPACK_LIMIT || !sink_reserve(out, dst_len)) return false;
+    if (pos > len || src_len > len - pos || src_len > dst_len || dst_len > UNPACK_LIMIT || !sink_reserve(out, dst_len))
+      return false;
     lzo_uint n = dst_len;
-    if (src_len == dst_len) memcpy(out->data + out->len, in + pos, dst_len);
-    else if (lzo1x_decompress_safe(in + pos, src_len, out->data + out->len, &n, NULL) != LZO_E_OK) return false;
+    if (src_len == dst_len)
+      memcpy(out->data + out->len, in + pos, dst_len);
+    else if (lzo1x_decompress_safe(in + pos, src_len, out->data + out->len, &n, NULL) != LZO_E_OK)
+      return false;
     out->len += n;
     pos += src_len;
   }
@@ -168,14 +173,14 @@ static const struct method {
   uint8_t magic_len, magic[6];
   bool (*unpack)(const uint8_t *in, size_t len, struct sink *out);
 } methods[] = {
-  {"uncompressed", 4, {0x7f, 'E', 'L', 'F'}, unpack_none},
-  {"gzip", 2, {0x1f, 0x8b}, unpack_gzip},
-  {"xz", 6, {0xfd, '7', 'z', 'X', 'Z', 0}, unpack_xz},
-  {"zstd", 4, {0x28, 0xb5, 0x2f, 0xfd}, unpack_zstd},
-  {"lz4", 4, {0x02, 0x21, 0x4c, 0x18}, unpack_lz4},
-  {"lzma", 3, {0x5d, 0x00, 0x00}, unpack_lzma},
-  {"bzip2", 3, {'B', 'Z', 'h'}, unpack_bzip2},
-  {"lzo", 4, {0x89, 'L', 'Z', 'O'}, unpack_lzo},
+    {"uncompressed", 4, {0x7f, 'E', 'L', 'F'}, unpack_none},
+    {"gzip", 2, {0x1f, 0x8b}, unpack_gzip},
+    {"xz", 6, {0xfd, '7', 'z', 'X', 'Z', 0}, unpack_xz},
+    {"zstd", 4, {0x28, 0xb5, 0x2f, 0xfd}, unpack_zstd},
+    {"lz4", 4, {0x02, 0x21, 0x4c, 0x18}, unpack_lz4},
+    {"lzma", 3, {0x5d, 0x00, 0x00}, unpack_lzma},
+    {"bzip2", 3, {'B', 'Z', 'h'}, unpack_bzip2},
+    {"lzo", 4, {0x89, 'L', 'Z', 'O'}, unpack_lzo},
 };
 
 uint8_t *unpack_payload(const uint8_t *data, size_t len, size_t *out_len, const char **name) {

@@ -46,10 +46,14 @@ static void pm_write(void *dev, uint64_t addr, const void *data, unsigned len) {
   struct acpi_pm *pm = dev;
   uint16_t value = *(const uint8_t *)data;
   if (len > 1) value = (uint16_t)(value | ((const uint8_t *)data)[1] << 8);
-  if (addr == 0 && len == 4) memcpy(&pm->enable, (const uint8_t *)data + 2, 2);
-  else if (addr == 2) pm->enable = value;
-  else if (addr == ACPI_PM1_CNT - ACPI_PM1_EVT) write_control(pm, len > 1 ? value : (uint16_t)((pm->control & 0xff00) | value));
-  else if (addr == ACPI_PM1_CNT - ACPI_PM1_EVT + 1) write_control(pm, (uint16_t)((pm->control & 0xff) | value << 8));
+  if (addr == 0 && len == 4)
+    memcpy(&pm->enable, (const uint8_t *)data + 2, 2);
+  else if (addr == 2)
+    pm->enable = value;
+  else if (addr == ACPI_PM1_CNT - ACPI_PM1_EVT)
+    write_control(pm, len > 1 ? value : (uint16_t)((pm->control & 0xff00) | value));
+  else if (addr == ACPI_PM1_CNT - ACPI_PM1_EVT + 1)
+    write_control(pm, (uint16_t)((pm->control & 0xff) | value << 8));
 }
 
 static void pm_reset(void *dev) {
@@ -59,9 +63,12 @@ static void pm_reset(void *dev) {
 }
 
 /* Reset control register of PC chipsets: bit 2 going to 1 resets; bit 1 chooses a full one. */
-static void reset_read(void *dev, uint64_t addr, void *data, unsigned len) { memset(data, 0, len); }
+static void reset_read(void *dev, uint64_t addr, void *data, unsigned len) {
+  memset(data, 0, len);
+}
 static void reset_write(void *dev, uint64_t addr, const void *data, unsigned len) {
-  if (*(const uint8_t *)data & 4) vmm_end(((struct acpi_pm *)dev)->vmm, VMM_END_RESET, "the guest asked for a reset (port 0xcf9)");
+  if (*(const uint8_t *)data & 4)
+    vmm_end(((struct acpi_pm *)dev)->vmm, VMM_END_RESET, "the guest asked for a reset (port 0xcf9)");
 }
 
 int acpi_pm_create(struct vmm *vmm) {

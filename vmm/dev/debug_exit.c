@@ -4,7 +4,9 @@
 #include "vmm/dev/dev.h"
 #include "vmm/vmm.h"
 
-static void debug_exit_read(void *dev, uint64_t addr, void *data, unsigned len) { memset(data, 0, len); }
+static void debug_exit_read(void *dev, uint64_t addr, void *data, unsigned len) {
+  memset(data, 0, len);
+}
 
 static void debug_exit_write(void *dev, uint64_t addr, const void *data, unsigned len) {
   uint32_t value = 0;

@@ -36,20 +36,20 @@ static const struct command {
   uint8_t code, set, clear, reply;
   bool replies, takes_parameter;
 } commands[] = {
-  {.code = 0x60, .takes_parameter = true},               /* write control byte */
-  {.code = 0xa7, .set = CTL_NO_AUX},                     /* disable auxiliary port */
-  {.code = 0xa8, .clear = CTL_NO_AUX},                   /* enable it */
-  {.code = 0xa9, .reply = 3, .replies = true},           /* test it: data line stuck, for there is none */
-  {.code = 0xaa, .reply = 0x55, .replies = true},        /* self test passed */
-  {.code = 0xab, .reply = 0, .replies = true},           /* keyboard port works */
-  {.code = 0xad, .set = CTL_NO_KEYBOARD},
-  {.code = 0xae, .clear = CTL_NO_KEYBOARD},
-  {.code = 0xc0, .reply = 0x80, .replies = true},        /* input port: keyboard not locked */
-  {.code = 0xd0, .reply = 0x03, .replies = true},        /* output port: reset inactive, A20 open */
-  {.code = 0xd1, .takes_parameter = true},               /* write output port */
-  {.code = 0xd2, .takes_parameter = true},               /* keyboard loop-back */
-  {.code = 0xd3, .takes_parameter = true},               /* auxiliary loop-back */
-  {.code = 0xd4, .takes_parameter = true},               /* to the auxiliary device */
+    {.code = 0x60, .takes_parameter = true},        /* write control byte */
+    {.code = 0xa7, .set = CTL_NO_AUX},              /* disable auxiliary port */
+    {.code = 0xa8, .clear = CTL_NO_AUX},            /* enable it */
+    {.code = 0xa9, .reply = 3, .replies = true},    /* test it: data line stuck, for there is none */
+    {.code = 0xaa, .reply = 0x55, .replies = true}, /* self test passed */
+    {.code = 0xab, .reply = 0, .replies = true},    /* keyboard port works */
+    {.code = 0xad, .set = CTL_NO_KEYBOARD},
+    {.code = 0xae, .clear = CTL_NO_KEYBOARD},
+    {.code = 0xc0, .reply = 0x80, .replies = true}, /* input port: keyboard not locked */
+    {.code = 0xd0, .reply = 0x03, .replies = true}, /* output port: reset inactive, A20 open */
+    {.code = 0xd1, .takes_parameter = true},        /* write output port */
+    {.code = 0xd2, .takes_parameter = true},        /* keyboard loop-back */
+    {.code = 0xd3, .takes_parameter = true},        /* auxiliary loop-back */
+    {.code = 0xd4, .takes_parameter = true},        /* to the auxiliary device */
 };
 
 static void run_command(struct i8042 *k, uint8_t code) {
@@ -73,12 +73,18 @@ static void take_data(struct i8042 *k, uint8_t byte) {
   uint8_t command = k->command;
   k->command = 0;
   switch (command) {
-  case 0x60: k->control = byte; break;
+  case 0x60:
+    k->control = byte;
+    break;
   case 0xd1:
     if (!(byte & 1)) vmm_end(k->vmm, VMM_END_RESET, "the guest asked for a reset (keyboard controller)");
     break;
-  case 0xd2: answer(k, byte, 0); break;
-  default: answer(k, 0xfe, ST_TIMEOUT); break;
+  case 0xd2:
+    answer(k, byte, 0);
+    break;
+  default:
+    answer(k, 0xfe, ST_TIMEOUT);
+    break;
   }
 }
 
@@ -99,7 +105,8 @@ static void i8042_write(void *dev, uint64_t addr, const void *data, unsigned len
 static void status_read(void *dev, uint64_t addr, void *data, unsigned len) {
   struct i8042 *k = dev;
   memset(data, 0, len);
-  *(uint8_t *)data = (uint8_t)(ST_UNLOCKED | (k->control & CTL_SYSTEM) | (k->command ? ST_COMMAND : 0) | (k->full ? ST_OUTPUT_FULL | k->flags : 0));
+  *(uint8_t *)data = (uint8_t)(ST_UNLOCKED | (k->control & CTL_SYSTEM) | (k->command ? ST_COMMAND : 0) |
+                               (k->full ? ST_OUTPUT_FULL | k->flags : 0));
 }
 
 static void status_write(void *dev, uint64_t addr, const void *data, unsigned len) {

@@ -12,7 +12,23 @@
 #include "vmm/vmm.h"
 
 enum { RTC_GSI = 8, SECOND_NS = 1000000000 };
-enum { SEC = 0, SEC_ALARM, MIN, MIN_ALARM, HOUR, HOUR_ALARM, WDAY, MDAY, MONTH, YEAR, REG_A, REG_B, REG_C, REG_D, CENTURY = 0x32 };
+enum {
+  SEC = 0,
+  SEC_ALARM,
+  MIN,
+  MIN_ALARM,
+  HOUR,
+  HOUR_ALARM,
+  WDAY,
+  MDAY,
+  MONTH,
+  YEAR,
+  REG_A,
+  REG_B,
+  REG_C,
+  REG_D,
+  CENTURY = 0x32
+};
 enum { A_UIP = 0x80, A_RATE = 0xf };
 enum { B_SET = 0x80, B_PIE = 0x40, B_AIE = 0x20, B_UIE = 0x10, B_BINARY = 4, B_24H = 2 };
 enum { C_IRQF = 0x80, C_PF = 0x40, C_AF = 0x20, C_UF = 0x10 };
@@ -44,8 +60,12 @@ static int64_t guest_seconds(const struct rtc *r, long *ns) {
 
 /* ---- the date as registers ---- */
 
-static uint8_t encode(const struct rtc *r, int value) { return (uint8_t)(r->cmos[REG_B] & B_BINARY ? value : value / 10 << 4 | value % 10); }
-static int decode(const struct rtc *r, uint8_t reg) { return r->cmos[REG_B] & B_BINARY ? reg : (reg >> 4) * 10 + (reg & 0xf); }
+static uint8_t encode(const struct rtc *r, int value) {
+  return (uint8_t)(r->cmos[REG_B] & B_BINARY ? value : value / 10 << 4 | value % 10);
+}
+static int decode(const struct rtc *r, uint8_t reg) {
+  return r->cmos[REG_B] & B_BINARY ? reg : (reg >> 4) * 10 + (reg & 0xf);
+}
 
 static uint8_t encode_hour(const struct rtc *r, int hour) {
   if (r->cmos[REG_B] & B_24H) return encode(r, hour);
@@ -74,18 +94,20 @@ static void date_to_registers(struct rtc *r) {
 
 static void registers_to_date(struct rtc *r) {
   struct tm tm = {
-    .tm_sec = decode(r, r->cmos[SEC]),
-    .tm_min = decode(r, r->cmos[MIN]),
-    .tm_hour = decode_hour(r, r->cmos[HOUR]),
-    .tm_mday = decode(r, r->cmos[MDAY]),
-    .tm_mon = decode(r, r->cmos[MONTH]) - 1,
-    .tm_year = decode(r, r->cmos[YEAR]) + (decode(r, r->cmos[CENTURY]) - 19) * 100,
+      .tm_sec = decode(r, r->cmos[SEC]),
+      .tm_min = decode(r, r->cmos[MIN]),
+      .tm_hour = decode_hour(r, r->cmos[HOUR]),
+      .tm_mday = decode(r, r->cmos[MDAY]),
+      .tm_mon = decode(r, r->cmos[MONTH]) - 1,
+      .tm_year = decode(r, r->cmos[YEAR]) + (decode(r, r->cmos[CENTURY]) - 19) * 100,
   };
   r->offset += (int64_t)timegm(&tm) - guest_seconds(r, NULL);
   r->seen_second = guest_seconds(r, NULL);
 }
 
-static bool is_date_register(uint8_t index) { return (index <= YEAR && index != SEC_ALARM && index != MIN_ALARM && index != HOUR_ALARM) || index == CENTURY; }
+static bool is_date_register(uint8_t index) {
+  return (index <= YEAR && index != SEC_ALARM && index != MIN_ALARM && index != HOUR_ALARM) || index == CENTURY;
+}
 
 /* ---- interrupts ---- */
 
@@ -130,8 +152,10 @@ static void update_line(struct rtc *r) {
 /* Sets the timer to the next event that the guest wants an interrupt for. */
 static void plan(struct rtc *r) {
   uint64_t now = monotonic_ns(), at = UINT64_MAX, period = period_ns(r);
-  if (!period) r->next_period = 0;
-  else if (!r->next_period) r->next_period = now + period;
+  if (!period)
+    r->next_period = 0;
+  else if (!r->next_period)
+    r->next_period = now + period;
   if (r->cmos[REG_B] & B_PIE && period) at = r->next_period;
   if (r->cmos[REG_B] & (B_AIE | B_UIE) && !(r->cmos[REG_B] & B_SET)) {
     long ns;
@@ -139,8 +163,10 @@ static void plan(struct rtc *r) {
     uint64_t next_second = now + (uint64_t)(SECOND_NS - ns);
     if (next_second < at) at = next_second;
   }
-  if (at == UINT64_MAX) vmm_timer_cancel(r->timer);
-  else vmm_timer_arm(r->timer, at);
+  if (at == UINT64_MAX)
+    vmm_timer_cancel(r->timer);
+  else
+    vmm_timer_arm(r->timer, at);
 }
 
 static void on_timer(void *opaque) {
@@ -193,9 +219,12 @@ static void cmos_write_byte(struct rtc *r, uint8_t value) {
     r->cmos[REG_A] = value & (uint8_t)~A_UIP;
     r->next_period = 0;
     break;
-  case REG_B: write_b(r, value); break;
+  case REG_B:
+    write_b(r, value);
+    break;
   case REG_C:
-  case REG_D: return; /* read-only */
+  case REG_D:
+    return; /* read-only */
   default:
     if (is_date_register(r->index) && !(r->cmos[REG_B] & B_SET)) date_to_registers(r);
     r->cmos[r->index] = value;

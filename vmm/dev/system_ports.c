@@ -4,7 +4,9 @@
 #include "vmm/dev/dev.h"
 #include "vmm/vmm.h"
 
-static void read_zero(void *dev, uint64_t addr, void *data, unsigned len) { memset(data, 0, len); }
+static void read_zero(void *dev, uint64_t addr, void *data, unsigned len) {
+  memset(data, 0, len);
+}
 static void write_ignored(void *dev, uint64_t addr, const void *data, unsigned len) {}
 
 /* Port 0x92: bit 0 pulses the processors' reset, bit 1 is the A20 gate, which is always open here. */

@@ -42,7 +42,9 @@ static unsigned rx_trigger(const struct uart *u) {
   return u->fcr & FCR_ENABLE ? levels[u->fcr >> 6] : 1;
 }
 
-static unsigned rx_room(const struct uart *u) { return (u->fcr & FCR_ENABLE ? FIFO_SIZE : 1) - u->rx_len; }
+static unsigned rx_room(const struct uart *u) {
+  return (u->fcr & FCR_ENABLE ? FIFO_SIZE : 1) - u->rx_len;
+}
 
 /* The interrupt of highest priority, 8.5 table IV.  Characters below the trigger level time out at once. */
 static uint8_t pending(const struct uart *u) {
@@ -59,7 +61,9 @@ static void set_line(struct uart *u, bool level) {
   vmm_irq_set(u->vmm, u->gsi, level);
 }
 
-static void update_line(struct uart *u) { set_line(u, pending(u) != IIR_NONE); }
+static void update_line(struct uart *u) {
+  set_line(u, pending(u) != IIR_NONE);
+}
 
 static void push_rx(struct uart *u, uint8_t c) {
   if (rx_room(u) == 0) {
@@ -96,7 +100,7 @@ static void write_thr(struct uart *u, uint8_t c) {
   } else if (u->held || console_write(u->con, &c, 1) == 0) {
     u->held = true;
     u->held_byte = c;
-    u->lsr &= (uint8_t)~(LSR_THRE | LSR_TEMT);
+    u->lsr &= (uint8_t) ~(LSR_THRE | LSR_TEMT);
     u->thre_pending = false;
     update_line(u);
     return;
@@ -107,13 +111,14 @@ static void write_thr(struct uart *u, uint8_t c) {
 /* 8.8: in loopback mode the modem control outputs are the status inputs. */
 static uint8_t modem_lines(const struct uart *u) {
   if (!(u->mcr & MCR_LOOP)) return MSR_CTS | MSR_DSR | MSR_DCD;
-  return (u->mcr & MCR_RTS ? MSR_CTS : 0) | (u->mcr & MCR_DTR ? MSR_DSR : 0) | (u->mcr & MCR_OUT1 ? MSR_RI : 0) | (u->mcr & MCR_OUT2 ? MSR_DCD : 0);
+  return (u->mcr & MCR_RTS ? MSR_CTS : 0) | (u->mcr & MCR_DTR ? MSR_DSR : 0) | (u->mcr & MCR_OUT1 ? MSR_RI : 0) |
+         (u->mcr & MCR_OUT2 ? MSR_DCD : 0);
 }
 
 static void update_modem(struct uart *u) {
   uint8_t old = u->msr & 0xf0, now = modem_lines(u);
-  uint8_t changed = (old ^ now) >> 4 & 0xb;             /* CTS, DSR, DCD: any change */
-  uint8_t ring_end = old & ~now & MSR_RI ? 4 : 0;       /* RI: its trailing edge */
+  uint8_t changed = (old ^ now) >> 4 & 0xb;       /* CTS, DSR, DCD: any change */
+  uint8_t ring_end = old & ~now & MSR_RI ? 4 : 0; /* RI: its trailing edge */
   u->msr = now | (u->msr & MSR_DELTA) | changed | ring_end;
 }
 
@@ -144,18 +149,27 @@ static void uart_write_byte(struct uart *u, unsigned reg, uint8_t value) {
     u->divisor = (uint16_t)((u->divisor & 0xff00) | value);
     return;
   case IER:
-    if (dlab) u->divisor = (uint16_t)((u->divisor & 0xff) | value << 8);
-    else write_ier(u, value);
+    if (dlab)
+      u->divisor = (uint16_t)((u->divisor & 0xff) | value << 8);
+    else
+      write_ier(u, value);
     break;
-  case IIR_FCR: write_fcr(u, value); break;
-  case LCR: u->lcr = value; break;
+  case IIR_FCR:
+    write_fcr(u, value);
+    break;
+  case LCR:
+    u->lcr = value;
+    break;
   case MCR:
     u->mcr = value & 0x1f;
     update_modem(u);
     pull_input(u);
     break;
-  case SCR: u->scr = value; break;
-  default: break; /* LSR and MSR are for the factory (8.6 note) */
+  case SCR:
+    u->scr = value;
+    break;
+  default:
+    break; /* LSR and MSR are for the factory (8.6 note) */
   }
   update_line(u);
 }
@@ -200,14 +214,22 @@ static uint8_t read_msr(struct uart *u) {
 static uint8_t uart_read_byte(struct uart *u, unsigned reg) {
   bool dlab = u->lcr & LCR_DLAB;
   switch (reg) {
-  case RBR_THR: return dlab ? (uint8_t)u->divisor : read_rbr(u);
-  case IER: return dlab ? (uint8_t)(u->divisor >> 8) : u->ier;
-  case IIR_FCR: return read_iir(u);
-  case LCR: return u->lcr;
-  case MCR: return u->mcr;
-  case LSR: return read_lsr(u);
-  case MSR: return read_msr(u);
-  default: return u->scr;
+  case RBR_THR:
+    return dlab ? (uint8_t)u->divisor : read_rbr(u);
+  case IER:
+    return dlab ? (uint8_t)(u->divisor >> 8) : u->ier;
+  case IIR_FCR:
+    return read_iir(u);
+  case LCR:
+    return u->lcr;
+  case MCR:
+    return u->mcr;
+  case LSR:
+    return read_lsr(u);
+  case MSR:
+    return read_msr(u);
+  default:
+    return u->scr;
   }
 }
 

@@ -36,8 +36,8 @@ struct cpu_vendor {
   uint32_t signature;    /* family, model, stepping where the accelerator's CPU is of another vendor */
 };
 static const struct cpu_vendor vendors[] = {
-  {"intel", "GenuineIntel", 0x000506e3}, /* family 6, model 0x5e, stepping 3 */
-  {"amd", "AuthenticAMD", 0x00800f12},   /* family 0x17, model 1, stepping 2 */
+    {"intel", "GenuineIntel", 0x000506e3}, /* family 6, model 0x5e, stepping 3 */
+    {"amd", "AuthenticAMD", 0x00800f12},   /* family 0x17, model 1, stepping 2 */
 };
 
 static int fail(char *err, const char *fmt, ...) {
@@ -94,7 +94,8 @@ int cpu_model_parse(const char *spec, struct cpu_model *model, char err[CPU_ERR_
   int r = copy ? 0 : fail(err, "out of memory");
   *model = (struct cpu_model){.level = LEVEL_MAX};
   if (copy && !*copy) r = fail(err, "the CPU model is empty");
-  for (word = copy ? strtok_r(copy, ",", &save) : NULL; word && r == 0; word = strtok_r(NULL, ",", &save)) r = parse_word(word, model, err);
+  for (word = copy ? strtok_r(copy, ",", &save) : NULL; word && r == 0; word = strtok_r(NULL, ",", &save))
+    r = parse_word(word, model, err);
   free(copy);
   return r;
 }
@@ -144,8 +145,9 @@ static uint32_t allowed_bits(uint32_t leaf, uint32_t subleaf, unsigned reg, unsi
 static const struct {
   uint32_t leaf, subleaf;
   uint8_t reg;
-} feature_regs[] = {{1, 0, R_EDX}, {1, 0, R_ECX}, {7, 0, R_EBX}, {7, 0, R_ECX}, {7, 0, R_EDX}, {7, 1, R_EAX}, {7, 1, R_EBX}, {7, 1, R_ECX},
-                    {7, 1, R_EDX}, {0xd, 1, R_EAX}, {0x80000001, 0, R_ECX}, {0x80000001, 0, R_EDX}, {0x80000008, 0, R_EBX}};
+} feature_regs[] = {{1, 0, R_EDX},          {1, 0, R_ECX},          {7, 0, R_EBX},         {7, 0, R_ECX}, {7, 0, R_EDX},
+                    {7, 1, R_EAX},          {7, 1, R_EBX},          {7, 1, R_ECX},         {7, 1, R_EDX}, {0xd, 1, R_EAX},
+                    {0x80000001, 0, R_ECX}, {0x80000001, 0, R_EDX}, {0x80000008, 0, R_EBX}};
 
 static void reduce_to_level(struct kvm_cpuid2 *t, unsigned level) {
   if (level >= LEVEL_MAX) return;
@@ -164,7 +166,8 @@ static int require_level(struct kvm_cpuid2 *t, const struct cpu_model *model, ch
     const struct cpu_feature *f = &features[i];
     uint32_t *reg = feature_reg(t, f);
     if (f->level == 0 || f->level > model->level || strcmp(f->name, "osxsave") == 0) continue; /* OSXSAVE mirrors CR4 */
-    if (!reg || !(*reg & 1u << f->bit)) return fail(err, "the accelerator's CPU lacks '%s', which the model x86-64-v%u needs", f->name, model->level);
+    if (!reg || !(*reg & 1u << f->bit))
+      return fail(err, "the accelerator's CPU lacks '%s', which the model x86-64-v%u needs", f->name, model->level);
   }
   return 0;
 }
@@ -173,10 +176,13 @@ static int apply_changes(struct kvm_cpuid2 *t, const struct cpu_model *model, co
   for (unsigned i = 0; i < model->changes; i++) {
     const struct cpu_feature *f = model->change[i].feature;
     uint32_t *reg = feature_reg(t, f), *have = feature_reg((struct kvm_cpuid2 *)(uintptr_t)supported, f);
-    if (model->change[i].on && (!reg || !have || !(*have & 1u << f->bit))) return fail(err, "the accelerator's CPU lacks '%s'", f->name);
+    if (model->change[i].on && (!reg || !have || !(*have & 1u << f->bit)))
+      return fail(err, "the accelerator's CPU lacks '%s'", f->name);
     if (!reg) continue;
-    if (model->change[i].on) *reg |= 1u << f->bit;
-    else *reg &= ~(1u << f->bit);
+    if (model->change[i].on)
+      *reg |= 1u << f->bit;
+    else
+      *reg &= ~(1u << f->bit);
   }
   return 0;
 }
@@ -208,8 +214,10 @@ static void fix_xsave(struct kvm_cpuid2 *t) {
     struct kvm_cpuid_entry2 *c = find(t, 0xd, i);
     if (!c) continue;
     bool supervisor = c->ecx & 1;
-    if (!supervisor && !(d->eax & 1u << i)) *c = (struct kvm_cpuid_entry2){.function = 0xd, .index = i, .flags = c->flags};
-    else if (!supervisor && c->ebx + c->eax > size) size = c->ebx + c->eax;
+    if (!supervisor && !(d->eax & 1u << i))
+      *c = (struct kvm_cpuid_entry2){.function = 0xd, .index = i, .flags = c->flags};
+    else if (!supervisor && c->ebx + c->eax > size)
+      size = c->ebx + c->eax;
   }
   d->ecx = size;
 }
@@ -218,9 +226,10 @@ static void fix_xsave(struct kvm_cpuid2 *t) {
 static void drop_dependents(struct kvm_cpuid2 *t) {
   static const struct {
     const char *needs, *feature;
-  } rules[] = {{"xsave", "avx"},      {"xsave", "osxsave"},    {"xsave", "pku"},       {"avx", "fma"},         {"avx", "f16c"},        {"avx", "avx2"},
-               {"avx", "vaes"},       {"avx", "vpclmulqdq"},   {"avx2", "avx512f"},    {"avx512f", "avx512dq"}, {"avx512f", "avx512cd"},
-               {"avx512f", "avx512bw"}, {"avx512f", "avx512vl"}, {"avx512f", "avx512ifma"}, {"avx512f", "avx512vbmi"}};
+  } rules[] = {{"xsave", "avx"},        {"xsave", "osxsave"},      {"xsave", "pku"},         {"avx", "fma"},
+               {"avx", "f16c"},         {"avx", "avx2"},           {"avx", "vaes"},          {"avx", "vpclmulqdq"},
+               {"avx2", "avx512f"},     {"avx512f", "avx512dq"},   {"avx512f", "avx512cd"},  {"avx512f", "avx512bw"},
+               {"avx512f", "avx512vl"}, {"avx512f", "avx512ifma"}, {"avx512f", "avx512vbmi"}};
   for (size_t i = 0; i < sizeof(rules) / sizeof(rules[0]); i++) {
     const struct cpu_feature *f = find_feature(rules[i].feature);
     uint32_t *reg = feature_reg(t, f);
@@ -236,7 +245,8 @@ static bool is_vendor(struct kvm_cpuid2 *t, const char *id) {
 }
 
 static void set_vendor(struct kvm_cpuid2 *t, const struct cpu_vendor *v) {
-  struct kvm_cpuid_entry2 *leaf0 = find(t, 0, 0), *ext0 = find(t, 0x80000000, 0), *leaf1 = find(t, 1, 0), *ext1 = find(t, 0x80000001, 0);
+  struct kvm_cpuid_entry2 *leaf0 = find(t, 0, 0), *ext0 = find(t, 0x80000000, 0), *leaf1 = find(t, 1, 0),
+                          *ext1 = find(t, 0x80000001, 0);
   if (!v || is_vendor(t, v->id) || !leaf0 || !leaf1) return;
   struct kvm_cpuid_entry2 *const both[] = {leaf0, ext0};
   for (int i = 0; i < 2; i++) {
@@ -279,9 +289,14 @@ static unsigned bits_for(unsigned count) {
 static void set_extended_topology(struct kvm_cpuid2 *t, uint32_t room, uint32_t leaf, unsigned cpus) {
   delete_leaf(t, leaf);
   const struct kvm_cpuid_entry2 levels[] = {
-    {.function = leaf, .index = 0, .flags = KVM_CPUID_FLAG_SIGNIFCANT_INDEX, .eax = 0, .ebx = 1, .ecx = 0 | 1 << 8},
-    {.function = leaf, .index = 1, .flags = KVM_CPUID_FLAG_SIGNIFCANT_INDEX, .eax = bits_for(cpus), .ebx = cpus, .ecx = 1 | 2 << 8},
-    {.function = leaf, .index = 2, .flags = KVM_CPUID_FLAG_SIGNIFCANT_INDEX, .ecx = 2},
+      {.function = leaf, .index = 0, .flags = KVM_CPUID_FLAG_SIGNIFCANT_INDEX, .eax = 0, .ebx = 1, .ecx = 0 | 1 << 8},
+      {.function = leaf,
+       .index = 1,
+       .flags = KVM_CPUID_FLAG_SIGNIFCANT_INDEX,
+       .eax = bits_for(cpus),
+       .ebx = cpus,
+       .ecx = 1 | 2 << 8},
+      {.function = leaf, .index = 2, .flags = KVM_CPUID_FLAG_SIGNIFCANT_INDEX, .ecx = 2},
   };
   for (int i = 0; i < 3; i++) append(t, room, levels[i]);
 }
@@ -327,7 +342,9 @@ void cpu_model_number(struct kvm_cpuid2 *t, uint32_t apic_id) {
       struct kvm_cpuid_entry2 *e = find(t, extended[i], level);
       if (e) e->edx = apic_id;
     }
-  if (amd) *amd = (struct kvm_cpuid_entry2){.function = 0x8000001e, .eax = apic_id, .ebx = apic_id & 0xff}; /* core id, 1 thread, node 0 */
+  if (amd)
+    *amd =
+        (struct kvm_cpuid_entry2){.function = 0x8000001e, .eax = apic_id, .ebx = apic_id & 0xff}; /* core id, 1 thread, node 0 */
 }
 
 unsigned cpu_model_phys_bits(const struct kvm_cpuid2 *table) {
@@ -337,12 +354,13 @@ unsigned cpu_model_phys_bits(const struct kvm_cpuid2 *table) {
 
 /* ---- all of it ---- */
 
-int cpu_model_apply(const struct cpu_model *model, struct kvm_cpuid2 *t, uint32_t room, unsigned cpus, bool tsc_deadline, char err[CPU_ERR_LEN]) {
+int cpu_model_apply(const struct cpu_model *model, struct kvm_cpuid2 *t, uint32_t room, unsigned cpus, bool tsc_deadline,
+                    char err[CPU_ERR_LEN]) {
   struct kvm_cpuid_entry2 *leaf1 = find(t, 1, 0), *kvm = find(t, 0x40000001, 0);
   size_t size = sizeof(*t) + t->nent * sizeof(t->entries[0]);
   if (!leaf1) return fail(err, "the accelerator's CPU description is incomplete");
-  leaf1->ecx |= 1u << 31;                            /* a hypervisor is present */
-  if (tsc_deadline) leaf1->ecx |= 1u << 24;          /* not reported as supported but by KVM_CAP_TSC_DEADLINE_TIMER (api.rst) */
+  leaf1->ecx |= 1u << 31;                   /* a hypervisor is present */
+  if (tsc_deadline) leaf1->ecx |= 1u << 24; /* not reported as supported but by KVM_CAP_TSC_DEADLINE_TIMER (api.rst) */
   if (kvm && cpus > 255) kvm->eax |= 1u << FEATURE_MSI_EXT_DEST_ID;
   struct kvm_cpuid2 *supported = malloc(size);
   if (!supported) return fail(err, "out of memory");

@@ -13,7 +13,7 @@ struct cpu_feature;
 struct cpu_vendor;
 
 struct cpu_model {
-  unsigned level; /* x86-64-v1 .. v3: 1 .. 3; 4: max */
+  unsigned level;                  /* x86-64-v1 .. v3: 1 .. 3; 4: max */
   const struct cpu_vendor *vendor; /* NULL: the accelerator's */
   struct {
     const struct cpu_feature *feature;
@@ -27,7 +27,8 @@ int cpu_model_parse(const char *spec, struct cpu_model *model, char err[CPU_ERR_
 
 /* Reduces what the accelerator supports to the model, and fills in what all vCPUs share.  table has room for `room` entries.
  * -1 and err where the model needs what the accelerator lacks. */
-int cpu_model_apply(const struct cpu_model *model, struct kvm_cpuid2 *table, uint32_t room, unsigned cpus, bool tsc_deadline, char err[CPU_ERR_LEN]);
+int cpu_model_apply(const struct cpu_model *model, struct kvm_cpuid2 *table, uint32_t room, unsigned cpus, bool tsc_deadline,
+                    char err[CPU_ERR_LEN]);
 
 /* Fills in what differs by vCPU: the APIC ids. */
 void cpu_model_number(struct kvm_cpuid2 *table, uint32_t apic_id);

@@ -18,12 +18,24 @@ static int create_com1(struct vmm *vmm, char *err) {
   return uart_create(vmm, 0x3f8, 4, vmm->com1);
 }
 
-static int create_rtc(struct vmm *vmm, char *err) { return rtc_create(vmm, vmm->config->memory, vmm->config->cpus); }
-static int create_i8042(struct vmm *vmm, char *err) { return i8042_create(vmm); }
-static int create_acpi_pm(struct vmm *vmm, char *err) { return acpi_pm_create(vmm); }
-static int create_system_ports(struct vmm *vmm, char *err) { return system_ports_create(vmm); }
-static int create_pvpanic(struct vmm *vmm, char *err) { return pvpanic_create(vmm); }
-static int create_debug_exit(struct vmm *vmm, char *err) { return vmm->config->debug_exit ? debug_exit_create(vmm) : 0; }
+static int create_rtc(struct vmm *vmm, char *err) {
+  return rtc_create(vmm, vmm->config->memory, vmm->config->cpus);
+}
+static int create_i8042(struct vmm *vmm, char *err) {
+  return i8042_create(vmm);
+}
+static int create_acpi_pm(struct vmm *vmm, char *err) {
+  return acpi_pm_create(vmm);
+}
+static int create_system_ports(struct vmm *vmm, char *err) {
+  return system_ports_create(vmm);
+}
+static int create_pvpanic(struct vmm *vmm, char *err) {
+  return pvpanic_create(vmm);
+}
+static int create_debug_exit(struct vmm *vmm, char *err) {
+  return vmm->config->debug_exit ? debug_exit_create(vmm) : 0;
+}
 
 static int create_pci(struct vmm *vmm, char *err) {
   vmm->pci = pci_host_create(vmm);
@@ -70,10 +82,18 @@ static const struct {
   const char *name;
   int (*create)(struct vmm *vmm, char *err);
 } devices[] = {
-  {"system ports", create_system_ports}, {"keyboard controller", create_i8042}, {"real-time clock", create_rtc},
-  {"ACPI registers", create_acpi_pm},    {"pvpanic port", create_pvpanic},      {"debug exit port", create_debug_exit},
-  {"PCI bus", create_pci},               {"disks", create_disks},               {"network", create_nets},
-  {"random number device", create_rng},  {"virtio console", create_hvc},        {"serial port", create_com1},
+    {"system ports", create_system_ports},
+    {"keyboard controller", create_i8042},
+    {"real-time clock", create_rtc},
+    {"ACPI registers", create_acpi_pm},
+    {"pvpanic port", create_pvpanic},
+    {"debug exit port", create_debug_exit},
+    {"PCI bus", create_pci},
+    {"disks", create_disks},
+    {"network", create_nets},
+    {"random number device", create_rng},
+    {"virtio console", create_hvc},
+    {"serial port", create_com1},
 };
 
 int devices_create(struct vmm *vmm, char *err) {

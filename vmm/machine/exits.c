@@ -40,8 +40,9 @@ static void exit_internal_error(struct vcpu *vcpu) {
   struct kvm_sregs sregs = {0};
   vcpu_ioctl(vcpu, KVM_GET_REGS, &regs);
   vcpu_ioctl(vcpu, KVM_GET_SREGS, &sregs);
-  snprintf(reason, sizeof(reason), "KVM internal error %u on vCPU %u at cs 0x%x rip 0x%llx cr0 0x%llx efer 0x%llx", vcpu->run->internal.suberror,
-           vcpu->index, sregs.cs.selector, (unsigned long long)regs.rip, (unsigned long long)sregs.cr0, (unsigned long long)sregs.efer);
+  snprintf(reason, sizeof(reason), "KVM internal error %u on vCPU %u at cs 0x%x rip 0x%llx cr0 0x%llx efer 0x%llx",
+           vcpu->run->internal.suberror, vcpu->index, sregs.cs.selector, (unsigned long long)regs.rip,
+           (unsigned long long)sregs.cr0, (unsigned long long)sregs.efer);
   append_instruction(vcpu->run, reason, sizeof(reason));
   vmm_end(vcpu->vmm, VMM_END_INTERNAL, reason);
 }
@@ -55,10 +56,17 @@ static void exit_fail_entry(struct vcpu *vcpu) {
 
 static void exit_system_event(struct vcpu *vcpu) {
   switch (vcpu->run->system_event.type) {
-  case KVM_SYSTEM_EVENT_SHUTDOWN: vmm_end(vcpu->vmm, VMM_END_POWEROFF, "the guest switched the machine off"); break;
-  case KVM_SYSTEM_EVENT_RESET: vmm_end(vcpu->vmm, VMM_END_RESET, "the guest asked for a reset"); break;
-  case KVM_SYSTEM_EVENT_CRASH: vmm_end(vcpu->vmm, VMM_END_PANIC, "the guest's kernel panicked"); break;
-  default: break;
+  case KVM_SYSTEM_EVENT_SHUTDOWN:
+    vmm_end(vcpu->vmm, VMM_END_POWEROFF, "the guest switched the machine off");
+    break;
+  case KVM_SYSTEM_EVENT_RESET:
+    vmm_end(vcpu->vmm, VMM_END_RESET, "the guest asked for a reset");
+    break;
+  case KVM_SYSTEM_EVENT_CRASH:
+    vmm_end(vcpu->vmm, VMM_END_PANIC, "the guest's kernel panicked");
+    break;
+  default:
+    break;
   }
 }
 
@@ -66,15 +74,15 @@ static void exit_system_event(struct vcpu *vcpu) {
 static void exit_ignored(struct vcpu *vcpu) {}
 
 static void (*const handlers[])(struct vcpu *vcpu) = {
-  [KVM_EXIT_IO] = exit_io,
-  [KVM_EXIT_MMIO] = exit_mmio,
-  [KVM_EXIT_INTR] = exit_ignored,
-  [KVM_EXIT_IRQ_WINDOW_OPEN] = exit_ignored,
-  [KVM_EXIT_HLT] = exit_ignored, /* with the APICs in the kernel a halt does not come here but from KVM_RUN's first return */
-  [KVM_EXIT_SHUTDOWN] = exit_shutdown,
-  [KVM_EXIT_INTERNAL_ERROR] = exit_internal_error,
-  [KVM_EXIT_FAIL_ENTRY] = exit_fail_entry,
-  [KVM_EXIT_SYSTEM_EVENT] = exit_system_event,
+    [KVM_EXIT_IO] = exit_io,
+    [KVM_EXIT_MMIO] = exit_mmio,
+    [KVM_EXIT_INTR] = exit_ignored,
+    [KVM_EXIT_IRQ_WINDOW_OPEN] = exit_ignored,
+    [KVM_EXIT_HLT] = exit_ignored, /* with the APICs in the kernel a halt does not come here but from KVM_RUN's first return */
+    [KVM_EXIT_SHUTDOWN] = exit_shutdown,
+    [KVM_EXIT_INTERNAL_ERROR] = exit_internal_error,
+    [KVM_EXIT_FAIL_ENTRY] = exit_fail_entry,
+    [KVM_EXIT_SYSTEM_EVENT] = exit_system_event,
 };
 
 void vcpu_handle_exit(struct vcpu *vcpu) {

@@ -54,27 +54,29 @@ int kernel_open(struct vmm *vmm, char *err) {
   if (c->initrd && read_file(c->initrd, "initrd", limit, &vmm->initrd, &vmm->initrd_len, err)) {
     struct stat st;
     if (stat(c->initrd, &st) == 0 && (uint64_t)st.st_size > limit)
-      return machine_fail(err, "the initrd of %.1f MiB is larger than the machine's memory of %.1f MiB", (double)st.st_size / (1 << 20),
-                          (double)c->memory / (1 << 20));
+      return machine_fail(err, "the initrd of %.1f MiB is larger than the machine's memory of %.1f MiB",
+                          (double)st.st_size / (1 << 20), (double)c->memory / (1 << 20));
     return -1;
   }
   if (c->initrd && vmm->initrd_len == 0) return machine_fail(err, "the initrd '%s' is empty", c->initrd);
   return 0;
 }
 
-static bool slot_present(void *opaque, unsigned slot) { return pci_slot_present(opaque, slot); }
+static bool slot_present(void *opaque, unsigned slot) {
+  return pci_slot_present(opaque, slot);
+}
 
 static int write_firmware(struct vmm *vmm, char *err) {
   const struct firmware_config fw = {
-    .cpus = vmm->config->cpus,
-    .memory = vmm->config->memory,
-    .pci = true,
-    .pci_mmio_base = (uint32_t)PCI_MMIO_BASE,
-    .pci_mmio_last = (uint32_t)(PCI_MMIO_LIMIT - 1),
-    .ecam_base = LAYOUT_ECAM,
-    .intx_gsi = pci_intx_gsi,
-    .slot_present = slot_present,
-    .opaque = vmm->pci,
+      .cpus = vmm->config->cpus,
+      .memory = vmm->config->memory,
+      .pci = true,
+      .pci_mmio_base = (uint32_t)PCI_MMIO_BASE,
+      .pci_mmio_last = (uint32_t)(PCI_MMIO_LIMIT - 1),
+      .ecam_base = LAYOUT_ECAM,
+      .intx_gsi = pci_intx_gsi,
+      .slot_present = slot_present,
+      .opaque = vmm->pci,
   };
   uint8_t *low = vmm_ram(vmm, 0, LAYOUT_HIGH);
   if (acpi_build(&fw, low + LAYOUT_ACPI, LAYOUT_ACPI, LAYOUT_ACPI_END - LAYOUT_ACPI) ||
@@ -89,15 +91,16 @@ int kernel_load(struct vmm *vmm, char *err) {
   char why[BOOT_ERR_LEN];
   const struct boot_hole ecam = {LAYOUT_ECAM, PCI_ECAM_SIZE};
   const struct boot_request req = {
-    .ram = &vmm->ram,
-    .cmdline = vmm->config->append,
-    .initrd = vmm->initrd,
-    .initrd_len = vmm->initrd_len,
-    .rsdp = LAYOUT_ACPI,
-    .holes = &ecam,
-    .hole_count = 1,
+      .ram = &vmm->ram,
+      .cmdline = vmm->config->append,
+      .initrd = vmm->initrd,
+      .initrd_len = vmm->initrd_len,
+      .rsdp = LAYOUT_ACPI,
+      .holes = &ecam,
+      .hole_count = 1,
   };
-  if (boot_image_load(vmm->image, &req, &vmm->entry, why)) return machine_fail(err, "'%s' cannot be booted: %s", vmm->config->kernel, why);
+  if (boot_image_load(vmm->image, &req, &vmm->entry, why))
+    return machine_fail(err, "'%s' cannot be booted: %s", vmm->config->kernel, why);
   return write_firmware(vmm, err);
 }
 

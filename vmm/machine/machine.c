@@ -29,7 +29,9 @@ static uint64_t now_ns(void) {
 
 /* ---- what devices call ---- */
 
-static bool is_byte(uint32_t len) { return len == 1; }
+static bool is_byte(uint32_t len) {
+  return len == 1;
+}
 
 int vmm_pio_add(struct vmm *vmm, uint16_t base, uint32_t len, const struct vmm_range_ops *ops, void *dev) {
   return bus_add(is_byte(len) ? &vmm->pio_bytes : &vmm->pio, base, len, ops, dev);
@@ -44,7 +46,9 @@ int vmm_pio_del(struct vmm *vmm, uint16_t base) {
   return r == -ENOENT ? bus_del(&vmm->pio_bytes, base) : r;
 }
 
-int vmm_mmio_del(struct vmm *vmm, uint64_t base) { return bus_del(&vmm->mmio, base); }
+int vmm_mmio_del(struct vmm *vmm, uint64_t base) {
+  return bus_del(&vmm->mmio, base);
+}
 
 /* A wide access to a byte port takes its first byte there and finds nothing behind it. */
 static bool access_byte_port(struct vmm *vmm, uint16_t port, uint8_t *data, unsigned len, bool write) {
@@ -68,9 +72,15 @@ void vmm_mmio_access(struct vmm *vmm, uint64_t gpa, void *data, unsigned len, bo
   if (!claimed && !write) memset(data, 0xff, len);
 }
 
-void vmm_lock(struct vmm *vmm) { pthread_mutex_lock(&vmm->lock); }
-void vmm_unlock(struct vmm *vmm) { pthread_mutex_unlock(&vmm->lock); }
-struct vmm_loop *vmm_event_loop(struct vmm *vmm) { return vmm->loop; }
+void vmm_lock(struct vmm *vmm) {
+  pthread_mutex_lock(&vmm->lock);
+}
+void vmm_unlock(struct vmm *vmm) {
+  pthread_mutex_unlock(&vmm->lock);
+}
+struct vmm_loop *vmm_event_loop(struct vmm *vmm) {
+  return vmm->loop;
+}
 
 static int add_hook(struct hook_list *list, void (*fn)(void *dev), void *dev) {
   if (list->count == list->room) {
@@ -84,8 +94,12 @@ static int add_hook(struct hook_list *list, void (*fn)(void *dev), void *dev) {
   return 0;
 }
 
-int vmm_on_reset(struct vmm *vmm, void (*fn)(void *dev), void *dev) { return add_hook(&vmm->on_reset, fn, dev); }
-int vmm_on_destroy(struct vmm *vmm, void (*fn)(void *dev), void *dev) { return add_hook(&vmm->on_destroy, fn, dev); }
+int vmm_on_reset(struct vmm *vmm, void (*fn)(void *dev), void *dev) {
+  return add_hook(&vmm->on_reset, fn, dev);
+}
+int vmm_on_destroy(struct vmm *vmm, void (*fn)(void *dev), void *dev) {
+  return add_hook(&vmm->on_destroy, fn, dev);
+}
 
 /* The caller's vCPU stops before its next KVM_RUN, for run_state is no longer RUN_GO; the main thread stops the others. */
 void vmm_end(struct vmm *vmm, int code, const char *reason) {
@@ -142,7 +156,9 @@ void machine_destroy(struct vmm *vmm) {
   free(vmm);
 }
 
-const char *machine_kernel_text(const struct vmm *vmm) { return boot_image_describe(vmm->image); }
+const char *machine_kernel_text(const struct vmm *vmm) {
+  return boot_image_describe(vmm->image);
+}
 
 /* ---- running ---- */
 
@@ -166,8 +182,8 @@ static int watch_signals(struct vmm *vmm) {
   return fd;
 }
 
-/* All vCPUs are stopped: devices, chips, memory and vCPUs go back to what they were at power-on.  The slots are made anew, so that
- * the accelerator forgets all that it derived from the old contents of memory. */
+/* All vCPUs are stopped: devices, chips, memory and vCPUs go back to what they were at power-on.  The slots are made anew, so
+ * that the accelerator forgets all that it derived from the old contents of memory. */
 static int reset_machine(struct vmm *vmm, char *err) {
   vmm_lock(vmm);
   for (unsigned i = 0; i < vmm->on_reset.count; i++) vmm->on_reset.hooks[i].fn(vmm->on_reset.hooks[i].dev);
@@ -205,8 +221,10 @@ void machine_run(struct vmm *vmm, struct machine_end *end) {
   char err[MACHINE_ERR_LEN];
   uint64_t start = now_ns();
   int signals = watch_signals(vmm);
-  if (vcpus_start(vmm, err)) vmm_end(vmm, VMM_END_ERROR, err);
-  else while (run_until_end(vmm)) continue;
+  if (vcpus_start(vmm, err))
+    vmm_end(vmm, VMM_END_ERROR, err);
+  else
+    while (run_until_end(vmm)) continue;
   vcpus_quit(vmm);
   if (signals >= 0) {
     vmm_loop_del(vmm->loop, signals);
@@ -220,8 +238,14 @@ void machine_run(struct vmm *vmm, struct machine_end *end) {
 
 const char *machine_end_name(int code) {
   static const char *const names[] = {
-    [VMM_END_POWEROFF] = "poweroff", [VMM_END_ERROR] = "error",           [VMM_END_USAGE] = "usage",       [VMM_END_RESET] = "reset",
-    [VMM_END_PANIC] = "panic",       [VMM_END_TRIPLE_FAULT] = "triple fault", [VMM_END_INTERNAL] = "internal error", [VMM_END_QUIT] = "quit",
+      [VMM_END_POWEROFF] = "poweroff",
+      [VMM_END_ERROR] = "error",
+      [VMM_END_USAGE] = "usage",
+      [VMM_END_RESET] = "reset",
+      [VMM_END_PANIC] = "panic",
+      [VMM_END_TRIPLE_FAULT] = "triple fault",
+      [VMM_END_INTERNAL] = "internal error",
+      [VMM_END_QUIT] = "quit",
   };
   if (code >= VMM_END_DEBUG_EXIT) return "debug exit";
   return code >= 0 && code < (int)(sizeof(names) / sizeof(names[0])) ? names[code] : "error";

@@ -19,18 +19,18 @@ struct machine_disk {
 /* What to build.  The strings must outlive the machine. */
 struct machine_config {
   const struct vmm_accel *accel;
-  const char *kernel;          /* required */
-  const char *initrd;          /* NULL: none */
-  const char *append;          /* kernel command line */
-  uint64_t memory;             /* bytes */
+  const char *kernel; /* required */
+  const char *initrd; /* NULL: none */
+  const char *append; /* kernel command line */
+  uint64_t memory;    /* bytes */
   unsigned cpus;
-  const char *cpu;             /* "MODEL[,+f,-f][,vendor=intel|amd]" */
+  const char *cpu; /* "MODEL[,+f,-f][,vendor=intel|amd]" */
   struct machine_disk disks[MACHINE_MAX_DISKS];
   unsigned disk_count;
   const char *nets[MACHINE_MAX_NETS]; /* specs as virtio_net_create() takes them */
   unsigned net_count;
-  const char *console;         /* of COM1 */
-  const char *virtio_console;  /* of hvc0; NULL: no such device */
+  const char *console;        /* of COM1 */
+  const char *virtio_console; /* of hvc0; NULL: no such device */
   bool rng, debug_exit, no_reboot;
 };
 

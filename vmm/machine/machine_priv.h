@@ -51,34 +51,34 @@ struct vmm {
   size_t run_size;                     /* (o) of a vCPU's kvm_run mapping */
   struct vmm_loop *loop;               /* (o) */
   pthread_mutex_t lock;
-  struct bus pio, pio_bytes, mmio;     /* [l]; pio_bytes: ranges of one port, looked at first for byte accesses */
+  struct bus pio, pio_bytes, mmio;       /* [l]; pio_bytes: ranges of one port, looked at first for byte accesses */
   struct hook_list on_reset, on_destroy; /* (o) */
 
-  uint8_t *memory;                     /* (o) one host mapping, all of the guest's RAM */
-  struct boot_ram ram;                 /* (o) */
+  uint8_t *memory;     /* (o) one host mapping, all of the guest's RAM */
+  struct boot_ram ram; /* (o) */
 
-  struct boot_image *image;            /* (o) */
-  uint8_t *initrd;                     /* (o) */
-  size_t initrd_len;                   /* (o) */
-  struct boot_entry entry;             /* [p] */
+  struct boot_image *image; /* (o) */
+  uint8_t *initrd;          /* (o) */
+  size_t initrd_len;        /* (o) */
+  struct boot_entry entry;  /* [p] */
 
-  struct vcpu *vcpus;                  /* (o) */
-  unsigned vcpu_count;                 /* (o) vCPUs that exist */
-  struct kvm_irqchip irqchips[3];      /* (o) power-on state of the chips in the kernel */
-  struct kvm_pit_state2 pit;           /* (o) */
+  struct vcpu *vcpus;             /* (o) */
+  unsigned vcpu_count;            /* (o) vCPUs that exist */
+  struct kvm_irqchip irqchips[3]; /* (o) power-on state of the chips in the kernel */
+  struct kvm_pit_state2 pit;      /* (o) */
 
-  struct pci_host *pci;                /* (o) */
-  struct console *com1, *hvc0;         /* (o) */
+  struct pci_host *pci;        /* (o) */
+  struct console *com1, *hvc0; /* (o) */
 
   pthread_mutex_t run_lock;
   pthread_cond_t run_cond;
-  _Atomic int run_state;               /* enum run_state */
-  unsigned parked;                     /* [r] vCPUs that wait */
-  unsigned resets;                     /* [m] */
+  _Atomic int run_state; /* enum run_state */
+  unsigned parked;       /* [r] vCPUs that wait */
+  unsigned resets;       /* [m] */
 
-  atomic_bool end_claimed;             /* vmm_end() was called; its caller writes the reason, then the code */
-  _Atomic int end_code;                /* -1 until then */
-  char end_reason[256];                /* valid once end_code is */
+  atomic_bool end_claimed; /* vmm_end() was called; its caller writes the reason, then the code */
+  _Atomic int end_code;    /* -1 until then */
+  char end_reason[256];    /* valid once end_code is */
 };
 
 /* Formats the sentence, returns -1. */
@@ -115,7 +115,7 @@ void vcpus_destroy(struct vmm *vmm);
 
 /* vcpu_state.c: power-on state and the entry state of the boot protocol. */
 int vcpu_power_on(struct vcpu *vcpu, unsigned phys_bits, char *err); /* sets it and takes the snapshot */
-int vcpu_reset(struct vcpu *vcpu);               /* back to the snapshot; the first vCPU at vmm->entry.  0 or -errno */
+int vcpu_reset(struct vcpu *vcpu); /* back to the snapshot; the first vCPU at vmm->entry.  0 or -errno */
 void vcpu_snapshot_free(struct vcpu_snapshot *snapshot);
 
 /* devices.c */

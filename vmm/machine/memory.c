@@ -9,7 +9,9 @@
 
 enum { PAGE = 4096 };
 
-static double mib(uint64_t bytes) { return (double)bytes / (1 << 20); }
+static double mib(uint64_t bytes) {
+  return (double)bytes / (1 << 20);
+}
 
 int memory_check(uint64_t size, char *err) {
   struct sysinfo si;
@@ -40,18 +42,22 @@ int memory_map(struct vmm *vmm, bool map) {
     const struct boot_ram_piece *p = &vmm->ram.piece[i];
     if (p->len == 0) continue;
     struct kvm_userspace_memory_region region = {
-      .slot = i, .guest_phys_addr = p->gpa, .memory_size = map ? p->len : 0, .userspace_addr = (uintptr_t)p->host};
+        .slot = i, .guest_phys_addr = p->gpa, .memory_size = map ? p->len : 0, .userspace_addr = (uintptr_t)p->host};
     int r = vm_ioctl(vmm, KVM_SET_USER_MEMORY_REGION, &region);
     if (r < 0) return r;
   }
   return 0;
 }
 
-void memory_clear(struct vmm *vmm) { madvise(vmm->memory, vmm->config->memory, MADV_DONTNEED); }
+void memory_clear(struct vmm *vmm) {
+  madvise(vmm->memory, vmm->config->memory, MADV_DONTNEED);
+}
 
 void memory_destroy(struct vmm *vmm) {
   if (vmm->memory) munmap(vmm->memory, vmm->config->memory);
   vmm->memory = NULL;
 }
 
-void *vmm_ram(struct vmm *vmm, uint64_t gpa, uint64_t len) { return boot_ram_at(&vmm->ram, gpa, len); }
+void *vmm_ram(struct vmm *vmm, uint64_t gpa, uint64_t len) {
+  return boot_ram_at(&vmm->ram, gpa, len);
+}

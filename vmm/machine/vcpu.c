@@ -47,7 +47,8 @@ static struct kvm_cpuid2 *make_cpuid(struct vmm *vmm, char *err) {
   struct kvm_cpuid2 *t = supported_cpuid(vmm, err);
   if (!t) return NULL;
   bool tsc_deadline = vmm->accel->ioctl(vmm->kvm_fd, KVM_CHECK_EXTENSION, (void *)KVM_CAP_TSC_DEADLINE_TIMER) > 0;
-  if (cpu_model_parse(vmm->config->cpu, &model, why) == 0 && cpu_model_apply(&model, t, CPUID_ROOM, vmm->config->cpus, tsc_deadline, why) == 0)
+  if (cpu_model_parse(vmm->config->cpu, &model, why) == 0 &&
+      cpu_model_apply(&model, t, CPUID_ROOM, vmm->config->cpus, tsc_deadline, why) == 0)
     return t;
   machine_fail(err, "%s", why);
   free(t);
@@ -71,8 +72,10 @@ int vcpus_create(struct vmm *vmm, char *err) {
   struct kvm_cpuid2 *cpuid = make_cpuid(vmm, err);
   int r = -1;
   vmm->vcpus = cpuid ? calloc(vmm->config->cpus, sizeof(*vmm->vcpus)) : NULL;
-  if (cpuid && !vmm->vcpus) machine_fail(err, "out of memory");
-  else if (cpuid) r = 0;
+  if (cpuid && !vmm->vcpus)
+    machine_fail(err, "out of memory");
+  else if (cpuid)
+    r = 0;
   for (unsigned i = 0; r == 0 && i < vmm->config->cpus; i++) {
     vmm->vcpus[i].index = i;
     r = create_one(vmm, &vmm->vcpus[i], cpuid, err);
@@ -207,7 +210,9 @@ static void release(struct vmm *vmm, enum run_state state) {
   pthread_mutex_unlock(&vmm->run_lock);
 }
 
-void vcpus_go(struct vmm *vmm) { release(vmm, RUN_GO); }
+void vcpus_go(struct vmm *vmm) {
+  release(vmm, RUN_GO);
+}
 
 void vcpus_quit(struct vmm *vmm) {
   release(vmm, RUN_QUIT);

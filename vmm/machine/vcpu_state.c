@@ -5,7 +5,15 @@
 
 #include "vmm/machine/machine_priv.h"
 
-enum { MSR_TSC = 0x10, MSR_TSC_ADJUST = 0x3b, MSR_MTRR_CAP = 0xfe, MSR_MISC_ENABLE = 0x1a0, MSR_MTRR_BASE0 = 0x200, MSR_MTRR_MASK0 = 0x201, MSR_MTRR_DEF_TYPE = 0x2ff };
+enum {
+  MSR_TSC = 0x10,
+  MSR_TSC_ADJUST = 0x3b,
+  MSR_MTRR_CAP = 0xfe,
+  MSR_MISC_ENABLE = 0x1a0,
+  MSR_MTRR_BASE0 = 0x200,
+  MSR_MTRR_MASK0 = 0x201,
+  MSR_MTRR_DEF_TYPE = 0x2ff
+};
 enum { LVT_LINT0 = 0x350, LVT_LINT1 = 0x360, LVT_EXTINT = 0x700, LVT_NMI = 0x400 };
 enum { CR0_PE = 1, CR0_ET = 1 << 4, CR0_NE = 1 << 5, CR0_PG = 1u << 31, CR4_PAE = 1 << 5, EFER_LME = 1 << 8, EFER_LMA = 1 << 10 };
 
@@ -29,14 +37,14 @@ static const struct part {
   size_t offset;
   int cap; /* 0: always there */
 } parts[] = {
-  {"special registers", KVM_GET_SREGS, KVM_SET_SREGS, offsetof(struct vcpu_snapshot, sregs), 0},
-  {"XCR0", KVM_GET_XCRS, KVM_SET_XCRS, offsetof(struct vcpu_snapshot, xcrs), KVM_CAP_XCRS},
-  {"extended state", KVM_GET_XSAVE, KVM_SET_XSAVE, offsetof(struct vcpu_snapshot, xsave), 0},
-  {"local APIC", KVM_GET_LAPIC, KVM_SET_LAPIC, offsetof(struct vcpu_snapshot, lapic), 0},
-  {"registers", KVM_GET_REGS, KVM_SET_REGS, offsetof(struct vcpu_snapshot, regs), 0},
-  {"debug registers", KVM_GET_DEBUGREGS, KVM_SET_DEBUGREGS, offsetof(struct vcpu_snapshot, debugregs), KVM_CAP_DEBUGREGS},
-  {"events", KVM_GET_VCPU_EVENTS, KVM_SET_VCPU_EVENTS, offsetof(struct vcpu_snapshot, events), KVM_CAP_VCPU_EVENTS},
-  {"run state", KVM_GET_MP_STATE, KVM_SET_MP_STATE, offsetof(struct vcpu_snapshot, mp_state), 0},
+    {"special registers", KVM_GET_SREGS, KVM_SET_SREGS, offsetof(struct vcpu_snapshot, sregs), 0},
+    {"XCR0", KVM_GET_XCRS, KVM_SET_XCRS, offsetof(struct vcpu_snapshot, xcrs), KVM_CAP_XCRS},
+    {"extended state", KVM_GET_XSAVE, KVM_SET_XSAVE, offsetof(struct vcpu_snapshot, xsave), 0},
+    {"local APIC", KVM_GET_LAPIC, KVM_SET_LAPIC, offsetof(struct vcpu_snapshot, lapic), 0},
+    {"registers", KVM_GET_REGS, KVM_SET_REGS, offsetof(struct vcpu_snapshot, regs), 0},
+    {"debug registers", KVM_GET_DEBUGREGS, KVM_SET_DEBUGREGS, offsetof(struct vcpu_snapshot, debugregs), KVM_CAP_DEBUGREGS},
+    {"events", KVM_GET_VCPU_EVENTS, KVM_SET_VCPU_EVENTS, offsetof(struct vcpu_snapshot, events), KVM_CAP_VCPU_EVENTS},
+    {"run state", KVM_GET_MP_STATE, KVM_SET_MP_STATE, offsetof(struct vcpu_snapshot, mp_state), 0},
 };
 enum { PARTS = sizeof(parts) / sizeof(parts[0]), MSRS_AFTER = 2 /* XSAVE; IA32_XSS and the deadline come before the APIC */ };
 
@@ -45,7 +53,9 @@ static bool part_exists(struct vcpu *vcpu, const struct part *p) {
   return p->cap == 0 || vmm->accel->ioctl(vmm->kvm_fd, KVM_CHECK_EXTENSION, (void *)(intptr_t)p->cap) > 0;
 }
 
-int vcpu_ioctl(struct vcpu *vcpu, unsigned long request, void *arg) { return vcpu->vmm->accel->ioctl(vcpu->fd, request, arg); }
+int vcpu_ioctl(struct vcpu *vcpu, unsigned long request, void *arg) {
+  return vcpu->vmm->accel->ioctl(vcpu->fd, request, arg);
+}
 
 /* ---- MSRs ---- */
 
@@ -78,14 +88,17 @@ static struct kvm_msr_list *msr_list(struct vmm *vmm) {
 }
 
 /* The time-stamp counter runs on through a reset: putting the others back must not stop it. */
-static bool resettable(uint32_t msr) { return msr != MSR_TSC && msr != MSR_TSC_ADJUST; }
+static bool resettable(uint32_t msr) {
+  return msr != MSR_TSC && msr != MSR_TSC_ADJUST;
+}
 
 static struct kvm_msrs *save_msrs(struct vcpu *vcpu) {
   struct kvm_msr_list *list = msr_list(vcpu->vmm);
   struct kvm_msrs *msrs = list ? calloc(1, sizeof(*msrs) + list->nmsrs * sizeof(msrs->entries[0])) : NULL;
   for (uint32_t i = 0; msrs && i < list->nmsrs; i++) {
     uint64_t value;
-    if (!resettable(list->indices[i]) || !get_msr(vcpu, list->indices[i], &value) || !set_msr(vcpu, list->indices[i], value)) continue;
+    if (!resettable(list->indices[i]) || !get_msr(vcpu, list->indices[i], &value) || !set_msr(vcpu, list->indices[i], value))
+      continue;
     msrs->entries[msrs->nmsrs++] = (struct kvm_msr_entry){.index = list->indices[i], .data = value};
   }
   free(list);
@@ -113,7 +126,8 @@ static void firmware_msrs(struct vcpu *vcpu, unsigned phys_bits) {
   uint64_t cap, hole = 0xc0000000, mask = ((1ull << phys_bits) - 1) & ~0x3fffffffull;
   set_msr(vcpu, MSR_MISC_ENABLE, 1);
   if (!get_msr(vcpu, MSR_MTRR_CAP, &cap) || (cap & 0xff) == 0) return;
-  if (set_msr(vcpu, MSR_MTRR_BASE0, hole | 0) && set_msr(vcpu, MSR_MTRR_MASK0, mask | 1 << 11)) set_msr(vcpu, MSR_MTRR_DEF_TYPE, 1 << 11 | 6);
+  if (set_msr(vcpu, MSR_MTRR_BASE0, hole | 0) && set_msr(vcpu, MSR_MTRR_MASK0, mask | 1 << 11))
+    set_msr(vcpu, MSR_MTRR_DEF_TYPE, 1 << 11 | 6);
 }
 
 /* ---- power-on ---- */
@@ -155,8 +169,14 @@ void vcpu_snapshot_free(struct vcpu_snapshot *snapshot) {
 /* ---- entry ---- */
 
 static struct kvm_segment segment(uint16_t selector, bool code, bool is64) {
-  return (struct kvm_segment){.limit = 0xffffffff, .selector = selector, .type = code ? 0xb : 0x3, .present = 1, .s = 1, .g = 1,
-                              .db = !(code && is64), .l = code && is64};
+  return (struct kvm_segment){.limit = 0xffffffff,
+                              .selector = selector,
+                              .type = code ? 0xb : 0x3,
+                              .present = 1,
+                              .s = 1,
+                              .g = 1,
+                              .db = !(code && is64),
+                              .l = code && is64};
 }
 
 static void enter_sregs(const struct boot_entry *e, struct kvm_sregs *s) {

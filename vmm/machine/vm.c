@@ -7,7 +7,9 @@
 #include "vmm/boot/layout.h"
 #include "vmm/machine/machine_priv.h"
 
-int vm_ioctl(struct vmm *vmm, unsigned long request, void *arg) { return vmm->accel->ioctl(vmm->vm_fd, request, arg); }
+int vm_ioctl(struct vmm *vmm, unsigned long request, void *arg) {
+  return vmm->accel->ioctl(vmm->vm_fd, request, arg);
+}
 
 static int system_ioctl(struct vmm *vmm, unsigned long request, uintptr_t arg) {
   return vmm->accel->ioctl(vmm->kvm_fd, request, (void *)arg);
@@ -18,16 +20,16 @@ static const struct {
   int cap;
   const char *name;
 } required[] = {
-  {KVM_CAP_IRQCHIP, "interrupt controllers (KVM_CAP_IRQCHIP)"},
-  {KVM_CAP_USER_MEMORY, "user memory (KVM_CAP_USER_MEMORY)"},
-  {KVM_CAP_PIT2, "the interval timer (KVM_CAP_PIT2)"},
-  {KVM_CAP_EXT_CPUID, "CPUID (KVM_CAP_EXT_CPUID)"},
-  {KVM_CAP_IRQ_ROUTING, "interrupt routing (KVM_CAP_IRQ_ROUTING)"},
-  {KVM_CAP_SIGNAL_MSI, "message-signalled interrupts (KVM_CAP_SIGNAL_MSI)"},
-  {KVM_CAP_IOEVENTFD, "event descriptors (KVM_CAP_IOEVENTFD)"},
-  {KVM_CAP_IMMEDIATE_EXIT, "immediate_exit (KVM_CAP_IMMEDIATE_EXIT)"},
-  {KVM_CAP_MP_STATE, "processor states (KVM_CAP_MP_STATE)"},
-  {KVM_CAP_XSAVE, "extended state (KVM_CAP_XSAVE)"},
+    {KVM_CAP_IRQCHIP, "interrupt controllers (KVM_CAP_IRQCHIP)"},
+    {KVM_CAP_USER_MEMORY, "user memory (KVM_CAP_USER_MEMORY)"},
+    {KVM_CAP_PIT2, "the interval timer (KVM_CAP_PIT2)"},
+    {KVM_CAP_EXT_CPUID, "CPUID (KVM_CAP_EXT_CPUID)"},
+    {KVM_CAP_IRQ_ROUTING, "interrupt routing (KVM_CAP_IRQ_ROUTING)"},
+    {KVM_CAP_SIGNAL_MSI, "message-signalled interrupts (KVM_CAP_SIGNAL_MSI)"},
+    {KVM_CAP_IOEVENTFD, "event descriptors (KVM_CAP_IOEVENTFD)"},
+    {KVM_CAP_IMMEDIATE_EXIT, "immediate_exit (KVM_CAP_IMMEDIATE_EXIT)"},
+    {KVM_CAP_MP_STATE, "processor states (KVM_CAP_MP_STATE)"},
+    {KVM_CAP_XSAVE, "extended state (KVM_CAP_XSAVE)"},
 };
 
 static int check_capabilities(struct vmm *vmm, char *err) {
@@ -39,11 +41,15 @@ static int check_capabilities(struct vmm *vmm, char *err) {
 
 static int open_system(struct vmm *vmm, char *err) {
   vmm->kvm_fd = vmm->accel->open();
-  if (vmm->kvm_fd < 0) return machine_fail(err, "the '%s' accelerator cannot be opened: %s", vmm->accel->name, strerror(-vmm->kvm_fd));
+  if (vmm->kvm_fd < 0)
+    return machine_fail(err, "the '%s' accelerator cannot be opened: %s", vmm->accel->name, strerror(-vmm->kvm_fd));
   int version = system_ioctl(vmm, KVM_GET_API_VERSION, 0);
-  if (version != KVM_API_VERSION) return machine_fail(err, "the '%s' accelerator speaks KVM API version %d, not %d", vmm->accel->name, version, KVM_API_VERSION);
+  if (version != KVM_API_VERSION)
+    return machine_fail(err, "the '%s' accelerator speaks KVM API version %d, not %d", vmm->accel->name, version,
+                        KVM_API_VERSION);
   int size = system_ioctl(vmm, KVM_GET_VCPU_MMAP_SIZE, 0);
-  if (size < (int)sizeof(struct kvm_run)) return machine_fail(err, "the '%s' accelerator gives no kvm_run area", vmm->accel->name);
+  if (size < (int)sizeof(struct kvm_run))
+    return machine_fail(err, "the '%s' accelerator gives no kvm_run area", vmm->accel->name);
   vmm->run_size = (size_t)size;
   return check_capabilities(vmm, err);
 }
@@ -52,7 +58,8 @@ static int check_cpu_count(struct vmm *vmm, char *err) {
   int max = system_ioctl(vmm, KVM_CHECK_EXTENSION, KVM_CAP_MAX_VCPUS);
   if (max <= 0) max = 4; /* api.rst, KVM_CHECK_EXTENSION: the value to assume where it is not reported */
   if (vmm->config->cpus > (unsigned)max)
-    return machine_fail(err, "%u CPUs are more than the %d that the '%s' accelerator can have", vmm->config->cpus, max, vmm->accel->name);
+    return machine_fail(err, "%u CPUs are more than the %d that the '%s' accelerator can have", vmm->config->cpus, max,
+                        vmm->accel->name);
   return 0;
 }
 
@@ -67,10 +74,12 @@ static int set_routes(struct vmm *vmm) {
   for (unsigned gsi = 0; gsi < 24; gsi++) {
     if (gsi == 2) continue;
     if (gsi < 16)
-      table.entries[n++] = (struct kvm_irq_routing_entry){
-        .gsi = gsi, .type = KVM_IRQ_ROUTING_IRQCHIP, .u.irqchip = {gsi < 8 ? KVM_IRQCHIP_PIC_MASTER : KVM_IRQCHIP_PIC_SLAVE, gsi % 8}};
-    table.entries[n++] =
-      (struct kvm_irq_routing_entry){.gsi = gsi, .type = KVM_IRQ_ROUTING_IRQCHIP, .u.irqchip = {KVM_IRQCHIP_IOAPIC, gsi == 0 ? 2 : gsi}};
+      table.entries[n++] =
+          (struct kvm_irq_routing_entry){.gsi = gsi,
+                                         .type = KVM_IRQ_ROUTING_IRQCHIP,
+                                         .u.irqchip = {gsi < 8 ? KVM_IRQCHIP_PIC_MASTER : KVM_IRQCHIP_PIC_SLAVE, gsi % 8}};
+    table.entries[n++] = (struct kvm_irq_routing_entry){
+        .gsi = gsi, .type = KVM_IRQ_ROUTING_IRQCHIP, .u.irqchip = {KVM_IRQCHIP_IOAPIC, gsi == 0 ? 2 : gsi}};
   }
   table.head.nr = n;
   return vm_ioctl(vmm, KVM_SET_GSI_ROUTING, &table);
@@ -78,18 +87,23 @@ static int set_routes(struct vmm *vmm) {
 
 /* APIC ids above 254 need 32-bit destinations (api.rst, KVM_CAP_X2APIC_API). */
 static int enable_wide_apic_ids(struct vmm *vmm) {
-  struct kvm_enable_cap cap = {.cap = KVM_CAP_X2APIC_API, .args = {KVM_X2APIC_API_USE_32BIT_IDS | KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK}};
+  struct kvm_enable_cap cap = {.cap = KVM_CAP_X2APIC_API,
+                               .args = {KVM_X2APIC_API_USE_32BIT_IDS | KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK}};
   return vmm->config->cpus > 255 ? vm_ioctl(vmm, KVM_ENABLE_CAP, &cap) : 0;
 }
 
-static int set_tss(struct vmm *vmm) { return vm_ioctl(vmm, KVM_SET_TSS_ADDR, (void *)(uintptr_t)LAYOUT_TSS); }
+static int set_tss(struct vmm *vmm) {
+  return vm_ioctl(vmm, KVM_SET_TSS_ADDR, (void *)(uintptr_t)LAYOUT_TSS);
+}
 
 static int set_identity_map(struct vmm *vmm) {
   uint64_t gpa = LAYOUT_IDENTITY_MAP;
   return vm_ioctl(vmm, KVM_SET_IDENTITY_MAP_ADDR, &gpa);
 }
 
-static int create_irqchip(struct vmm *vmm) { return vm_ioctl(vmm, KVM_CREATE_IRQCHIP, NULL); }
+static int create_irqchip(struct vmm *vmm) {
+  return vm_ioctl(vmm, KVM_CREATE_IRQCHIP, NULL);
+}
 
 static int create_pit(struct vmm *vmm) {
   struct kvm_pit_config pit = {.flags = KVM_PIT_SPEAKER_DUMMY}; /* port 0x61 is the kernel's too */
@@ -101,14 +115,16 @@ static const struct {
   int (*run)(struct vmm *vmm);
   const char *what;
 } steps[] = {
-  {set_tss, "KVM_SET_TSS_ADDR"},           {set_identity_map, "KVM_SET_IDENTITY_MAP_ADDR"}, {create_irqchip, "KVM_CREATE_IRQCHIP"},
-  {create_pit, "KVM_CREATE_PIT2"},         {set_routes, "KVM_SET_GSI_ROUTING"},             {enable_wide_apic_ids, "KVM_CAP_X2APIC_API"},
+    {set_tss, "KVM_SET_TSS_ADDR"},          {set_identity_map, "KVM_SET_IDENTITY_MAP_ADDR"},
+    {create_irqchip, "KVM_CREATE_IRQCHIP"}, {create_pit, "KVM_CREATE_PIT2"},
+    {set_routes, "KVM_SET_GSI_ROUTING"},    {enable_wide_apic_ids, "KVM_CAP_X2APIC_API"},
 };
 
 int vm_open(struct vmm *vmm, char *err) {
   if (open_system(vmm, err) || check_cpu_count(vmm, err)) return -1;
   vmm->vm_fd = system_ioctl(vmm, KVM_CREATE_VM, 0);
-  if (vmm->vm_fd < 0) return machine_fail(err, "the '%s' accelerator cannot create a virtual machine: %s", vmm->accel->name, strerror(-vmm->vm_fd));
+  if (vmm->vm_fd < 0)
+    return machine_fail(err, "the '%s' accelerator cannot create a virtual machine: %s", vmm->accel->name, strerror(-vmm->vm_fd));
   for (size_t i = 0; i < sizeof(steps) / sizeof(steps[0]); i++) {
     int r = steps[i].run(vmm);
     if (r < 0) return machine_fail(err, "%s failed: %s", steps[i].what, strerror(-r));
@@ -160,7 +176,9 @@ static int doorbell(struct vmm *vmm, uint64_t addr, bool pio, int eventfd, uint3
   return r < 0 ? r : 0;
 }
 
-int vmm_doorbell_add(struct vmm *vmm, uint64_t addr, bool pio, int eventfd) { return doorbell(vmm, addr, pio, eventfd, 0); }
+int vmm_doorbell_add(struct vmm *vmm, uint64_t addr, bool pio, int eventfd) {
+  return doorbell(vmm, addr, pio, eventfd, 0);
+}
 int vmm_doorbell_del(struct vmm *vmm, uint64_t addr, bool pio, int eventfd) {
   return doorbell(vmm, addr, pio, eventfd, KVM_IOEVENTFD_FLAG_DEASSIGN);
 }

@@ -3,6 +3,7 @@
  * Intel SDM Vol. 3A chapter 6 (table 6-2 priorities, table 6-5 double faults), 9.1 (INIT), 8.4 (SIPI).
  */
 #include "x86/cpu/desc.h"
+#include "x86/insn.h"
 #include "x86/mmu/access.h"
 #include "x86/mmu/io.h"
 #include "x86/x86.h"
@@ -49,6 +50,7 @@ static enum fault_class class_of(const struct x86_event *e) {
 }
 
 static void shutdown(struct x86_vcpu *c) {
+  if (c->cur) c->rip = x86_insn_ip(c, c->cur);
   c->triple_fault = true;
   vcpu_request(&c->core, REQ_TRIPLE_FAULT);
 }
@@ -261,7 +263,7 @@ static bool take_interrupt(struct x86_vcpu *c, int *r) {
 }
 
 static bool take_smi(struct x86_vcpu *c) {
-  if (!smi_waits(c) || c->smm || guest_debug_blocks(c)) return false;
+  if (!smi_waits(c) || c->smm || c->int_shadow || guest_debug_blocks(c)) return false;
   atomic_store(&c->smi_pending, false);
   x86_smi_enter(c);
   return true;

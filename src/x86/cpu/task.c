@@ -7,6 +7,7 @@
  */
 #include <string.h>
 #include "x86/cpu/desc.h"
+#include "x86/insn.h"
 #include "x86/mmu/access.h"
 #include "x86/x86.h"
 

@@ -5,8 +5,6 @@
 #include "x86/decode/table.h"
 #include "x86/exec/exec.h"
 
-x86_exec_fn *x86_native_select(const struct x86_decoded *d, struct x86_insn *i);
-
 static ZydisDecoder decoders[4]; /* by X86_MODE_SIZE; the real-address one differs from 16-bit protected mode in what is #UD */
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 

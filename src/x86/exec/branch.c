@@ -1,8 +1,6 @@
 /* Near branches, loops, calls, returns, and software interrupts. */
 #include "x86/exec/exec.h"
 
-x86_exec_fn *x86_far_select(const struct x86_decoded *d, struct x86_insn *i);
-
 /* A target outside the segment or not canonical faults with RIP still at the branch (SDM Vol. 2A JMP, CALL). */
 static int check_target(struct x86_vcpu *c, u64 target) {
   if (c->code64) return likely(x86_canonical(c, target)) ? X86_OK : x86_gp0(c);

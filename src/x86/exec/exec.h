@@ -67,6 +67,10 @@ unsigned x86_reg_number(ZydisRegister reg);
 /* Explicit operands' form; fills i->rm (first register), i->reg (second register, or the one beside memory) and i->opsize from the first operand. */
 enum x86_form x86_operands(const struct x86_decoded *d, struct x86_insn *i);
 
+/* What has no row of its own: SIMD and x87 (native.c).  Far forms of CALL, JMP and RET (far.c). */
+x86_exec_fn *x86_native_select(const struct x86_decoded *d, struct x86_insn *i);
+x86_exec_fn *x86_far_select(const struct x86_decoded *d, struct x86_insn *i);
+
 /* Pushes and pops with the stack's size; nothing changes when they fail. */
 static inline u64 stack_mask(const struct x86_vcpu *c) { return c->code64 ? ~0ull : c->seg[SEG_SS].db ? 0xffffffffull : 0xffffull; }
 static inline void set_sp(struct x86_vcpu *c, u64 sp) {

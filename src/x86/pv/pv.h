@@ -12,6 +12,7 @@ struct x86_vm_clock {
   u64 base_tsc;             /* host TSC ... */
   u64 base_ns;              /* ... at which the clock read this */
   _Atomic u64 wall_clock;   /* MSR_KVM_WALL_CLOCK */
+  bool hide_platform_info;  /* KVM_CAP_MSR_PLATFORM_INFO switched off: the guest may not read MSR_PLATFORM_INFO */
 };
 
 struct x86_pv {

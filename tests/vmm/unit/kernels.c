@@ -11,9 +11,15 @@ static void put(struct kernel_file *k, size_t at, const void *data, size_t len) 
   if (at + len > k->len) k->len = at + len;
 }
 
-static void put16(struct kernel_file *k, size_t at, uint16_t v) { put(k, at, &v, 2); }
-static void put32(struct kernel_file *k, size_t at, uint32_t v) { put(k, at, &v, 4); }
-static void put64(struct kernel_file *k, size_t at, uint64_t v) { put(k, at, &v, 8); }
+static void put16(struct kernel_file *k, size_t at, uint16_t v) {
+  put(k, at, &v, 2);
+}
+static void put32(struct kernel_file *k, size_t at, uint32_t v) {
+  put(k, at, &v, 4);
+}
+static void put64(struct kernel_file *k, size_t at, uint64_t v) {
+  put(k, at, &v, 8);
+}
 
 static void put_code(struct kernel_file *k, size_t at) {
   for (unsigned i = 0; i < CODE_LEN; i++) k->data[at + i] = (uint8_t)(0xc0 + i);
@@ -21,18 +27,34 @@ static void put_code(struct kernel_file *k, size_t at) {
 }
 
 static void make_elf64(struct kernel_file *k, uint64_t gpa, unsigned segments) {
-  Elf64_Ehdr eh = {.e_ident = {0x7f, 'E', 'L', 'F', ELFCLASS64, ELFDATA2LSB, EV_CURRENT}, .e_type = ET_EXEC, .e_machine = EM_X86_64, .e_version = 1,
-                   .e_entry = gpa + 4, .e_phoff = sizeof(eh), .e_ehsize = sizeof(eh), .e_phentsize = sizeof(Elf64_Phdr), .e_phnum = (uint16_t)segments};
-  Elf64_Phdr ph = {.p_type = PT_LOAD, .p_offset = CODE_AT, .p_vaddr = gpa, .p_paddr = gpa, .p_filesz = CODE_LEN, .p_memsz = 2 * CODE_LEN};
+  Elf64_Ehdr eh = {.e_ident = {0x7f, 'E', 'L', 'F', ELFCLASS64, ELFDATA2LSB, EV_CURRENT},
+                   .e_type = ET_EXEC,
+                   .e_machine = EM_X86_64,
+                   .e_version = 1,
+                   .e_entry = gpa + 4,
+                   .e_phoff = sizeof(eh),
+                   .e_ehsize = sizeof(eh),
+                   .e_phentsize = sizeof(Elf64_Phdr),
+                   .e_phnum = (uint16_t)segments};
+  Elf64_Phdr ph = {
+      .p_type = PT_LOAD, .p_offset = CODE_AT, .p_vaddr = gpa, .p_paddr = gpa, .p_filesz = CODE_LEN, .p_memsz = 2 * CODE_LEN};
   put(k, 0, &eh, sizeof(eh));
   put(k, sizeof(eh), &ph, sizeof(ph));
   put_code(k, CODE_AT);
 }
 
 static void make_elf32(struct kernel_file *k, uint32_t gpa) {
-  Elf32_Ehdr eh = {.e_ident = {0x7f, 'E', 'L', 'F', ELFCLASS32, ELFDATA2LSB, EV_CURRENT}, .e_type = ET_EXEC, .e_machine = EM_386, .e_version = 1,
-                   .e_entry = gpa + 4, .e_phoff = sizeof(eh), .e_ehsize = sizeof(eh), .e_phentsize = sizeof(Elf32_Phdr), .e_phnum = 1};
-  Elf32_Phdr ph = {.p_type = PT_LOAD, .p_offset = CODE_AT, .p_vaddr = gpa, .p_paddr = gpa, .p_filesz = CODE_LEN, .p_memsz = 2 * CODE_LEN};
+  Elf32_Ehdr eh = {.e_ident = {0x7f, 'E', 'L', 'F', ELFCLASS32, ELFDATA2LSB, EV_CURRENT},
+                   .e_type = ET_EXEC,
+                   .e_machine = EM_386,
+                   .e_version = 1,
+                   .e_entry = gpa + 4,
+                   .e_phoff = sizeof(eh),
+                   .e_ehsize = sizeof(eh),
+                   .e_phentsize = sizeof(Elf32_Phdr),
+                   .e_phnum = 1};
+  Elf32_Phdr ph = {
+      .p_type = PT_LOAD, .p_offset = CODE_AT, .p_vaddr = gpa, .p_paddr = gpa, .p_filesz = CODE_LEN, .p_memsz = 2 * CODE_LEN};
   put(k, 0, &eh, sizeof(eh));
   put(k, sizeof(eh), &ph, sizeof(ph));
   put_code(k, CODE_AT);
@@ -40,8 +62,10 @@ static void make_elf32(struct kernel_file *k, uint32_t gpa) {
 
 void make_elf(struct kernel_file *k, bool is64, uint64_t gpa) {
   memset(k, 0, sizeof(*k));
-  if (is64) make_elf64(k, gpa, 1);
-  else make_elf32(k, (uint32_t)gpa);
+  if (is64)
+    make_elf64(k, gpa, 1);
+  else
+    make_elf32(k, (uint32_t)gpa);
 }
 
 void make_pvh(struct kernel_file *k, uint64_t gpa, uint32_t entry) {

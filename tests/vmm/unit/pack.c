@@ -63,7 +63,8 @@ static size_t pack_lzo(const uint8_t *plain, size_t len, uint8_t *out, size_t ro
   static uint8_t work[LZO1X_1_MEM_COMPRESS];
   lzo_uint n = 0;
   if (lzo_init() != LZO_E_OK || lzo1x_1_compress(plain, len, out + sizeof(head) + 8, &n, work) != LZO_E_OK || n >= len) return 0;
-  const uint8_t sizes[8] = {(uint8_t)(len >> 24), (uint8_t)(len >> 16), (uint8_t)(len >> 8), (uint8_t)len, (uint8_t)(n >> 24), (uint8_t)(n >> 16), (uint8_t)(n >> 8), (uint8_t)n};
+  const uint8_t sizes[8] = {(uint8_t)(len >> 24), (uint8_t)(len >> 16), (uint8_t)(len >> 8), (uint8_t)len,
+                            (uint8_t)(n >> 24),   (uint8_t)(n >> 16),   (uint8_t)(n >> 8),   (uint8_t)n};
   const uint32_t size = (uint32_t)len;
   memcpy(out, head, sizeof(head));
   memcpy(out + sizeof(head), sizes, 8);
@@ -72,5 +73,5 @@ static size_t pack_lzo(const uint8_t *plain, size_t len, uint8_t *out, size_t ro
   return sizeof(head) + 16 + n;
 }
 
-const struct packer packers[PACKERS] = {{"gzip", pack_gzip}, {"xz", pack_xz}, {"lzma", pack_lzma}, {"bzip2", pack_bzip2},
+const struct packer packers[PACKERS] = {{"gzip", pack_gzip}, {"xz", pack_xz},   {"lzma", pack_lzma}, {"bzip2", pack_bzip2},
                                         {"zstd", pack_zstd}, {"lz4", pack_lz4}, {"lzo", pack_lzo}};

@@ -148,7 +148,9 @@ static void multiboot_unknown_requirement(void **state) {
   assert_refused("requires features 0x20");
 }
 
-static const struct boot_params *zero_page(void) { return (const struct boot_params *)(memory + LAYOUT_ZERO_PAGE); }
+static const struct boot_params *zero_page(void) {
+  return (const struct boot_params *)(memory + LAYOUT_ZERO_PAGE);
+}
 
 static void bzimage_64bit_packed(void **state) {
   struct boot_entry e;
@@ -186,7 +188,8 @@ static void bzimage_payload_of_every_method(void **state) {
     memset(memory, 0, MEMORY);
     struct boot_image *image = boot_image_open(file.data, file.len, err);
     assert_non_null(image);
-    if (!strstr(boot_image_describe(image), "unpacked by the VMM")) fail_msg("%s: %s", packers[i].name, boot_image_describe(image));
+    if (!strstr(boot_image_describe(image), "unpacked by the VMM"))
+      fail_msg("%s: %s", packers[i].name, boot_image_describe(image));
     assert_non_null(strstr(boot_image_describe(image), packers[i].name));
     assert_int_equal(boot_image_load(image, &plain_request, &e, err), 0);
     assert_int_equal(e.rip, 0x1000004);
@@ -328,11 +331,27 @@ static void overlapping_segments(void **state) {
 int main(void) {
 #define TEST(f) cmocka_unit_test_setup_teardown(f, set_up, tear_down)
   const struct CMUnitTest tests[] = {
-    TEST(elf64_enters_long_mode), TEST(long_mode_maps_one_to_one), TEST(elf32_enters_protected_mode), TEST(pvh_gets_start_info),
-    TEST(pvh_entry_must_be_loaded), TEST(multiboot_elf), TEST(multiboot_raw), TEST(multiboot_unknown_requirement), TEST(bzimage_64bit_packed),
-    TEST(bzimage_32bit_packed), TEST(bzimage_payload_of_every_method), TEST(bzimage_damaged_payload_is_left_to_the_guest),
-    TEST(memory_map_covers_all_ram), TEST(initrd_is_placed_high), TEST(initrd_that_does_not_fit), TEST(command_line_too_long),
-    TEST(kernel_beyond_memory), TEST(kernel_on_boot_data), TEST(truncated_kernels), TEST(named_refusals), TEST(overlapping_segments),
+      TEST(elf64_enters_long_mode),
+      TEST(long_mode_maps_one_to_one),
+      TEST(elf32_enters_protected_mode),
+      TEST(pvh_gets_start_info),
+      TEST(pvh_entry_must_be_loaded),
+      TEST(multiboot_elf),
+      TEST(multiboot_raw),
+      TEST(multiboot_unknown_requirement),
+      TEST(bzimage_64bit_packed),
+      TEST(bzimage_32bit_packed),
+      TEST(bzimage_payload_of_every_method),
+      TEST(bzimage_damaged_payload_is_left_to_the_guest),
+      TEST(memory_map_covers_all_ram),
+      TEST(initrd_is_placed_high),
+      TEST(initrd_that_does_not_fit),
+      TEST(command_line_too_long),
+      TEST(kernel_beyond_memory),
+      TEST(kernel_on_boot_data),
+      TEST(truncated_kernels),
+      TEST(named_refusals),
+      TEST(overlapping_segments),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
