@@ -1,86 +1,130 @@
-/* From (descriptor, request) to a table row: copy in, lock, call, copy out. */
+/* The dispatcher: one hash table of rows per kind of descriptor, and the journey of an argument.
+ *
+ * Locks are taken in the order vcpu->mutex, vm->lock (docs/locking.md).
+ */
 #include <errno.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/uio.h>
-#include <unistd.h>
+#include <sys/ioctl.h>
 #include "api/dispatch.h"
-#include "base/fault.h"
+#include "base/log.h"
+#include "base/process.h"
 
-static int copy_guarded(void *dst, const void *src, size_t len) {
-  struct fault_guard guard;
-  if (!len) return 0;
-  if (fault_try(&guard)) return -EFAULT;
-  memcpy(dst, src, len);
-  fault_end(&guard);
-  return 0;
+#define BUCKETS    512u /* several times the rows of a table: look-ups end at the first or second probe */
+#define SMALL_DATA 512u /* arguments up to this size travel on the stack */
+
+struct row_table {
+  const struct ioctl_row *bucket[BUCKETS];
+};
+
+struct api {
+  const struct arch_ops *arch;
+  struct api *next; /* apis */
+  struct row_table table[FD_KINDS];
+};
+
+static unsigned hash(u32 request) { return (request ^ (request >> 16) * 7u) % BUCKETS; }
+
+static void add_rows(struct row_table *t, const struct ioctl_row *row, unsigned n) {
+  for (unsigned i = 0; i < n; i++) {
+    unsigned h = hash((u32)row[i].request);
+    while (t->bucket[h] && t->bucket[h]->request != row[i].request) h = (h + 1) % BUCKETS;
+    if (!t->bucket[h]) t->bucket[h] = &row[i]; /* the architecture's rows come first and win */
+  }
 }
 
-int copy_from_user(void *dst, const void *user, size_t len) { return copy_guarded(dst, user, len); }
-int copy_to_user(void *user, const void *src, size_t len) { return copy_guarded(user, src, len); }
-
-static const struct ioctl_row *find(const struct ioctl_row *rows, unsigned n, unsigned long request) {
-  for (unsigned k = 0; k < n; k++)
-    if (rows[k].request == request) return &rows[k];
-  return NULL;
+static const struct ioctl_row *find_row(const struct row_table *t, u32 request) {
+  unsigned h = hash(request);
+  while (t->bucket[h] && (u32)t->bucket[h]->request != request) h = (h + 1) % BUCKETS;
+  return t->bucket[h];
 }
 
-static const struct ioctl_row *find_row(const struct fd_object *o, unsigned long request) {
-  const struct arch_ops *a = o->arch;
-  const struct {
-    const struct ioctl_row *own, *arch;
-    unsigned n_own, n_arch;
-  } tables[] = {
-      [FD_SYSTEM] = {system_rows, a->system_ioctls, n_system_rows, a->n_system_ioctls},
-      [FD_VM] = {vm_rows, a->vm_ioctls, n_vm_rows, a->n_vm_ioctls},
-      [FD_VCPU] = {vcpu_rows, a->vcpu_ioctls, n_vcpu_rows, a->n_vcpu_ioctls},
-  };
-  const struct ioctl_row *row = find(tables[o->kind].own, tables[o->kind].n_own, request);
-  return row ? row : find(tables[o->kind].arch, tables[o->kind].n_arch, request);
+static struct api *make_api(const struct arch_ops *arch) {
+  struct api *a = calloc(1, sizeof(*a));
+  if (!a) return NULL;
+  a->arch = arch;
+  add_rows(&a->table[FD_SYSTEM], arch->system_ioctls, arch->n_system_ioctls);
+  add_rows(&a->table[FD_SYSTEM], kvm_system_rows.row, kvm_system_rows.n);
+  add_rows(&a->table[FD_VM], arch->vm_ioctls, arch->n_vm_ioctls);
+  add_rows(&a->table[FD_VM], kvm_vm_rows.row, kvm_vm_rows.n);
+  add_rows(&a->table[FD_VCPU], arch->vcpu_ioctls, arch->n_vcpu_ioctls);
+  add_rows(&a->table[FD_VCPU], kvm_vcpu_rows.row, kvm_vcpu_rows.n);
+  add_rows(&a->table[FD_DEVICE], kvm_device_rows.row, kvm_device_rows.n);
+  return a;
 }
 
-static void take(const struct ioctl_row *row, struct ioctl_ctx *ctx) {
-  if (row->locks & LOCK_VCPU) pthread_mutex_lock(&ctx->vcpu->mutex);
+static _Atomic(struct api *) apis; /* grows at the head only */
+
+const struct api *api_of(const struct arch_ops *arch) {
+  struct api *head = atomic_load(&apis);
+  for (struct api *a = head; a; a = a->next)
+    if (a->arch == arch) return a;
+  struct api *a = make_api(arch);
+  if (!a) return NULL;
+  /* Two threads may both add one: both are right. */
+  do a->next = head;
+  while (!atomic_compare_exchange_weak(&apis, &head, a));
+  return a;
+}
+
+const struct arch_ops *api_arch(const struct api *api) { return api->arch; }
+
+/* ---- one call ---- */
+
+/* What KVM answers to a number it does not know, by kind (virt/kvm/kvm_main.c, arch/x86/kvm/x86.c). */
+static int unknown_request(const struct fd_object *o, u32 request) {
+  switch (o->kind) {
+  case FD_SYSTEM:
+  case FD_VCPU:
+    return -EINVAL;
+  default:
+    return -ENOTTY;
+  }
+}
+
+static long call_locked(const struct ioctl_row *row, struct ioctl_ctx *ctx, void *data) {
   if (row->locks & LOCK_VM) pthread_mutex_lock(&ctx->vm->lock);
-}
-
-static void release(const struct ioctl_row *row, struct ioctl_ctx *ctx) {
+  long r = row->fn(ctx, data);
   if (row->locks & LOCK_VM) pthread_mutex_unlock(&ctx->vm->lock);
-  if (row->locks & LOCK_VCPU) pthread_mutex_unlock(&ctx->vcpu->mutex);
-}
-
-static long call(const struct ioctl_row *row, struct ioctl_ctx *ctx, void *arg) {
-  u64 small[32];
-  size_t size = row->arg == ARG_IN || row->arg == ARG_OUT || row->arg == ARG_INOUT ? _IOC_SIZE(row->request) : 0;
-  void *data = size > sizeof(small) ? malloc(size) : small;
-  if (!data) return -ENOMEM;
-  long r = 0;
-  if (row->arg == ARG_OUT) memset(data, 0, size);
-  else if (size) r = copy_from_user(data, arg, size);
-  if (!r) {
-    take(row, ctx);
-    r = row->fn(ctx, data);
-    release(row, ctx);
-  }
-  if (r >= 0 && (row->arg == ARG_OUT || row->arg == ARG_INOUT)) {
-    int c = copy_to_user(arg, data, size);
-    if (c) r = c;
-  }
-  if (data != small) free(data);
   return r;
 }
 
-long dispatch_ioctl(struct fd_object *o, unsigned long request, void *arg) {
-  struct ioctl_ctx ctx = {.vcpu = o->vcpu, .vm = o->vcpu ? o->vcpu->vm : o->vm, .value = (u64)(uintptr_t)arg, .user = arg};
-  if (o->kind == FD_VCPU && request == KVM_RUN) { /* the hot one */
-    if (arg) return -EINVAL;
-    pthread_mutex_lock(&o->vcpu->mutex);
-    long r = vcpu_run(o->vcpu);
-    pthread_mutex_unlock(&o->vcpu->mutex);
-    return r;
+/* The part between the copies.  KVM copies with vcpu->mutex held, so that a fault and a bad state are reported in this order. */
+static long call_with_data(const struct ioctl_row *row, struct ioctl_ctx *ctx, void *data, size_t size) {
+  bool in = row->arg == ARG_IN || row->arg == ARG_INOUT, out = row->arg == ARG_OUT || row->arg == ARG_INOUT;
+  if (in && copy_from_user(data, ctx->user, size)) return trace_error(-EFAULT);
+  if (!in) memset(data, 0, size);
+  long r = call_locked(row, ctx, data);
+  if (r >= 0 && out && copy_to_user(ctx->user, data, size)) return trace_error(-EFAULT);
+  return r;
+}
+
+static bool has_data(const struct ioctl_row *row) { return row->arg == ARG_IN || row->arg == ARG_OUT || row->arg == ARG_INOUT; }
+
+static long call(const struct ioctl_row *row, struct ioctl_ctx *ctx) {
+  size_t size = _IOC_SIZE(row->request);
+  if (!has_data(row)) return call_locked(row, ctx, NULL);
+  if (size <= SMALL_DATA) {
+    _Alignas(16) u8 data[SMALL_DATA];
+    return call_with_data(row, ctx, data, size);
   }
-  if (ctx.vm && (ctx.vm->owner != getpid() || ctx.vm->dead)) return -EIO;
-  const struct ioctl_row *row = find_row(o, request);
-  if (!row) return o->kind == FD_SYSTEM ? -EINVAL : -ENOTTY;
-  return call(row, &ctx, arg);
+  void *data = malloc(size);
+  if (!data) return trace_error(-ENOMEM);
+  long r = call_with_data(row, ctx, data, size);
+  free(data);
+  return r;
+}
+
+long api_ioctl(struct fd_object *o, unsigned long request, void *arg) {
+  struct vm *vm = o->vm;
+  if (vm && unlikely(vm->owner != process_pid() || atomic_load_explicit(&vm->dead, memory_order_relaxed))) return trace_error(-EIO);
+  const struct ioctl_row *row = find_row(&o->api->table[o->kind], (u32)request); /* the kernel's cmd is an unsigned int */
+  if (unlikely(!row)) return trace_error(unknown_request(o, (u32)request));
+  struct ioctl_ctx ctx = {.object = o, .vm = vm, .vcpu = o->vcpu, .value = (u64)(uintptr_t)arg, .user = arg};
+  if (!(row->locks & LOCK_VCPU)) return call(row, &ctx);
+  pthread_mutex_lock(&ctx.vcpu->mutex);
+  long r = call(row, &ctx);
+  pthread_mutex_unlock(&ctx.vcpu->mutex);
+  return r;
 }

@@ -1,16 +1,23 @@
-/* The dispatcher and the neutral tables. */
+/* From an ioctl's number to its row, and through the row to the handler. */
 #ifndef API_DISPATCH_H
 #define API_DISPATCH_H
 
 #include "api/fd.h"
 #include "api/ioctl.h"
 
-extern const struct ioctl_row system_rows[], vm_rows[], vcpu_rows[];
-extern const unsigned n_system_rows, n_vm_rows, n_vcpu_rows;
+/* The ioctls of one architecture's device node, ready for look-up.  Made once per architecture, never freed. */
+struct api;
+const struct api *api_of(const struct arch_ops *arch); /* NULL: no memory */
+const struct arch_ops *api_arch(const struct api *api);
 
-/* The ioctl's result, or negative errno. */
-long dispatch_ioctl(struct fd_object *object, unsigned long request, void *arg);
-/* KVM_CHECK_EXTENSION; vm may be NULL. */
-long check_extension(const struct arch_ops *arch, struct vm *vm, long cap);
+/* The neutral rows. */
+struct ioctl_rows {
+  const struct ioctl_row *row;
+  unsigned n;
+};
+extern const struct ioctl_rows kvm_system_rows, kvm_vm_rows, kvm_vcpu_rows, kvm_device_rows;
+
+/* Does what the row says: copy in, lock, call, unlock, copy out.  Result or -errno. */
+long api_ioctl(struct fd_object *o, unsigned long request, void *arg);
 
 #endif

@@ -6,7 +6,7 @@
 
 /* How the argument travels.  Sizes come from the request number (_IOC_SIZE). */
 enum ioctl_arg {
-  ARG_NONE,   /* must be 0 where KVM checks it */
+  ARG_NONE,   /* nothing is copied; a handler that has to refuse a non-zero argument looks at `value`, which is always set */
   ARG_VALUE,  /* the integer itself, passed in `value` */
   ARG_IN,     /* copied in before the handler: data points to _IOC_SIZE bytes */
   ARG_OUT,    /* zeroed before, copied out after a handler that returned >= 0 */
@@ -20,7 +20,10 @@ enum ioctl_locks {
   LOCK_VCPU = 2,  /* vcpu->mutex (all ordinary vCPU ioctls) */
 };
 
+struct fd_object;
+
 struct ioctl_ctx {
+  struct fd_object *object; /* the descriptor's record; for src/api */
   struct vm *vm;     /* NULL on the system descriptor */
   struct vcpu *vcpu; /* NULL unless a vCPU's descriptor */
   u64 value;

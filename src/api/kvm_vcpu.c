@@ -1,30 +1,50 @@
-/* Neutral ioctls of a vCPU descriptor (KVM_RUN itself is in dispatch.c). */
+/* The neutral ioctls of a vCPU. */
 #include <errno.h>
+#include <signal.h>
 #include <string.h>
+#include "api/caps.h"
 #include "api/dispatch.h"
+#include "base/log.h"
+#include "base/signals.h"
+#include "core/stats.h"
 
-static long set_signal_mask(struct ioctl_ctx *c, void *data) {
-  struct kvm_signal_mask head;
-  u64 bits;
-  c->vcpu->sigset_active = false;
-  if (!c->user) return 0;
-  if (copy_from_user(&head, c->user, sizeof(head))) return -EFAULT;
-  if (head.len != sizeof(bits)) return -EINVAL; /* the kernel's sigset_t */
-  if (copy_from_user(&bits, (u8 *)c->user + sizeof(head), sizeof(bits))) return -EFAULT;
-  sigemptyset(&c->vcpu->sigset);
-  memcpy(&c->vcpu->sigset, &bits, sizeof(bits));
-  c->vcpu->sigset_active = true;
+#define KERNEL_SIGSET_BYTES 8u
+
+static long run(struct ioctl_ctx *ctx, void *data) { return unlikely(ctx->value) ? -EINVAL : vcpu_run(ctx->vcpu); }
+
+/* No pointer: the mask is given up. */
+static long set_signal_mask(struct ioctl_ctx *ctx, void *data) {
+  struct kvm_signal_mask head, *user = ctx->user;
+  struct vcpu *vcpu = ctx->vcpu;
+  if (!user) {
+    vcpu->sigset_active = false;
+    return 0;
+  }
+  if (copy_from_user(&head, user, sizeof(head))) return trace_error(-EFAULT);
+  if (head.len != KERNEL_SIGSET_BYTES) return trace_error(-EINVAL);
+  sigset_t set;
+  sigemptyset(&set); /* the kernel's set is the first word of libc's */
+  if (copy_from_user(&set, user->sigset, KERNEL_SIGSET_BYTES)) return trace_error(-EFAULT);
+  vcpu->sigset = set;
+  vcpu->sigset_active = true;
+  signals_changed();
   return 0;
 }
 
-static long enable_cap(struct ioctl_ctx *c, void *data) {
-  const struct kvm_enable_cap *cap = data;
-  return c->vcpu->vm->arch->vcpu_enable_cap(c->vcpu, cap->cap, cap->flags, (const u64 *)cap->args);
+static long enable_cap(struct ioctl_ctx *ctx, void *data) { return caps_enable_vcpu(ctx->vcpu, data); }
+
+static long get_stats_fd(struct ioctl_ctx *ctx, void *data) {
+  int fd = vcpu_stats_fd(ctx->vcpu);
+  if (fd < 0) return fd;
+  vm_get(ctx->vm);
+  return fd_install(fd, &(struct fd_object){.kind = FD_STATS, .api = ctx->object->api, .vm = ctx->vm});
 }
 
-#define ROW(req, kind, lock, handler) {.request = req, .name = #req, .arg = kind, .locks = lock, .fn = handler}
-const struct ioctl_row vcpu_rows[] = {
-    ROW(KVM_SET_SIGNAL_MASK, ARG_USER, LOCK_VCPU, set_signal_mask),
-    ROW(KVM_ENABLE_CAP, ARG_IN, LOCK_VCPU, enable_cap),
+static const struct ioctl_row rows[] = {
+    {KVM_RUN, "KVM_RUN", ARG_VALUE, LOCK_VCPU, run},
+    {KVM_SET_SIGNAL_MASK, "KVM_SET_SIGNAL_MASK", ARG_USER, LOCK_VCPU, set_signal_mask},
+    {KVM_ENABLE_CAP, "KVM_ENABLE_CAP", ARG_IN, LOCK_VCPU, enable_cap},
+    {KVM_GET_STATS_FD, "KVM_GET_STATS_FD", ARG_NONE, LOCK_VCPU, get_stats_fd},
 };
-const unsigned n_vcpu_rows = ARRAY_SIZE(vcpu_rows);
+
+const struct ioctl_rows kvm_vcpu_rows = {rows, ARRAY_SIZE(rows)};

@@ -1,87 +1,113 @@
-/* Neutral ioctls of a VM descriptor. */
+/* The neutral ioctls of a VM. */
 #include <errno.h>
 #include <stdlib.h>
 #include <unistd.h>
+#include "api/caps.h"
 #include "api/dispatch.h"
+#include "base/log.h"
+#include "core/coalesced.h"
+#include "core/device.h"
 #include "core/dirty.h"
-#include "core/eventfd.h"
+#include "core/ioeventfd.h"
+#include "core/irqfd.h"
 #include "core/memslot.h"
 #include "core/route.h"
+#include "core/stats.h"
 
-static long extension(struct ioctl_ctx *c, void *data) { return check_extension(c->vm->arch, c->vm, (long)c->value); }
-static long set_region(struct ioctl_ctx *c, void *data) { return vm_set_memory_region(c->vm, data); }
-static long get_dirty(struct ioctl_ctx *c, void *data) { return vm_get_dirty_log(c->vm, data); }
-static long clear_dirty(struct ioctl_ctx *c, void *data) { return vm_clear_dirty_log(c->vm, data); }
-static long irqfd(struct ioctl_ctx *c, void *data) { return vm_irqfd(c->vm, data); }
-static long ioeventfd(struct ioctl_ctx *c, void *data) { return vm_ioeventfd(c->vm, data); }
-static long register_coalesced(struct ioctl_ctx *c, void *data) { return vm_register_coalesced(c->vm, data); }
-static long unregister_coalesced(struct ioctl_ctx *c, void *data) { return vm_unregister_coalesced(c->vm, data); }
+#define MAX_ROUTES 4096u
 
-static long create_vcpu(struct ioctl_ctx *c, void *data) {
-  struct vcpu *v;
-  if (c->value > ~0u) return -EINVAL;
-  int r = vcpu_create(c->vm, (u32)c->value, &v);
+static long create_vcpu(struct ioctl_ctx *ctx, void *data) {
+  if (ctx->value != (u32)ctx->value) return trace_error(-EINVAL);
+  struct fd_object o = {.kind = FD_VCPU, .api = ctx->object->api, .vm = ctx->vm};
+  int r = vcpu_create(ctx->vm, (u32)ctx->value, &o.vcpu);
   if (r) return r;
-  r = fd_install(v->fd, &(struct fd_object){.kind = FD_VCPU, .arch = c->vm->arch, .vcpu = v});
-  return r ? r : v->fd;
+  vm_get(ctx->vm);
+  return fd_install(o.vcpu->fd, &o);
 }
 
-static long irq_line_status(struct ioctl_ctx *c, void *data) {
-  struct kvm_irq_level *l = data;
-  if (!c->vm->arch->irqchip_present(c->vm)) return -ENXIO;
-  l->status = (u32)vm_set_irq(c->vm, 0, l->irq, (int)l->level, true);
+static long check_extension(struct ioctl_ctx *ctx, void *data) { return caps_check(ctx->vm->arch, ctx->vm, (long)ctx->value); }
+static long enable_cap(struct ioctl_ctx *ctx, void *data) { return caps_enable_vm(ctx->vm, data); }
+static long set_memory_region(struct ioctl_ctx *ctx, void *data) { return vm_set_memory_region(ctx->vm, data); }
+static long get_dirty_log(struct ioctl_ctx *ctx, void *data) { return vm_get_dirty_log(ctx->vm, data); }
+static long clear_dirty_log(struct ioctl_ctx *ctx, void *data) { return vm_clear_dirty_log(ctx->vm, data); }
+static long register_coalesced(struct ioctl_ctx *ctx, void *data) { return vm_register_coalesced(ctx->vm, data); }
+static long unregister_coalesced(struct ioctl_ctx *ctx, void *data) { return vm_unregister_coalesced(ctx->vm, data); }
+static long irqfd(struct ioctl_ctx *ctx, void *data) { return vm_irqfd(ctx->vm, data); }
+static long ioeventfd(struct ioctl_ctx *ctx, void *data) { return vm_ioeventfd(ctx->vm, data); }
+static long signal_msi(struct ioctl_ctx *ctx, void *data) { return vm_signal_msi(ctx->vm, data); }
+
+static long set_line(struct ioctl_ctx *ctx, struct kvm_irq_level *l, bool status) {
+  if (!ctx->vm->arch->irqchip_present(ctx->vm)) return trace_error(-ENXIO);
+  l->status = vm_set_irq(ctx->vm, KVM_USERSPACE_IRQ_SOURCE_ID, l->irq, (int)l->level, status);
   return 0;
 }
 
-static long irq_line(struct ioctl_ctx *c, void *data) { return irq_line_status(c, data); }
+/* irq and status share their bytes; the level is a truth value. */
+static long irq_line(struct ioctl_ctx *ctx, void *data) { return set_line(ctx, data, false); }
+static long irq_line_status(struct ioctl_ctx *ctx, void *data) { return set_line(ctx, data, true); }
 
-static long set_routing(struct ioctl_ctx *c, void *data) {
-  const struct kvm_irq_routing *head = data;
-  if (!c->vm->arch->irqchip_present(c->vm) || head->nr > 4096 || head->flags) return -EINVAL;
-  size_t size = head->nr * sizeof(head->entries[0]);
-  struct kvm_irq_routing_entry *e = malloc(size + 1);
-  if (!e) return -ENOMEM;
-  long r = copy_from_user(e, (u8 *)c->user + sizeof(*head), size);
-  if (!r) r = vm_set_routing(c->vm, e, head->nr, head->flags);
-  free(e);
+/* ARG_USER: the header is copied here, the entries behind it. */
+static long set_gsi_routing(struct ioctl_ctx *ctx, void *data) {
+  struct kvm_irq_routing head, *user = ctx->user;
+  if (copy_from_user(&head, user, sizeof(head))) return trace_error(-EFAULT);
+  if (!ctx->vm->arch->irqchip_present(ctx->vm) || head.nr > MAX_ROUTES || head.flags) return trace_error(-EINVAL);
+  size_t size = head.nr * sizeof(struct kvm_irq_routing_entry);
+  struct kvm_irq_routing_entry *entries = malloc(MAX(size, (size_t)1));
+  if (!entries) return trace_error(-ENOMEM);
+  long r = copy_from_user(entries, user->entries, size);
+  if (!r) r = vm_set_routing(ctx->vm, entries, head.nr, head.flags);
+  free(entries);
   return r;
 }
 
-static long signal_msi(struct ioctl_ctx *c, void *data) {
-  const struct kvm_msi *m = data;
-  if (!c->vm->arch->irqchip_present(c->vm) || m->flags) return -EINVAL;
-  struct kvm_irq_routing_entry ue = {.type = KVM_IRQ_ROUTING_MSI, .u.msi = {.address_lo = m->address_lo, .address_hi = m->address_hi, .data = m->data}};
-  struct irq_route_entry e = {.type = KVM_IRQ_ROUTING_MSI};
-  int r = c->vm->arch->route_set(c->vm, &e, &ue);
-  return r ? r : e.set(&e, c->vm, 0, 1, false);
-}
-
-static long enable_cap(struct ioctl_ctx *c, void *data) {
-  const struct kvm_enable_cap *cap = data;
-  if (cap->cap == KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2) {
-    u64 v = cap->args[0];
-    if (cap->flags || (v & ~3ull) || v == KVM_DIRTY_LOG_INITIALLY_SET) return -EINVAL;
-    c->vm->dirty_flags = v;
-    return 0;
+static long create_device(struct ioctl_ctx *ctx, void *data) {
+  struct kvm_create_device *cd = data;
+  const struct device_ops *ops = device_type(cd->type);
+  if (!ops) return trace_error(-ENODEV);
+  if (cd->flags & KVM_CREATE_DEVICE_TEST) return 0;
+  struct fd_object o = {.kind = FD_DEVICE, .api = ctx->object->api, .vm = ctx->vm};
+  int fd = fd_make(ops->name, true);
+  if (fd < 0) return fd;
+  int r = device_create(ctx->vm, ops, &o.device);
+  if (r) {
+    close(fd);
+    return r;
   }
-  return c->vm->arch->vm_enable_cap(c->vm, cap->cap, cap->flags, (const u64 *)cap->args);
+  vm_get(ctx->vm);
+  fd = fd_install(fd, &o);
+  if (fd < 0) return fd;
+  cd->fd = (u32)fd;
+  return 0;
 }
 
-#define ROW(req, kind, lock, handler) {.request = req, .name = #req, .arg = kind, .locks = lock, .fn = handler}
-const struct ioctl_row vm_rows[] = {
-    ROW(KVM_CHECK_EXTENSION, ARG_VALUE, LOCK_NONE, extension),
-    ROW(KVM_CREATE_VCPU, ARG_VALUE, LOCK_NONE, create_vcpu),
-    ROW(KVM_SET_USER_MEMORY_REGION, ARG_IN, LOCK_NONE, set_region),
-    ROW(KVM_GET_DIRTY_LOG, ARG_IN, LOCK_NONE, get_dirty),
-    ROW(KVM_CLEAR_DIRTY_LOG, ARG_IN, LOCK_NONE, clear_dirty),
-    ROW(KVM_IRQFD, ARG_IN, LOCK_NONE, irqfd),
-    ROW(KVM_IOEVENTFD, ARG_IN, LOCK_NONE, ioeventfd),
-    ROW(KVM_IRQ_LINE, ARG_IN, LOCK_NONE, irq_line),
-    ROW(KVM_IRQ_LINE_STATUS, ARG_INOUT, LOCK_NONE, irq_line_status),
-    ROW(KVM_SET_GSI_ROUTING, ARG_IN, LOCK_NONE, set_routing),
-    ROW(KVM_SIGNAL_MSI, ARG_IN, LOCK_NONE, signal_msi),
-    ROW(KVM_REGISTER_COALESCED_MMIO, ARG_IN, LOCK_NONE, register_coalesced),
-    ROW(KVM_UNREGISTER_COALESCED_MMIO, ARG_IN, LOCK_NONE, unregister_coalesced),
-    ROW(KVM_ENABLE_CAP, ARG_IN, LOCK_NONE, enable_cap),
+/* Rings are announced by no architecture yet (KVM_CAP_DIRTY_LOG_RING is 0), so they are never on. */
+static long reset_dirty_rings(struct ioctl_ctx *ctx, void *data) { return trace_error(-EINVAL); }
+
+static long get_stats_fd(struct ioctl_ctx *ctx, void *data) {
+  int fd = vm_stats_fd(ctx->vm);
+  if (fd < 0) return fd;
+  vm_get(ctx->vm);
+  return fd_install(fd, &(struct fd_object){.kind = FD_STATS, .api = ctx->object->api, .vm = ctx->vm});
+}
+
+static const struct ioctl_row rows[] = {
+    {KVM_CREATE_VCPU, "KVM_CREATE_VCPU", ARG_VALUE, LOCK_NONE, create_vcpu},
+    {KVM_CHECK_EXTENSION, "KVM_CHECK_EXTENSION", ARG_VALUE, LOCK_NONE, check_extension},
+    {KVM_ENABLE_CAP, "KVM_ENABLE_CAP", ARG_IN, LOCK_NONE, enable_cap},
+    {KVM_SET_USER_MEMORY_REGION, "KVM_SET_USER_MEMORY_REGION", ARG_IN, LOCK_NONE, set_memory_region},
+    {KVM_GET_DIRTY_LOG, "KVM_GET_DIRTY_LOG", ARG_IN, LOCK_NONE, get_dirty_log},
+    {KVM_CLEAR_DIRTY_LOG, "KVM_CLEAR_DIRTY_LOG", ARG_IN, LOCK_NONE, clear_dirty_log},
+    {KVM_RESET_DIRTY_RINGS, "KVM_RESET_DIRTY_RINGS", ARG_NONE, LOCK_NONE, reset_dirty_rings},
+    {KVM_REGISTER_COALESCED_MMIO, "KVM_REGISTER_COALESCED_MMIO", ARG_IN, LOCK_NONE, register_coalesced},
+    {KVM_UNREGISTER_COALESCED_MMIO, "KVM_UNREGISTER_COALESCED_MMIO", ARG_IN, LOCK_NONE, unregister_coalesced},
+    {KVM_IRQFD, "KVM_IRQFD", ARG_IN, LOCK_NONE, irqfd},
+    {KVM_IOEVENTFD, "KVM_IOEVENTFD", ARG_IN, LOCK_NONE, ioeventfd},
+    {KVM_SIGNAL_MSI, "KVM_SIGNAL_MSI", ARG_IN, LOCK_NONE, signal_msi},
+    {KVM_IRQ_LINE, "KVM_IRQ_LINE", ARG_IN, LOCK_NONE, irq_line},
+    {KVM_IRQ_LINE_STATUS, "KVM_IRQ_LINE_STATUS", ARG_INOUT, LOCK_NONE, irq_line_status},
+    {KVM_SET_GSI_ROUTING, "KVM_SET_GSI_ROUTING", ARG_USER, LOCK_NONE, set_gsi_routing},
+    {KVM_CREATE_DEVICE, "KVM_CREATE_DEVICE", ARG_INOUT, LOCK_NONE, create_device},
+    {KVM_GET_STATS_FD, "KVM_GET_STATS_FD", ARG_NONE, LOCK_NONE, get_stats_fd},
 };
-const unsigned n_vm_rows = ARRAY_SIZE(vm_rows);
+
+const struct ioctl_rows kvm_vm_rows = {rows, ARRAY_SIZE(rows)};

@@ -175,7 +175,8 @@ bool vm_has_ack_notifier(struct vm *vm, unsigned chip, unsigned pin) {
 }
 
 static void ack_list_changed(struct vm *vm) {
-  if (vm->arch->routes_changed) vm->arch->routes_changed(vm); /* which pins need an EOI report depends on the notifiers too */
+  /* Which pins need an EOI report depends on the notifiers too.  A VM that ends has no chips to tell. */
+  if (vm->arch->routes_changed && atomic_load(&vm->refs)) vm->arch->routes_changed(vm);
 }
 
 void vm_register_ack_notifier(struct vm *vm, struct irq_ack_notifier *n) {

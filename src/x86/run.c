@@ -36,7 +36,7 @@ static int exit_with(struct x86_vcpu *c, u32 reason) {
 
 /* Takes the pending requests and acts on them.  X86_OK or X86_EXIT. */
 static int handle_requests(struct x86_vcpu *c) {
-  u64 req = vcpu_take_requests(&c->core);
+  u64 req = atomic_exchange_explicit(&c->core.requests, 0, memory_order_acq_rel);
   if (req & BIT(REQ_TLB_FLUSH)) x86_mmu_flush_all(c, true);
   vcpu_requests_done(&c->core);
   if (req & BIT(REQ_TRIPLE_FAULT) && c->triple_fault) {

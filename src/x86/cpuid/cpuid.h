@@ -2,6 +2,7 @@
 #ifndef X86_CPUID_CPUID_H
 #define X86_CPUID_CPUID_H
 
+#include "x86/exec/xsave.h"
 #include "x86/x86.h"
 
 #define X86_CPUID_MAX_ENTRIES   256 /* KVM_MAX_CPUID_ENTRIES */
@@ -46,10 +47,6 @@ int x86_cpuid_supported(struct kvm_cpuid_entry2 *entries, u32 max, u32 *n);
 int x86_cpuid_emulated(struct kvm_cpuid_entry2 *entries, u32 max, u32 *n);
 /* Whether the engine runs a feature. */
 bool x86_engine_has(enum x86_feature f);
-
-/* Of the native executor: whether it runs a feature, and the sub-leaves (2 and up) of leaf 0xD for these XCR0 components. */
-bool x86_native_supports(enum x86_feature f);
-void x86_xsave_leaf(u64 xcr0, u32 sub, u32 out[4]);
 
 /* ---- inside the folder ---- */
 

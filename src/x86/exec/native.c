@@ -8,7 +8,7 @@
 #define XCR0_AVX512 0xe6u
 
 /* SDM Vol. 3A table 2-2 (SSE), Vol. 2A tables 2-18 to 2-25 (VEX), 2-41 and on (EVEX): #UD conditions, then #NM. */
-static int check_enabled(struct x86_vcpu *c, const struct x86_native *n) {
+int x86_native_enabled(struct x86_vcpu *c, const struct x86_native *n) {
   if (n->avx) {
     u64 need = n->evex ? XCR0_AVX512 : XCR0_AVX;
     if (!x86_protected(c) || x86_v86(c) || !(c->cr4 & CR4_OSXSAVE) || (c->xcr0 & need) != need) return x86_ud(c);
@@ -62,7 +62,7 @@ static int run_any(struct x86_vcpu *c, const struct x86_native *n, void *mem) {
 
 static int check(struct x86_vcpu *c, const struct x86_native *n) {
   if (n->x87 || n->mmx) return x86_x87_check(c, n->mmx, n->waits);
-  return check_enabled(c, n);
+  return x86_native_enabled(c, n);
 }
 
 static int native_reg(struct x86_vcpu *c, const struct x86_insn *i) {
@@ -97,7 +97,7 @@ static int native_mem(struct x86_vcpu *c, const struct x86_insn *i) {
 /* MASKMOVQ, MASKMOVDQU: bytes chosen by the mask go to DS:rDI. */
 static int maskmov(struct x86_vcpu *c, const struct x86_insn *i) {
   unsigned size = i->sub;
-  int r = size == 8 ? x86_x87_check(c, true, true) : check_enabled(c, &(struct x86_native){.sse = true});
+  int r = size == 8 ? x86_x87_check(c, true, true) : x86_native_enabled(c, &(struct x86_native){.sse = true});
   const u8 *src = size == 8 ? &c->fpu.fx[32 + 16 * i->reg] : c->fpu.zmm[i->reg], *mask = size == 8 ? &c->fpu.fx[32 + 16 * i->rm] : c->fpu.zmm[i->rm];
   for (unsigned k = 0; !r && k < size; k++)
     if (mask[k] & 0x80) r = x86_store8(c, i->seg, (c->regs[RDI] + k) & i->ea_mask, src[k]);
@@ -116,6 +116,7 @@ x86_exec_fn *x86_native_select(const struct x86_decoded *d, struct x86_insn *i) 
     return maskmov;
   }
   x86_exec_fn *special = x86_x87_select(d, i);
+  if (!special) special = x86_masked_select(d, i);
   if (special) return special;
   switch (d->insn.meta.isa_ext) { /* what a stub may hold: nothing that touches system state */
   case ZYDIS_ISA_EXT_X87: case ZYDIS_ISA_EXT_MMX: case ZYDIS_ISA_EXT_SSE: case ZYDIS_ISA_EXT_SSE2: case ZYDIS_ISA_EXT_SSE3: case ZYDIS_ISA_EXT_SSSE3:

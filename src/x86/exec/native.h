@@ -23,6 +23,11 @@ struct x86_native *x86_native_get(const struct x86_decoded *d);
 /* Instructions with semantics of their own (x87 environment, EMMS): x87.c. */
 x86_exec_fn *x86_x87_select(const struct x86_decoded *d, struct x86_insn *i);
 
+/* VMASKMOV, VPMASKMOV and the AVX2 gathers: element by element, so that masked-off elements cannot fault (masked.c). */
+x86_exec_fn *x86_masked_select(const struct x86_decoded *d, struct x86_insn *i);
+
+/* #UD and #NM of SSE, AVX and AVX-512 by CR0, CR4, XCR0. */
+int x86_native_enabled(struct x86_vcpu *c, const struct x86_native *n);
 /* #UD and #NM of x87 and MMX (SDM Vol. 3A tables 14-1, 14-2), and a pending #MF for instructions that wait. */
 int x86_x87_check(struct x86_vcpu *c, bool mmx, bool waits);
 /* Runs an x87 or MMX stub with all exceptions masked and recomputes what an unmasked one changes. */

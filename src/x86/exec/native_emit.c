@@ -136,6 +136,8 @@ static bool emit(const struct x86_decoded *d, struct x86_native *n, struct code 
   u8 bytes[24];
   unsigned len;
   put(e, 0x49), put(e, 0x89), put(e, 0xd0); /* mov r8, rdx */
+  if (n->fp || n->x87 || n->mmx) puts_(e, (const u8[]){0x0f, 0xae, 0x5c, 0x24, 0xf0}, 5); /* stmxcsr [rsp-16]: the host's */
+  if (n->x87 || n->mmx) puts_(e, (const u8[]){0xd9, 0x7c, 0x24, 0xe8}, 4);               /* fnstcw [rsp-24] */
   if (n->x87 || n->mmx) {
     puts_(e, (const u8[]){0x48, 0x0f, 0xae, 0x8f}, 4); /* fxrstor64 [rdi+fx] */
     disp32(e, (u32)offsetof(struct x86_vcpu, fpu.fx));
@@ -163,7 +165,6 @@ static bool emit(const struct x86_decoded *d, struct x86_native *n, struct code 
     if (hidden) return false;
   }
   if (n->fp) {
-    puts_(e, (const u8[]){0x0f, 0xae, 0x5c, 0x24, 0xf8}, 5); /* stmxcsr [rsp-8]: the host's */
     mxcsr(e, false, (u32)offsetof(struct x86_vcpu, fpu.mxcsr_run));
   }
   if (!rewrite(d, n->mem_size != 0, gpr, bytes, &len)) return false;
@@ -171,7 +172,6 @@ static bool emit(const struct x86_decoded *d, struct x86_native *n, struct code 
   if (n->flags) puts_(e, (const u8[]){0x9c, 0x41, 0x8f, 0x00}, 4); /* pushf; pop [r8] */
   if (n->fp) {
     mxcsr(e, true, (u32)offsetof(struct x86_vcpu, fpu.mxcsr_run));
-    puts_(e, (const u8[]){0x0f, 0xae, 0x54, 0x24, 0xf8}, 5); /* ldmxcsr [rsp-8] */
   }
   for (unsigned k = 0; k < d->insn.operand_count; k++) {
     const ZydisDecodedOperand *op = &d->ops[k];
@@ -184,8 +184,9 @@ static bool emit(const struct x86_decoded *d, struct x86_native *n, struct code 
   if (n->x87 || n->mmx) {
     puts_(e, (const u8[]){0x48, 0x0f, 0xae, 0x87}, 4); /* fxsave64 [rdi+fx] */
     disp32(e, (u32)offsetof(struct x86_vcpu, fpu.fx));
-    puts_(e, (const u8[]){0x0f, 0x77}, 2);             /* emms: the host's C code expects empty registers */
+    puts_(e, (const u8[]){0xdb, 0xe3, 0xd9, 0x6c, 0x24, 0xe8}, 6); /* fninit; fldcw [rsp-24]: as the host's C code expects */
   }
+  if (n->fp || n->x87 || n->mmx) puts_(e, (const u8[]){0x0f, 0xae, 0x54, 0x24, 0xf0}, 5); /* ldmxcsr [rsp-16] */
   if (full) puts_(e, (const u8[]){0xc5, 0xf8, 0x77}, 3); /* vzeroupper */
   put(e, 0xc3);
   return e->n <= sizeof(e->b);

@@ -31,6 +31,7 @@ int x86_x87_run(struct x86_vcpu *c, const struct x86_native *n, void *mem) {
   bool unmasked = (cw & 0x3f) != 0x3f;
   if (unlikely(unmasked)) memcpy(saved, c->fpu.fx, sizeof(saved));
   *fcw(c) = cw | 0x3f;
+  *(u32 *)(void *)&c->fpu.fx[24] = 0x1f80; /* FXRSTOR in the stub loads this MXCSR for a moment */
   *fsw(c) &= (u16)~(FSW_ES | FSW_B | (unmasked ? 0x3f : 0));
   c->fpu.mxcsr_run = c->fpu.mxcsr | 0x1f80;
   n->stub(c, mem, &flags);

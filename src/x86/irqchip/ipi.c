@@ -28,7 +28,7 @@ static int accept_fixed(struct x86_lapic *l, unsigned vector, bool assert, bool 
   }
   /* Release: who sees the vector sees its trigger mode. */
   atomic_fetch_or_explicit(&l->pir[vector >> 6], bit, memory_order_release);
-  x86_request_event(l->c);
+  lapic_posted(l);
   return 1;
 }
 

@@ -43,12 +43,6 @@ void lapic_publish(struct x86_lapic *l) {
 
 /* ---- requests and priorities ---- */
 
-static u64 pir_any(struct x86_lapic *l) {
-  u64 any = 0;
-  for (int k = 0; k < 4; k++) any |= atomic_load_explicit(&l->pir[k], memory_order_relaxed);
-  return any;
-}
-
 static void fold(struct x86_lapic *l) {
   for (int k = 0; k < 4; k++)
     if (atomic_load_explicit(&l->pir[k], memory_order_relaxed))
@@ -197,12 +191,19 @@ static void error_interrupt(struct x86_lapic *l) {
   if (atomic_exchange_explicit(&l->error_raised, false, memory_order_acquire)) lapic_lvt_deliver(l, REG_LVT_ERROR);
 }
 
+/* The mark goes first: what is posted from here on sets it again.  The timer's and the error interrupt are posted here
+ * themselves. */
+static void take_posted(struct x86_lapic *l) {
+  atomic_exchange_explicit(&l->posted, false, memory_order_acq_rel);
+  lapic_timer_expire(l);
+  error_interrupt(l);
+  fold(l);
+}
+
 void x86_lapic_sync(struct x86_vcpu *c) {
   struct x86_lapic *l = c->lapic;
   if (!l) return;
-  if (atomic_load_explicit(&l->timer.fired, memory_order_relaxed)) lapic_timer_expire(l);
-  if (unlikely(atomic_load_explicit(&l->error_raised, memory_order_relaxed))) error_interrupt(l);
-  if (pir_any(l)) fold(l);
+  if (atomic_load_explicit(&l->posted, memory_order_relaxed)) take_posted(l);
   if (unlikely(l->pv_eoi_pending)) pv_eoi_check(l);
 }
 
@@ -266,7 +267,7 @@ void lapic_error(struct x86_lapic *l, u32 esr_bit) {
   u32 old = atomic_fetch_or_explicit(&l->errors, esr_bit, memory_order_relaxed);
   if (old & esr_bit) return;
   atomic_store_explicit(&l->error_raised, true, memory_order_release);
-  x86_request_event(l->c);
+  lapic_posted(l);
 }
 
 /* ---- registers ---- */
@@ -460,7 +461,7 @@ static const struct reg_row *find_row(struct x86_lapic *l, unsigned reg, bool x2
 }
 
 static void settle(struct x86_lapic *l) {
-  if (pir_any(l)) fold(l);
+  fold(l);
   if (l->pv_eoi_pending) pv_eoi_check(l);
 }
 
@@ -567,8 +568,8 @@ bool x86_lapic_enabled(struct x86_vcpu *c) {
 }
 
 u32 x86_lapic_id(struct x86_vcpu *c) {
-  struct x86_lapic *l = c->lapic;
-  return !l || lapic_x2(l) ? c->core.id : l->regs[REG_ID] >> 24;
+  u32 ident = c->lapic ? lapic_ident(c->lapic) : IDENT_X2;
+  return ident & IDENT_X2 ? c->core.id : IDENT_XID(ident);
 }
 
 /* The client may set it from any mode to any other; registers follow (SDM Vol. 3A 10.12.5). */

@@ -103,6 +103,7 @@ struct x86_lapic {
   _Atomic u32 errors;        /* ESR bits since ESR was last written */
   _Atomic bool error_raised; /* the owner must deliver the error interrupt */
   _Atomic s32 arb_prio;      /* lowest-priority interrupts taken so far: arbitration takes the smallest */
+  _Atomic bool posted;       /* set after anything above or below was posted: the owner must look */
   _Atomic u64 pir[4];        /* posted requests */
   _Atomic u64 tmr[4];
   /* [o] */
@@ -119,6 +120,11 @@ struct x86_lapic {
 
 static inline u32 lapic_ident(struct x86_lapic *l) {
   return atomic_load_explicit(&l->ident, memory_order_acquire);
+}
+/* Tells the owner that something was posted.  After it; release, so that who sees the mark sees what it is for. */
+static inline void lapic_posted(struct x86_lapic *l) {
+  atomic_store_explicit(&l->posted, true, memory_order_release);
+  x86_request_event(l->c);
 }
 static inline bool lapic_hw(struct x86_lapic *l) {
   return l->c->apic_base & APIC_BASE_ENABLE;

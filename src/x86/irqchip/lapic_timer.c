@@ -33,8 +33,7 @@ static void woken(struct evtimer *ev) {
   pthread_mutex_unlock(&t->lock);
   if (!due) return;
   atomic_store_explicit(&t->fired, true, memory_order_release);
-  vcpu_request(&l->c->core, REQ_APIC);
-  x86_request_event(l->c);
+  lapic_posted(l);
 }
 
 /* When the timer is due next; 0: not at all. */

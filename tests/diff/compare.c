@@ -1,0 +1,95 @@
+/* Compares what a case left on the host and in the engine, and tells about differences. */
+#include <stdio.h>
+#include <string.h>
+#include "diff.h"
+#include "x86/regs.h"
+
+#define REPORTS 3 /* per mnemonic */
+
+/* Flags that the manual (Intel SDM Vol. 2) leaves undefined and in which the engine differs from some processor.  Empty rows are not kept: the engine runs
+ * arithmetic on the host, so that also undefined flags come out as the host has them. */
+static const struct {
+  u16 mnemonic;
+  u32 flags;
+  const char *section;
+} undefined[] = {
+    {ZYDIS_MNEMONIC_INVALID, 0, ""},
+};
+
+void print_undefined(void) {
+  for (size_t n = 0; n < ARRAY_SIZE(undefined); n++)
+    if (undefined[n].flags)
+      printf("not compared: %s flags %#x (%s)\n", ZydisMnemonicGetString((ZydisMnemonic)undefined[n].mnemonic), undefined[n].flags, undefined[n].section);
+}
+
+static u64 flags_compared(const struct diff_case *k) {
+  u64 mask = FL_ARITH | FL_TF | FL_DF | FL_IF | FL_NT | FL_AC | FL_ID;
+  for (size_t n = 0; n < ARRAY_SIZE(undefined); n++)
+    if (undefined[n].mnemonic == k->insn.mnemonic) mask &= ~(u64)undefined[n].flags;
+  return mask;
+}
+
+/* A page fault in the upper half: the host's kernel has pages there, the engine's guest has not. */
+static u32 error_mask(const struct diff_state *s) { return s->vector == 14 && (s64)s->cr2 < 0 ? ~1u : ~0u; }
+
+static bool memory_equal(void) {
+  for (unsigned p = 0; p < ARENA_PAGES; p++)
+    if (arena_map[p] == PAGE_RW && memcmp((void *)(ARENA_BASE + p * PAGE_SIZE), engine_arena + p * PAGE_SIZE, PAGE_SIZE)) return false;
+  return true;
+}
+
+static void report_memory(void) {
+  unsigned shown = 0;
+  for (u64 n = 0; n < ARENA_SIZE; n++) {
+    if (arena_map[n / PAGE_SIZE] != PAGE_RW) continue;
+    u8 a = *(volatile u8 *)(ARENA_BASE + n), b = engine_arena[n];
+    if (a != b && shown++ < 16) printf("    [%llx] host %02x engine %02x\n", (unsigned long long)(ARENA_BASE + n), a, b);
+    engine_arena[n] = a;
+  }
+}
+
+static void report_instruction(const struct diff_case *k) {
+  ZydisFormatter f;
+  char text[128] = "";
+  ZydisFormatterInit(&f, ZYDIS_FORMATTER_STYLE_INTEL);
+  ZydisFormatterFormatInstruction(&f, &k->insn, k->ops, k->insn.operand_count_visible, text, sizeof(text), k->at, NULL);
+  printf("difference: %s  [", text);
+  for (unsigned n = 0; n < k->len; n++) printf("%s%02x", n ? " " : "", k->code[n]);
+  printf("]\n");
+}
+
+static const char *const names[16] = {"rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15"};
+
+static void report(const struct diff_case *k, const struct diff_state *h, const struct diff_state *e) {
+  report_instruction(k);
+  for (unsigned n = 0; n < 16; n++)
+    printf("    %-3s %016llx%s", names[n], (unsigned long long)k->in.gpr[n], n % 4 == 3 ? "\n" : "");
+  printf("    flags %llx rip %llx\n", (unsigned long long)k->in.rflags, (unsigned long long)k->at);
+  if (h->vector != e->vector || h->error != e->error || h->cr2 != e->cr2)
+    printf("    exception: host %d(%x) cr2 %llx, engine %d(%x) cr2 %llx\n", h->vector, h->error, (unsigned long long)h->cr2, e->vector, e->error,
+           (unsigned long long)e->cr2);
+  if (h->ip != e->ip) printf("    rip: host %llx engine %llx\n", (unsigned long long)h->ip, (unsigned long long)e->ip);
+  u64 f = (h->rflags ^ e->rflags) & flags_compared(k);
+  if (f) printf("    flags: host %llx engine %llx differ in %llx\n", (unsigned long long)h->rflags, (unsigned long long)e->rflags, (unsigned long long)f);
+  for (unsigned n = 0; n < 16; n++)
+    if (h->gpr[n] != e->gpr[n]) printf("    %s: host %llx engine %llx\n", names[n], (unsigned long long)h->gpr[n], (unsigned long long)e->gpr[n]);
+}
+
+bool compare(const struct diff_case *k, const struct diff_state *h, const struct diff_state *e) {
+  static u8 reports[ZYDIS_MNEMONIC_MAX_VALUE + 1];
+  bool exceptions = h->vector == e->vector && h->cr2 == e->cr2 && !((h->error ^ e->error) & error_mask(h));
+  bool registers = h->ip == e->ip && !memcmp(h->gpr, e->gpr, sizeof(h->gpr)) && !((h->rflags ^ e->rflags) & flags_compared(k));
+  bool ext = !k->ext || diff_ext.equal(k, h, e), memory = memory_equal();
+  if (exceptions && registers && ext && memory) return true;
+  bool tell = reports[k->insn.mnemonic] < REPORTS;
+  if (tell) {
+    reports[k->insn.mnemonic]++;
+    report(k, h, e);
+    if (!ext) diff_ext.report(k, h, e);
+    if (!memory) report_memory();
+  } else if (!memory) {
+    for (unsigned p = 0; p < ARENA_PAGES; p++)
+      if (arena_map[p] == PAGE_RW) memcpy(engine_arena + p * PAGE_SIZE, (void *)(ARENA_BASE + p * PAGE_SIZE), PAGE_SIZE);
+  }
+  return false;
+}

@@ -1,0 +1,92 @@
+/* The instruction differential: one instruction from one random state, on the host CPU and in the engine; states compared.
+ *
+ *   gen.c      makes cases: an encoding, registers, operands that reach the arena
+ *   host.c     runs a case natively (stub.S enters and leaves it; exceptions come as signals)
+ *   engine.c   runs it in a vCPU of the engine, whose guest memory shows the same arena at the same addresses
+ *   compare.c  compares and reports; holds the list of flags that the manual leaves undefined
+ *   main.c     arguments, progress, summary
+ *   ext.c      extended state (x87, SSE, AVX...), through struct diff_ext
+ */
+#ifndef TESTS_DIFF_DIFF_H
+#define TESTS_DIFF_DIFF_H
+
+#include <Zydis/Zydis.h>
+#include "base/types.h"
+
+#define DIFF_XSAVE_SIZE 4096
+
+/* What an instruction starts from and leaves.  stub.S knows the offsets of gpr, rflags and xsave. */
+struct diff_state {
+  u8 xsave[DIFF_XSAVE_SIZE] __attribute__((aligned(64))); /* standard XSAVE layout; used where diff_case.ext */
+  u64 gpr[16];
+  u64 rflags;
+  u64 ip;      /* after: of the next instruction, or of the faulting one */
+  s32 vector;  /* -1: none */
+  u32 error;
+  u64 cr2;
+};
+
+struct diff_case {
+  u8 code[16];
+  unsigned len;
+  bool mode32;
+  bool branch; /* may leave for an address of its own */
+  bool ext;    /* extended state takes part */
+  u64 at;      /* where the code lies, natively and in the engine */
+  ZydisDecodedInstruction insn;
+  ZydisDecodedOperand ops[ZYDIS_MAX_OPERAND_COUNT];
+  struct diff_state in;
+};
+
+/* ---- memory, at the same linear addresses in both ---- */
+#define CODE_BASE   0x10000000ull
+#define CODE_SIZE   0x10000ull
+#define SLOT_SIZE   128u /* one case's code, int3 around it */
+#define SLOT_OFFSET 48u  /* of the instruction in its slot */
+#define ARENA_BASE  0x20000000ull
+#define ARENA_PAGES 8u
+#define ARENA_SIZE  (ARENA_PAGES * PAGE_SIZE)
+enum arena_page { PAGE_GONE, PAGE_RW, PAGE_RO };
+extern const u8 arena_map[ARENA_PAGES];
+#define DIFF_GS_BASE 0x40ull
+
+extern u8 *engine_arena; /* the engine's copy */
+
+/* ---- random numbers (main.c): xoshiro256** ---- */
+u64 rnd(void);
+static inline unsigned rnd_below(unsigned n) { return (unsigned)((rnd() >> 32) * n >> 32); }
+static inline bool rnd_chance(unsigned percent) { return rnd_below(100) < percent; }
+
+/* ---- gen.c ---- */
+/* Collects the encodings to test; family NULL: all.  Returns how many mnemonics there are. */
+unsigned gen_init(const char *family, const char *mnemonic, bool mode32);
+void gen_case(struct diff_case *k);
+
+/* ---- host.c ---- */
+void host_init(void);
+void host_run(const struct diff_case *k, struct diff_state *out);
+u64 host_next_slot(void); /* where the next case's code will lie */
+
+/* ---- engine.c ---- */
+void engine_init(void);
+void engine_run(const struct diff_case *k, struct diff_state *out);
+
+/* ---- compare.c ---- */
+/* true: equal (as far as defined).  Prints a report of the first few differences per mnemonic. */
+bool compare(const struct diff_case *k, const struct diff_state *host, const struct diff_state *engine);
+void print_undefined(void);
+
+/* ---- extended state: defined in ext.c; absent where that is not linked ---- */
+struct x86_vcpu;
+struct diff_ext {
+  bool (*accepts)(const ZydisDecodedInstruction *insn);         /* instruction of this kind: diff_case.ext is set */
+  void (*randomise)(struct diff_case *k);                       /* fills in.xsave */
+  void (*load)(struct x86_vcpu *c, const struct diff_state *s); /* into the engine */
+  void (*save)(struct x86_vcpu *c, struct diff_state *s);
+  bool (*equal)(const struct diff_case *k, const struct diff_state *host, const struct diff_state *engine);
+  void (*report)(const struct diff_case *k, const struct diff_state *host, const struct diff_state *engine);
+};
+extern const struct diff_ext diff_ext __attribute__((weak));
+bool diff_ext_accepts(const ZydisDecodedInstruction *insn); /* gen.c */
+
+#endif

@@ -1,0 +1,164 @@
+/* Runs a case in the engine: a vCPU at CPL 3 in 64-bit (or 32-bit compatibility) mode whose page tables show the arena where the host has it. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include "core/memslot.h"
+#include "diff.h"
+#include "x86/block.h"
+#include "x86/cpuid/cpuid.h"
+#include "x86/mmu/access.h"
+#include "x86/x86.h"
+
+#define TABLES_GPA 0x100000ull
+#define TABLES     4u
+
+u8 *engine_arena;
+static struct x86_vcpu *cpu;
+static struct x86_cpuid *cpuid;
+
+/* The architecture without its chips and MSRs: nothing here needs them. */
+static int vm_create_diff(struct vm *v, unsigned long type) { return x86_blocks_create(x86_vm(v)); }
+static void vm_destroy_diff(struct vm *v) { x86_blocks_destroy(x86_vm(v)); }
+static int vcpu_create_diff(struct vcpu *v) {
+  struct x86_vcpu *c = x86_vcpu(v);
+  int r = x86_cpuid_create(c);
+  if (!r) r = x86_mmu_create(c);
+  return r;
+}
+static void vcpu_destroy_diff(struct vcpu *v) {
+  x86_cpuid_destroy(x86_vcpu(v));
+  x86_mmu_destroy(x86_vcpu(v));
+}
+static bool runnable_diff(struct vcpu *v) { return true; }
+static const struct arch_ops arch = {
+    .name = "diff",
+    .vm_size = sizeof(struct x86_vm),
+    .vcpu_size = sizeof(struct x86_vcpu),
+    .max_vcpus = 1,
+    .max_vcpu_id = 1,
+    .address_spaces = 1,
+    .vm_create = vm_create_diff,
+    .vm_destroy = vm_destroy_diff,
+    .vcpu_create = vcpu_create_diff,
+    .vcpu_destroy = vcpu_destroy_diff,
+    .vcpu_runnable = runnable_diff,
+};
+
+static void die(const char *what) {
+  fprintf(stderr, "diff: %s\n", what);
+  exit(2);
+}
+
+static u8 *map_slot(struct vm *vm, unsigned id, gpa_t gpa, u64 size) {
+  u8 *p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  struct kvm_userspace_memory_region m = {.slot = id, .guest_phys_addr = gpa, .memory_size = size, .userspace_addr = (u64)(uintptr_t)p};
+  if (p == MAP_FAILED || vm_set_memory_region(vm, &m)) die("memory slot");
+  return p;
+}
+
+/* Four-level tables: identity, user pages, for the arena only. */
+static void make_tables(u64 *t) {
+  enum { P = 1, W = 2, U = 4, A = 0x20, D = 0x40 };
+  u64 *pml4 = t, *pdpt = t + 512, *pd = t + 1024, *pt = t + 1536;
+  pml4[0] = (TABLES_GPA + PAGE_SIZE) | P | W | U | A;
+  pdpt[0] = (TABLES_GPA + 2 * PAGE_SIZE) | P | W | U | A;
+  pd[ARENA_BASE >> 21] = (TABLES_GPA + 3 * PAGE_SIZE) | P | W | U | A;
+  for (unsigned p = 0; p < ARENA_PAGES; p++)
+    if (arena_map[p] != PAGE_GONE)
+      pt[p] = (ARENA_BASE + p * PAGE_SIZE) | P | U | A | D | (arena_map[p] == PAGE_RW ? W : 0) | BIT(63);
+}
+
+static void set_features(struct x86_vcpu *c) {
+  struct kvm_cpuid_entry2 *entries = calloc(X86_CPUID_MAX_ENTRIES, sizeof(*entries));
+  u32 n = 0;
+  if (!entries || x86_cpuid_supported(entries, X86_CPUID_MAX_ENTRIES, &n) || x86_cpuid_set(c, entries, n)) die("CPUID");
+  cpuid = c->cpuid;
+}
+
+static void set_mode(struct x86_vcpu *c) {
+  struct x86_seg data = {.limit = 0xffffffffu, .sel = 0x2b, .type = 3, .s = 1, .dpl = 3, .present = 1, .db = 1, .g = 1};
+  for (unsigned n = 0; n < 6; n++) {
+    c->seg[n] = data;
+    x86_seg_update(&c->seg[n]);
+  }
+  c->seg[SEG_CS].type = 11;
+  c->seg[SEG_CS].sel = 0x33;
+  c->seg[SEG_CS].db = 0;
+  c->seg[SEG_CS].l = 1;
+  c->seg[SEG_GS].base = DIFF_GS_BASE;
+  c->tr = (struct x86_seg){.unusable = 1, .type = 11};
+  c->ldtr.unusable = 1;
+  c->cr0 = CR0_PE | CR0_MP | CR0_ET | CR0_NE | CR0_WP | CR0_AM | CR0_PG;
+  c->cr3 = TABLES_GPA;
+  c->cr4 = CR4_PAE | CR4_PGE | CR4_OSFXSR | CR4_OSXMMEXCPT | CR4_OSXSAVE;
+  c->efer = EFER_SCE | EFER_LME | EFER_LMA | EFER_NX;
+  c->xcr0 = x86_xcr0_supported();
+  c->rflags = 2 | FL_IF;
+  x86_mmu_mode_changed(c);
+  x86_mode_changed(c);
+}
+
+void engine_init(void) {
+  struct vm *vm;
+  struct vcpu *v;
+  if (vm_create(&arch, 0, &vm) || vcpu_create(vm, 0, &v)) die("cannot make a VM");
+  make_tables((u64 *)map_slot(vm, 0, TABLES_GPA, TABLES * PAGE_SIZE));
+  engine_arena = map_slot(vm, 1, ARENA_BASE, ARENA_SIZE);
+  cpu = x86_vcpu(v);
+  set_features(cpu);
+  set_mode(cpu);
+  vcpu_enter(v);
+}
+
+/* What x86_run_blocks() does with one instruction's result. */
+static void finish(struct x86_vcpu *c, const struct x86_insn *i, int flow, struct diff_state *out) {
+  out->vector = -1;
+  out->error = 0;
+  out->cr2 = 0;
+  switch (flow) {
+  case X86_BRANCH: break;
+  case X86_OK:
+  case X86_END: c->rip = x86_next_ip(c, i); break;
+  case X86_FAULT:
+    out->vector = c->fault.vector;
+    out->error = c->fault.has_error ? c->fault.error : 0;
+    if (c->fault.vector == VEC_PF) out->cr2 = c->fault.payload;
+    if (c->fault.trap) c->rip = x86_next_ip(c, i);
+    break;
+  default: out->vector = 1000 + flow; /* an exit: nothing in the arena asks for one */
+  }
+  out->ip = c->rip;
+}
+
+static void load(struct x86_vcpu *c, const struct diff_case *k) {
+  memcpy(c->regs, k->in.gpr, sizeof(k->in.gpr));
+  c->rip = k->at;
+  bool watch = (c->rflags ^ k->in.rflags) & (FL_AC | FL_TF);
+  c->rflags = k->in.rflags;
+  if (watch) x86_mode_changed(c);
+  c->stop = 0;
+  c->int_shadow = 0;
+  if (k->ext) diff_ext.load(c, &k->in);
+}
+
+void engine_run(const struct diff_case *k, struct diff_state *out) {
+  struct x86_vcpu *c = cpu;
+  struct x86_decode_ctx ctx = {.mode = X86_MODE_64, .cpuid = cpuid, .vm = x86_vm_of(c)};
+  struct x86_insn i;
+  int flow;
+  memset(&i, 0, sizeof(i));
+  load(c, k);
+  int len = x86_decode(&ctx, k->code, sizeof(k->code), &i);
+  if (len <= 0) die("decoder asks for more bytes than there are");
+  i.len = (u8)len;
+  i.next = (u16)len;
+  c->cur = &i;
+  do flow = i.fn(c, &i);
+  while (flow == X86_RESTART);
+  finish(c, &i, flow, out);
+  c->cur = NULL;
+  memcpy(out->gpr, c->regs, sizeof(out->gpr));
+  out->rflags = c->rflags;
+  if (k->ext) diff_ext.save(c, out);
+}

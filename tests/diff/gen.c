@@ -1,0 +1,381 @@
+/* Makes cases: encodings collected once by trying the opcode space, operands and registers that reach the arena and the corners. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "diff.h"
+#include "x86/insn.h"
+#include "x86/regs.h"
+
+/* The families of the engine, as decode/table.c knows them; only user-mode instructions of theirs are accepted (rejected_mnemonic, rejected_operand). */
+extern const struct x86_op_family x86_family_alu, x86_family_mov, x86_family_stack, x86_family_branch, x86_family_shift, x86_family_muldiv,
+    x86_family_string, x86_family_bits, x86_family_misc;
+static const struct x86_op_family *const families[] = {
+    &x86_family_alu,    &x86_family_mov,  &x86_family_stack, &x86_family_branch,  &x86_family_shift, &x86_family_muldiv,
+    &x86_family_string, &x86_family_bits, &x86_family_misc,
+};
+
+static ZydisDecoder decoder;
+static u8 accepted[ZYDIS_MNEMONIC_MAX_VALUE + 1];
+
+/* ---- which instructions ---- */
+
+/* Those that would leave the program's hands (system calls, interrupts). */
+static bool rejected_mnemonic(unsigned m) {
+  switch (m) {
+  case ZYDIS_MNEMONIC_INT:
+  case ZYDIS_MNEMONIC_INT1:
+  case ZYDIS_MNEMONIC_INT3:
+  case ZYDIS_MNEMONIC_INTO: return true;
+  default: return false;
+  }
+}
+
+static bool rejected_operand(const ZydisDecodedOperand *op) {
+  if (op->type == ZYDIS_OPERAND_TYPE_POINTER) return true;
+  if (op->type == ZYDIS_OPERAND_TYPE_MEMORY) return op->mem.segment == ZYDIS_REGISTER_FS; /* the program's thread pointer */
+  if (op->type != ZYDIS_OPERAND_TYPE_REGISTER) return false;
+  ZydisRegisterClass c = ZydisRegisterGetClass(op->reg.value);
+  return c == ZYDIS_REGCLASS_SEGMENT || c == ZYDIS_REGCLASS_CONTROL || c == ZYDIS_REGCLASS_DEBUG || c == ZYDIS_REGCLASS_XMM;
+}
+
+static bool acceptable(const ZydisDecodedInstruction *insn, const ZydisDecodedOperand *ops) {
+  if (diff_ext_accepts(insn)) return true;
+  if (!accepted[insn->mnemonic] || insn->meta.branch_type == ZYDIS_BRANCH_TYPE_FAR) return false;
+  for (unsigned n = 0; n < insn->operand_count_visible; n++)
+    if (rejected_operand(&ops[n])) return false;
+  return true;
+}
+
+bool diff_ext_accepts(const ZydisDecodedInstruction *insn) { return &diff_ext && diff_ext.accepts && diff_ext.accepts(insn); }
+
+/* ---- templates ---- */
+
+enum { MAP_1, MAP_0F, MAP_0F38, MAP_0F3A, MAP_VEX1, MAP_VEX2, MAP_VEX3, MAPS };
+
+struct template {
+  u8 map, pp, w, l, opcode, reg;
+  bool memory;
+};
+
+#define TEMPLATES_MAX 4096
+static struct bucket {
+  struct template *t;
+  unsigned n;
+} buckets[ZYDIS_MNEMONIC_MAX_VALUE + 1];
+static u16 mnemonics[ZYDIS_MNEMONIC_MAX_VALUE + 1];
+static unsigned n_mnemonics;
+
+static const u8 prefix_of[4] = {0, 0x66, 0xf3, 0xf2};
+
+static unsigned put_legacy_opcode(u8 *p, const struct template *t) {
+  unsigned n = 0;
+  if (t->map != MAP_1) p[n++] = 0x0f;
+  if (t->map == MAP_0F38) p[n++] = 0x38;
+  if (t->map == MAP_0F3A) p[n++] = 0x3a;
+  p[n++] = t->opcode;
+  return n;
+}
+
+/* Opcode with its prefixes; rxb: the three high register bits. */
+static unsigned put_opcode(u8 *p, const struct template *t, unsigned rxb, bool rex, unsigned vvvv) {
+  unsigned n = 0;
+  if (t->map >= MAP_VEX1) {
+    p[n++] = 0xc4;
+    p[n++] = (u8)((~rxb & 7) << 5 | (t->map - MAP_VEX1 + 1));
+    p[n++] = (u8)(t->w << 7 | (~vvvv & 15) << 3 | t->l << 2 | t->pp);
+    p[n++] = t->opcode;
+    return n;
+  }
+  if (t->pp) p[n++] = prefix_of[t->pp];
+  if (rex || t->w || rxb) p[n++] = (u8)(0x40 | t->w << 3 | rxb);
+  return n + put_legacy_opcode(p + n, t);
+}
+
+static void collect_one(const struct template *t) {
+  u8 bytes[16] = {0};
+  ZydisDecodedInstruction insn;
+  ZydisDecodedOperand ops[ZYDIS_MAX_OPERAND_COUNT];
+  unsigned n = put_opcode(bytes, t, 0, false, 15);
+  bytes[n] = (u8)((t->memory ? 0 : 0xc0) | t->reg << 3 | 3);
+  if (!ZYAN_SUCCESS(ZydisDecoderDecodeFull(&decoder, bytes, 15, &insn, ops)) || !acceptable(&insn, ops)) return;
+  struct bucket *b = &buckets[insn.mnemonic];
+  if (b->n == TEMPLATES_MAX) return;
+  if (!(b->n & (b->n - 1))) b->t = realloc(b->t, (b->n ? 2 * b->n : 1) * sizeof(*b->t));
+  if (!b->n) mnemonics[n_mnemonics++] = insn.mnemonic;
+  b->t[b->n++] = *t;
+}
+
+static void collect(void) {
+  for (unsigned map = 0; map < MAPS; map++)
+    for (unsigned bits = 0; bits < (1u << 16); bits++) {
+      struct template t = {.map = (u8)map, .opcode = (u8)bits, .reg = bits >> 8 & 7, .pp = bits >> 11 & 3, .w = bits >> 13 & 1, .memory = bits >> 14 & 1, .l = bits >> 15};
+      if (t.l && map < MAP_VEX1) continue;
+      collect_one(&t);
+    }
+}
+
+unsigned gen_init(const char *family, const char *mnemonic, bool mode32) {
+  ZydisDecoderInit(&decoder, mode32 ? ZYDIS_MACHINE_MODE_LONG_COMPAT_32 : ZYDIS_MACHINE_MODE_LONG_64, mode32 ? ZYDIS_STACK_WIDTH_32 : ZYDIS_STACK_WIDTH_64);
+  for (size_t f = 0; f < ARRAY_SIZE(families); f++) {
+    if (family && strcmp(family, families[f]->name)) continue;
+    for (unsigned n = 0; n < families[f]->n; n++) {
+      unsigned m = families[f]->rows[n].mnemonic;
+      if (!mnemonic || !strcasecmp(mnemonic, ZydisMnemonicGetString((ZydisMnemonic)m))) accepted[m] = !rejected_mnemonic(m);
+    }
+  }
+  collect();
+  return n_mnemonics;
+}
+
+/* ---- values ---- */
+
+static u64 landing(void) { return CODE_BASE + rnd_below(PAGE_SIZE - 64); } /* nothing but int3 */
+
+/* An address in the arena; most accesses from there succeed, some cross into other pages. */
+static u64 target(unsigned align) {
+  static const u8 edges[] = {1, 2, 2, 2, 3, 3, 4, 5, 6, 6, 7};
+  u64 a;
+  if (rnd_chance(70)) a = (rnd_chance(50) ? PAGE_SIZE : 5 * PAGE_SIZE) + rnd_below(2 * PAGE_SIZE - 64);
+  else a = edges[rnd_below(ARRAY_SIZE(edges))] * PAGE_SIZE - 72 + rnd_below(96);
+  if (rnd_chance(align ? 96 : 60)) a &= ~(u64)((align ? align : 8) - 1);
+  return ARENA_BASE + a;
+}
+
+static u64 value(void) {
+  static const u64 corners[] = {0, 1, 2, 3, 7, 8, 15, 16, 31, 32, 33, 63, 64, 0x7f, 0x80, 0xff, 0x7fff, 0x8000, 0xffff, 0x7fffffff, 0x80000000,
+                                0xffffffff, 0x100000000, 0x7fffffffffffffff, 0x8000000000000000, ~0ull, ~1ull, 0x5555555555555555, 0xaaaaaaaaaaaaaaaa};
+  switch (rnd_below(8)) {
+  case 0:
+  case 1: return corners[rnd_below(ARRAY_SIZE(corners))];
+  case 2: return rnd_below(256);
+  case 3: return rnd() >> rnd_below(64);
+  case 4: return (u64)((s64)rnd() >> rnd_below(64));
+  case 5: return (u64)1 << rnd_below(64);
+  case 6: return rnd_below(8) ? target(0) : landing();
+  default: return rnd();
+  }
+}
+
+static u8 imm_byte(void) {
+  static const u8 corners[] = {0, 1, 2, 0x7f, 0x80, 0xff, 8, 16, 31, 32, 63, 64};
+  return rnd_chance(50) ? corners[rnd_below(ARRAY_SIZE(corners))] : (u8)rnd();
+}
+
+static bool writable(u64 a, unsigned size) {
+  u64 first = (a - ARENA_BASE) / PAGE_SIZE, last = (a + size - 1 - ARENA_BASE) / PAGE_SIZE;
+  return first < ARENA_PAGES && last < ARENA_PAGES && arena_map[first] == PAGE_RW && arena_map[last] == PAGE_RW;
+}
+static void poke(u64 a, const void *data, unsigned size) {
+  if (!writable(a, size)) return;
+  memcpy((void *)a, data, size);
+  memcpy(engine_arena + (a - ARENA_BASE), data, size);
+}
+static void poke64(u64 a, u64 v) { poke(a, &v, 8); }
+static void peek(u64 a, void *data, unsigned size) {
+  if (writable(a, size)) memcpy(data, (void *)a, size);
+}
+
+/* ---- bytes ---- */
+
+static void make_bytes(struct diff_case *k) {
+  static const u8 segments[] = {0x26, 0x2e, 0x36, 0x3e, 0x65, 0x65};
+  const struct bucket *b = &buckets[mnemonics[rnd_below(n_mnemonics)]];
+  const struct template *t = &b->t[rnd_below(b->n)];
+  u8 *p = k->code;
+  unsigned n = 0, rxb = rnd_chance(50) ? rnd_below(8) : 0;
+  bool legacy = t->map < MAP_VEX1;
+  if (rnd_chance(legacy ? 8 : 1)) p[n++] = 0xf0;
+  if (rnd_chance(10)) p[n++] = segments[rnd_below(sizeof(segments))];
+  if (rnd_chance(8)) p[n++] = 0x67;
+  if (rnd_chance(legacy ? 5 : 1)) p[n++] = 0x66;
+  if (rnd_chance(legacy ? 4 : 1)) p[n++] = rnd_chance(50) ? 0xf2 : 0xf3;
+  n += put_opcode(p + n, t, rxb, rnd_chance(25), rnd_below(16));
+  p[n++] = (u8)((t->memory ? rnd_below(3) << 6 : 0xc0) | t->reg << 3 | rnd_below(8));
+  bool sib = t->memory && (p[n - 1] & 7) == 4;
+  if (sib) p[n++] = (u8)rnd();
+  while (n < sizeof(k->code)) p[n++] = imm_byte();
+}
+
+static bool decode(struct diff_case *k) {
+  ZyanStatus s = ZydisDecoderDecodeFull(&decoder, k->code, 15, &k->insn, k->ops);
+  k->len = k->insn.length;
+  return ZYAN_SUCCESS(s);
+}
+
+/* An encoding that the decoder refuses for its prefixes: the host must raise #UD. */
+static bool refused(struct diff_case *k) {
+  ZyanStatus s = ZydisDecoderDecodeFull(&decoder, k->code, 15, &k->insn, k->ops);
+  if (s != ZYDIS_STATUS_ILLEGAL_LOCK && s != ZYDIS_STATUS_ILLEGAL_REX && s != ZYDIS_STATUS_ILLEGAL_LEGACY_PFX && s != ZYDIS_STATUS_BAD_REGISTER) return false;
+  memset(&k->insn, 0, sizeof(k->insn));
+  k->len = 15;
+  k->branch = true;
+  return true;
+}
+
+/* ---- operands ---- */
+
+static u64 *gpr(struct diff_case *k, ZydisRegister r) {
+  ZydisRegisterClass c = ZydisRegisterGetClass(r);
+  if (c == ZYDIS_REGCLASS_GPR8) return NULL;
+  return &k->in.gpr[ZydisRegisterGetId(r)];
+}
+
+static void patch_disp(struct diff_case *k, u64 disp) {
+  memcpy(k->code + k->insn.raw.disp.offset, &disp, k->insn.raw.disp.size / 8);
+  decode(k);
+}
+
+/* Makes a memory operand point at `to`: through its base register, else through index and displacement. */
+static void aim(struct diff_case *k, const ZydisDecodedOperand *op, u64 to) {
+  u64 address = op->mem.segment == ZYDIS_REGISTER_GS ? to - DIFF_GS_BASE : to;
+  ZydisRegister base = op->mem.base, index = op->mem.index;
+  u64 disp = op->mem.disp.has_displacement ? (u64)op->mem.disp.value : 0;
+  if (base == ZYDIS_REGISTER_RIP || base == ZYDIS_REGISTER_EIP) {
+    patch_disp(k, address - k->at - k->len);
+    return;
+  }
+  if (base == ZYDIS_REGISTER_NONE) {
+    if (index != ZYDIS_REGISTER_NONE) *gpr(k, index) = rnd_below(4096);
+    u64 offset = index == ZYDIS_REGISTER_NONE ? 0 : *gpr(k, index) * op->mem.scale;
+    if (k->insn.raw.disp.size >= 32) patch_disp(k, address - offset);
+    return;
+  }
+  u64 high = k->insn.address_width == 32 && rnd_chance(50) ? rnd() << 32 : 0;
+  if (index == base) {
+    *gpr(k, base) = ((address - disp) / (1u + op->mem.scale)) | high;
+  } else {
+    u64 offset = index == ZYDIS_REGISTER_NONE ? 0 : *gpr(k, index) * op->mem.scale;
+    u64 v = address - disp - offset;
+    *gpr(k, base) = k->insn.address_width == 32 ? (u32)v | high : v;
+  }
+}
+
+static const ZydisDecodedOperand *memory_operand(const struct diff_case *k) {
+  for (unsigned n = 0; n < k->insn.operand_count_visible; n++)
+    if (k->ops[n].type == ZYDIS_OPERAND_TYPE_MEMORY) return &k->ops[n];
+  return NULL;
+}
+
+static bool is_bit_test(unsigned m) {
+  return m == ZYDIS_MNEMONIC_BT || m == ZYDIS_MNEMONIC_BTS || m == ZYDIS_MNEMONIC_BTR || m == ZYDIS_MNEMONIC_BTC;
+}
+static bool is_indirect_branch(const struct diff_case *k) {
+  return k->branch && k->insn.operand_count_visible && k->ops[0].type != ZYDIS_OPERAND_TYPE_IMMEDIATE;
+}
+
+/* What the operand in memory holds, where a random value would hit one case only. */
+static void fill_memory(struct diff_case *k, u64 at) {
+  u64 *g = k->in.gpr;
+  if (is_indirect_branch(k) && rnd_chance(60)) {
+    poke64(at, landing());
+    return;
+  }
+  if (rnd_chance(30)) poke64(at, value());
+  if (rnd_chance(50)) return;
+  switch (k->insn.mnemonic) {
+  case ZYDIS_MNEMONIC_CMPXCHG: peek(at, &g[RAX], 8); break;
+  case ZYDIS_MNEMONIC_CMPXCHG8B:
+    peek(at, &g[RAX], 4);
+    peek(at + 4, &g[RDX], 4);
+    break;
+  case ZYDIS_MNEMONIC_CMPXCHG16B:
+    peek(at, &g[RAX], 8);
+    peek(at + 8, &g[RDX], 8);
+    break;
+  default: break;
+  }
+}
+
+static void set_memory(struct diff_case *k) {
+  const ZydisDecodedOperand *op = memory_operand(k);
+  if (!op) return;
+  unsigned size = op->size / 8;
+  bool locked = (k->insn.attributes & ZYDIS_ATTRIB_HAS_LOCK) || k->insn.mnemonic == ZYDIS_MNEMONIC_XCHG; /* split locks are slow, and trapped by hosts */
+  bool aligned = locked || size == 16;
+  if (is_bit_test(k->insn.mnemonic) && k->ops[1].type == ZYDIS_OPERAND_TYPE_REGISTER && rnd_chance(80))
+    *gpr(k, k->ops[1].reg.value) = rnd_chance(50) ? rnd_below(20000) : 0ull - rnd_below(20000);
+  u64 at = target(aligned && size ? size : 0);
+  if (rnd_chance(97)) aim(k, op, at);
+  if (k->insn.mnemonic == ZYDIS_MNEMONIC_XCHG || k->insn.mnemonic == ZYDIS_MNEMONIC_LEA) return;
+  fill_memory(k, at);
+}
+
+/* Displacements of direct branches stay near, off the instruction itself. */
+static void set_branch(struct diff_case *k) {
+  if (!k->branch) return;
+  const ZydisDecodedOperand *op = &k->ops[0];
+  if (k->insn.operand_count_visible && op->type == ZYDIS_OPERAND_TYPE_IMMEDIATE && op->imm.is_relative) {
+    unsigned size = k->insn.raw.imm[0].size / 8;
+    s32 d = rnd_chance(50) ? (s32)rnd_below(60) : -(s32)(k->len + 1 + rnd_below(40));
+    memcpy(k->code + k->insn.raw.imm[0].offset, &d, size);
+    decode(k);
+  } else if (k->insn.mnemonic == ZYDIS_MNEMONIC_RET) {
+    if (rnd_chance(60)) poke64(k->in.gpr[RSP], landing());
+  } else if (op->type == ZYDIS_OPERAND_TYPE_REGISTER && rnd_chance(60)) {
+    u64 *r = gpr(k, op->reg.value);
+    if (r) *r = landing();
+  }
+}
+
+static void set_registers(struct diff_case *k) {
+  u64 *g = k->in.gpr;
+  for (unsigned n = 0; n < 16; n++) g[n] = value();
+  g[RSP] = target(rnd_chance(90) ? 8 : 0);
+  if (rnd_chance(80)) g[RBP] = target(0);
+  if (rnd_chance(85)) g[RSI] = target(0);
+  if (rnd_chance(85)) g[RDI] = target(0);
+  k->in.rflags = 2 | FL_IF | (rnd() & FL_ARITH) | (rnd_chance(12) ? FL_DF : 0) | (rnd_chance(3) ? FL_AC : 0) | (rnd_chance(5) ? FL_NT : 0) | (rnd() & FL_ID);
+}
+
+static void set_implicit(struct diff_case *k) {
+  u64 *g = k->in.gpr;
+  if (k->insn.attributes & (ZYDIS_ATTRIB_HAS_REP | ZYDIS_ATTRIB_HAS_REPE | ZYDIS_ATTRIB_HAS_REPNE)) {
+    if (rnd_chance(95)) g[RCX] = rnd_below(rnd_chance(90) ? 40 : 1500);
+    if (rnd_chance(20)) g[RDI] = g[RSI] + rnd_below(32) - 16; /* overlap */
+    if (k->insn.address_width == 32 && rnd_chance(50)) g[RCX] |= rnd() << 32, g[RSI] |= rnd() << 32, g[RDI] |= rnd() << 32;
+    if (rnd_chance(50) && writable(g[RSI], 256) && writable(g[RDI], 256)) { /* equal stretches for CMPS and SCAS */
+      u8 same[256];
+      memset(same, (int)g[RAX], sizeof(same));
+      if (rnd_chance(50)) peek(g[RSI], same, sizeof(same));
+      poke(g[RDI], same, rnd_below(256));
+    }
+  }
+  switch (k->insn.mnemonic) {
+  case ZYDIS_MNEMONIC_DIV:
+    if (rnd_chance(60)) g[RDX] = rnd_below(4), g[RAX] = rnd_chance(50) ? g[RAX] & 0xff : g[RAX];
+    break;
+  case ZYDIS_MNEMONIC_IDIV:
+    if (rnd_chance(60)) g[RDX] = (u64)((s64)g[RAX] >> 63);
+    break;
+  case ZYDIS_MNEMONIC_XLAT:
+    if (rnd_chance(90)) g[RBX] = target(0) - (u8)g[RAX];
+    break;
+  default: break;
+  }
+}
+
+static bool make(struct diff_case *k) {
+  k->branch = false;
+  k->ext = false;
+  make_bytes(k);
+  if (!decode(k)) {
+    if (!rnd_chance(10) || !refused(k)) return false;
+    set_registers(k);
+    return true;
+  }
+  if (!acceptable(&k->insn, k->ops)) return false;
+  k->branch = k->insn.meta.category == ZYDIS_CATEGORY_COND_BR || k->insn.meta.category == ZYDIS_CATEGORY_UNCOND_BR ||
+              k->insn.meta.category == ZYDIS_CATEGORY_CALL || k->insn.meta.category == ZYDIS_CATEGORY_RET;
+  k->ext = diff_ext_accepts(&k->insn);
+  set_registers(k);
+  set_implicit(k);
+  set_memory(k);
+  set_branch(k);
+  if (k->ext) diff_ext.randomise(k);
+  return true;
+}
+
+void gen_case(struct diff_case *k) {
+  k->at = host_next_slot();
+  while (!make(k));
+}

@@ -1,0 +1,137 @@
+/* Runs a case on the host CPU: code in an executable page (written through another mapping), exceptions as signals. */
+#include <asm/prctl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <ucontext.h>
+#include <unistd.h>
+#include "diff.h"
+
+/* Read and written by stub.S. */
+struct diff_state host_in, host_out;
+u64 host_entry, host_stack;
+u8 host_ext;
+void host_enter(void);
+extern const char host_exit[], host_return[];
+
+const u8 arena_map[ARENA_PAGES] = {PAGE_GONE, PAGE_RW, PAGE_RW, PAGE_RO, PAGE_GONE, PAGE_RW, PAGE_RW, PAGE_GONE};
+
+#define INT3        0xcc
+#define EXIT_VECTOR (CODE_BASE + CODE_SIZE - 8) /* holds the address of host_exit */
+
+static u8 *code; /* writable mapping of the code area */
+static unsigned slot;
+static bool took_signal;
+
+static void die(const char *what) {
+  perror(what);
+  exit(2);
+}
+
+static void map_code(void) {
+  int fd = memfd_create("diff-code", 0);
+  if (fd < 0 || ftruncate(fd, CODE_SIZE)) die("memfd");
+  code = mmap(NULL, CODE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+  void *x = mmap((void *)CODE_BASE, CODE_SIZE, PROT_READ | PROT_EXEC, MAP_SHARED | MAP_FIXED_NOREPLACE, fd, 0);
+  if (code == MAP_FAILED || x == MAP_FAILED) die("code area");
+  close(fd);
+  memset(code, INT3, CODE_SIZE);
+  *(u64 *)(code + CODE_SIZE - 8) = (u64)(uintptr_t)host_exit;
+}
+
+static void map_arena(void) {
+  u8 *a = mmap((void *)ARENA_BASE, ARENA_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+  if (a == MAP_FAILED) die("arena");
+  for (u64 n = 0; n < ARENA_SIZE; n += 8) *(u64 *)(a + n) = rnd();
+  memcpy(engine_arena, a, ARENA_SIZE);
+  for (unsigned p = 0; p < ARENA_PAGES; p++)
+    if (arena_map[p] != PAGE_RW) mprotect(a + p * PAGE_SIZE, PAGE_SIZE, arena_map[p] == PAGE_RO ? PROT_READ : PROT_NONE);
+}
+
+static void take_registers(const greg_t *g) {
+  static const u8 from[16] = {REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP, REG_RSI, REG_RDI,
+                              REG_R8,  REG_R9,  REG_R10, REG_R11, REG_R12, REG_R13, REG_R14, REG_R15};
+  for (unsigned n = 0; n < 16; n++) host_out.gpr[n] = (u64)g[from[n]];
+  host_out.rflags = (u64)g[REG_EFL];
+  host_out.ip = (u64)g[REG_RIP];
+}
+
+static bool in_code(u64 rip) { return rip - CODE_BASE < CODE_SIZE; }
+
+/* Every end of a case that is not a jump to host_exit.  What is neither the case's nor foreseen ends the program. */
+static void on_signal(int sig, siginfo_t *info, void *context) {
+  ucontext_t *uc = context;
+  greg_t *g = uc->uc_mcontext.gregs;
+  int trap = (int)g[REG_TRAPNO];
+  bool at_exit = g[REG_RIP] == (greg_t)(uintptr_t)host_exit; /* single step behind a POPF that set TF */
+  bool fetch = trap == 14 && g[REG_CR2] == g[REG_RIP];       /* a branch to where nothing is */
+  if (!in_code((u64)g[REG_RIP]) && !at_exit && !fetch) {
+    signal(sig, SIG_DFL);
+    return;
+  }
+  take_registers(g);
+  if (host_ext) memcpy(host_out.xsave, uc->uc_mcontext.fpregs, DIFF_XSAVE_SIZE < 2688 ? DIFF_XSAVE_SIZE : 2688);
+  took_signal = true;
+  host_out.vector = trap;
+  host_out.error = (u32)g[REG_ERR];
+  if (trap == 14) host_out.cr2 = (u64)g[REG_CR2];
+  if (at_exit && trap == 1) host_out.vector = -1, took_signal = false;
+  if (fetch) host_out.vector = -1, host_out.error = 0, host_out.cr2 = 0;
+  if (trap == 3) { /* ran into an int3: of a branch's target, or behind the code */
+    host_out.vector = -1;
+    host_out.ip--;
+  }
+  g[REG_RIP] = (greg_t)(uintptr_t)host_return;
+  g[REG_RSP] = (greg_t)host_stack;
+  g[REG_EFL] = 0x202;
+}
+
+static void install_handlers(void) {
+  static const int signals[] = {SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGTRAP};
+  stack_t ss = {.ss_sp = malloc(65536), .ss_size = 65536};
+  sigaltstack(&ss, NULL);
+  struct sigaction sa = {.sa_sigaction = on_signal, .sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER};
+  for (unsigned n = 0; n < ARRAY_SIZE(signals); n++) sigaction(signals[n], &sa, NULL);
+}
+
+void host_init(void) {
+  map_code();
+  map_arena();
+  install_handlers();
+  if (syscall(SYS_arch_prctl, ARCH_SET_GS, DIFF_GS_BASE)) die("GS base");
+}
+
+static u64 slot_address(unsigned n) { return CODE_BASE + PAGE_SIZE + n * SLOT_SIZE + SLOT_OFFSET; }
+#define SLOTS ((unsigned)((CODE_SIZE - 3 * PAGE_SIZE) / SLOT_SIZE))
+
+u64 host_next_slot(void) { return slot_address(slot); }
+
+void host_run(const struct diff_case *k, struct diff_state *out) {
+  u8 *at = code + (k->at - CODE_BASE);
+  slot = (slot + 1) % SLOTS;
+  memcpy(at, k->code, k->len);
+  if (!k->branch) { /* jmp *EXIT_VECTOR */
+    at[k->len] = 0xff;
+    at[k->len + 1] = 0x24;
+    at[k->len + 2] = 0x25;
+    u32 vector = (u32)EXIT_VECTOR;
+    memcpy(at + k->len + 3, &vector, 4);
+  }
+  memcpy(&host_in.gpr, &k->in.gpr, sizeof(host_in.gpr));
+  host_in.rflags = k->in.rflags;
+  host_ext = k->ext;
+  if (k->ext) memcpy(host_in.xsave, k->in.xsave, sizeof(host_in.xsave));
+  host_entry = k->at;
+  host_out.vector = -1;
+  host_out.error = 0;
+  host_out.cr2 = 0;
+  took_signal = false;
+  host_enter();
+  if (!took_signal) host_out.ip = k->at + k->len;
+  memset(at, INT3, k->len + 7);
+  memcpy(&out->gpr, &host_out.gpr, sizeof(*out) - offsetof(struct diff_state, gpr));
+  if (k->ext) memcpy(out->xsave, host_out.xsave, sizeof(out->xsave));
+}

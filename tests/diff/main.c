@@ -1,0 +1,146 @@
+/* The instruction differential: arguments, progress, summary.  diff.h says how it works. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+#include "diff.h"
+
+static u64 state[4];
+
+u64 rnd(void) {
+  u64 r = state[1] * 5, t = state[1] << 17;
+  r = (r << 7 | r >> 57) * 9;
+  state[2] ^= state[0];
+  state[3] ^= state[1];
+  state[1] ^= state[2];
+  state[0] ^= state[3];
+  state[2] ^= t;
+  state[3] = state[3] << 45 | state[3] >> 19;
+  return r;
+}
+
+static void seed(u64 s) {
+  for (unsigned n = 0; n < 4; n++) { /* splitmix64 */
+    u64 z = s += 0x9e3779b97f4a7c15ull;
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9ull;
+    z = (z ^ z >> 27) * 0x94d049bb133111ebull;
+    state[n] = z ^ z >> 31;
+  }
+}
+
+static struct {
+  u64 cases, differences, faults;
+} count[ZYDIS_MNEMONIC_MAX_VALUE + 1];
+
+static double now(void) {
+  struct timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
+}
+
+static void usage(FILE *f) {
+  fputs("usage: diff [--cases N] [--seed S] [--family NAME] [--mnemonic NAME] [--summary]\n"
+        "Runs random instructions on the host CPU and in the engine and compares what they leave.\n"
+        "  --cases N       how many (default 1000000; K and M may follow)\n"
+        "  --seed S        another sequence (default 1; 0: from the clock)\n"
+        "  --family NAME   only instructions of one family (alu, mov, string, ...)\n"
+        "  --mnemonic NAME only one instruction\n"
+        "  --summary       a line per mnemonic at the end\n",
+        f);
+}
+
+static u64 number(const char *s) {
+  char *end;
+  u64 v = strtoull(s, &end, 0);
+  if (*end == 'k' || *end == 'K') v *= 1000;
+  if (*end == 'm' || *end == 'M') v *= 1000000;
+  return v;
+}
+
+struct options {
+  u64 cases, seed;
+  const char *family, *mnemonic;
+  bool summary;
+};
+
+static bool parse(int argc, char **argv, struct options *o) {
+  for (int n = 1; n < argc; n++) {
+    const char *a = argv[n], *v = n + 1 < argc ? argv[n + 1] : NULL;
+    if (!strcmp(a, "--summary")) {
+      o->summary = true;
+      continue;
+    }
+    if (!v) return false;
+    n++;
+    if (!strcmp(a, "--cases")) o->cases = number(v);
+    else if (!strcmp(a, "--seed")) o->seed = number(v);
+    else if (!strcmp(a, "--family")) o->family = v;
+    else if (!strcmp(a, "--mnemonic")) o->mnemonic = v;
+    else return false;
+  }
+  return true;
+}
+
+static struct diff_case k;
+static struct diff_state host, engine;
+
+static u64 run(const struct options *o) {
+  double start = now(), last = start;
+  u64 differences = 0;
+  bool terminal = isatty(2);
+  for (u64 n = 0; n < o->cases; n++) {
+    gen_case(&k);
+    host_run(&k, &host);
+    engine_run(&k, &engine);
+    unsigned m = k.insn.mnemonic;
+    count[m].cases++;
+    if (host.vector >= 0) count[m].faults++;
+    if (!compare(&k, &host, &engine)) {
+      count[m].differences++;
+      differences++;
+    }
+    if ((n & 0xfff) || now() - last < (terminal ? 0.5 : 30)) continue;
+    last = now();
+    fprintf(stderr, "%s%llu of %llu cases, %llu differences, %.0f cases/s%s", terminal ? "\r" : "", (unsigned long long)n,
+            (unsigned long long)o->cases, (unsigned long long)differences, (double)n / (last - start), terminal ? "\033[K" : "\n");
+  }
+  double seconds = now() - start;
+  if (terminal) fputs("\r\033[K", stderr);
+  printf("%llu cases in %.1f s, %llu differences\n", (unsigned long long)o->cases, seconds, (unsigned long long)differences);
+  return differences;
+}
+
+static void summary(bool all, unsigned mnemonics) {
+  unsigned seen = 0;
+  for (unsigned m = 0; m <= ZYDIS_MNEMONIC_MAX_VALUE; m++) {
+    if (!count[m].cases) continue;
+    seen++;
+    if (all || count[m].differences)
+      printf("  %-14s %9llu cases %9llu with an exception %9llu differences\n", ZydisMnemonicGetString((ZydisMnemonic)m),
+             (unsigned long long)count[m].cases, (unsigned long long)count[m].faults, (unsigned long long)count[m].differences);
+  }
+  printf("%u of %u mnemonics ran\n", seen, mnemonics);
+}
+
+int main(int argc, char **argv) {
+  struct options o = {.cases = 1000000, .seed = 1};
+  if (!parse(argc, argv, &o)) {
+    usage(stderr);
+    return 2;
+  }
+  if (!o.seed) o.seed = (u64)time(NULL);
+  seed(o.seed);
+  engine_init();
+  host_init();
+  unsigned mnemonics = gen_init(o.family, o.mnemonic, false);
+  if (!mnemonics) {
+    fprintf(stderr, "diff: no such instructions\n");
+    return 2;
+  }
+  printf("seed %llu, %u mnemonics\n", (unsigned long long)o.seed, mnemonics);
+  u64 differences = run(&o);
+  summary(o.summary, mnemonics);
+  print_undefined();
+  return differences != 0;
+}

@@ -1,0 +1,342 @@
+/* The host side of the bare-metal guest programs: makes guests, sets their starting state, runs them to their reports. */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+#include "harness.h"
+#include "uvirt.h"
+
+static bool host_kvm;
+static unsigned failures;
+static const char *current;
+
+/* ---- the KVM in use ---- */
+
+static int kvm_open(void) { return host_kvm ? open("/dev/kvm", O_RDWR | O_CLOEXEC) : uvirt_open("/dev/kvm", O_RDWR | O_CLOEXEC); }
+
+int guest_ioctl(int fd, unsigned long request, void *arg) { return host_kvm ? ioctl(fd, request, arg) : uvirt_ioctl(fd, request, arg); }
+
+static void *kvm_mmap(size_t size, int fd) {
+  int prot = PROT_READ | PROT_WRITE;
+  return host_kvm ? mmap(NULL, size, prot, MAP_SHARED, fd, 0) : uvirt_mmap(NULL, size, prot, MAP_SHARED, fd, 0);
+}
+static void kvm_close(int fd) { host_kvm ? close(fd) : uvirt_close(fd); }
+
+static int must(int r, const char *what) {
+  if (r >= 0) return r;
+  fprintf(stderr, "%s: %s: %s\n", current, what, strerror(errno));
+  exit(1);
+}
+#define MUST(fd, request, arg) must(guest_ioctl(fd, request, (void *)(arg)), #request)
+
+/* ---- life ---- */
+
+/* The processor shows the guest everything it has. */
+static void set_cpuid(struct guest *g) {
+  struct kvm_cpuid2 *id = calloc(1, sizeof(*id) + 256 * sizeof(id->entries[0]));
+  id->nent = 256;
+  MUST(g->sys, KVM_GET_SUPPORTED_CPUID, id);
+  MUST(g->vcpu, KVM_SET_CPUID2, id);
+  free(id);
+}
+
+void guest_add_slot(struct guest *g, u64 gpa, void *host, size_t size) {
+  struct kvm_userspace_memory_region region = {.slot = g->slots++, .guest_phys_addr = gpa, .memory_size = size,
+                                               .userspace_addr = (u64)(uintptr_t)host};
+  MUST(g->vm, KVM_SET_USER_MEMORY_REGION, &region);
+}
+
+struct guest *guest_new(void) {
+  struct guest *g = calloc(1, sizeof(*g));
+  g->sys = must(kvm_open(), "/dev/kvm");
+  g->vm = MUST(g->sys, KVM_CREATE_VM, 0);
+  if (host_kvm) MUST(g->vm, KVM_SET_TSS_ADDR, 0xfffbd000ul);
+  g->mem = mmap(NULL, GUEST_MEM, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  guest_add_slot(g, 0, g->mem, GUEST_MEM);
+  g->vcpu = MUST(g->vm, KVM_CREATE_VCPU, 0);
+  g->run_size = (size_t)MUST(g->sys, KVM_GET_VCPU_MMAP_SIZE, 0);
+  g->run = kvm_mmap(g->run_size, g->vcpu);
+  set_cpuid(g);
+  return g;
+}
+
+void guest_free(struct guest *g) {
+  munmap(g->run, g->run_size);
+  kvm_close(g->vcpu);
+  kvm_close(g->vm);
+  kvm_close(g->sys);
+  munmap(g->mem, GUEST_MEM);
+  free(g);
+}
+
+/* ---- memory ---- */
+
+void guest_load(struct guest *g, u64 gpa, const void *data, size_t size) { memcpy(g->mem + gpa, data, size); }
+
+u64 guest_read(struct guest *g, u64 gpa, unsigned size) {
+  u64 v = 0;
+  memcpy(&v, g->mem + gpa, size);
+  return v;
+}
+void guest_write(struct guest *g, u64 gpa, unsigned size, u64 v) { memcpy(g->mem + gpa, &v, size); }
+
+/* ---- descriptor tables ---- */
+
+void guest_gdt_raw(struct guest *g, unsigned sel, u64 lo) { guest_write(g, GUEST_GDT + (sel & ~7u), 8, lo); }
+u64 guest_gdt_read(struct guest *g, unsigned sel) { return guest_read(g, GUEST_GDT + (sel & ~7u), 8); }
+
+void guest_gdt(struct guest *g, unsigned sel, u32 base, u32 limit, unsigned access, unsigned flags) {
+  u64 l = flags & D_G ? limit >> 12 : limit;
+  guest_gdt_raw(g, sel, (l & 0xffff) | (u64)(base & 0xffffff) << 16 | (u64)access << 40 | (l >> 16 & 15) << 48 | (u64)flags << 52 |
+                            (u64)(base >> 24) << 56);
+}
+
+void guest_gate32(struct guest *g, unsigned sel, unsigned type, unsigned dpl, u16 target, u32 off, unsigned params) {
+  guest_gdt_raw(g, sel, (off & 0xffff) | (u64)target << 16 | (u64)params << 32 | (u64)(0x80 | dpl << 5 | type) << 40 | (u64)(off >> 16) << 48);
+}
+
+void guest_idt32(struct guest *g, unsigned vector, unsigned type, unsigned dpl, u16 target, u32 off) {
+  guest_write(g, GUEST_IDT + vector * 8, 8,
+              (off & 0xffff) | (u64)target << 16 | (u64)(0x80 | dpl << 5 | type) << 40 | (u64)(off >> 16) << 48);
+}
+
+void guest_idt64(struct guest *g, unsigned vector, unsigned type, unsigned dpl, u16 target, u64 off, unsigned ist) {
+  guest_write(g, GUEST_IDT + vector * 16, 8,
+              (off & 0xffff) | (u64)target << 16 | (u64)ist << 32 | (u64)(0x80 | dpl << 5 | type) << 40 | (off >> 16 & 0xffff) << 48);
+  guest_write(g, GUEST_IDT + vector * 16 + 8, 8, off >> 32);
+}
+
+static void common_gdt(struct guest *g, bool is_long) {
+  memset(g->mem + GUEST_GDT, 0, GDT_ENTRIES * 8);
+  guest_gdt(g, SEL_CODE64, 0, ~0u, D_CODE, D_G | D_64);
+  guest_gdt(g, SEL_DATA, 0, ~0u, D_DATA, D_G | D_32);
+  guest_gdt(g, SEL_CODE32, 0, ~0u, D_CODE, D_G | D_32);
+  guest_gdt(g, SEL_CODE16, 0, 0xffff, D_CODE, 0);
+  guest_gdt(g, SEL_DATA16, 0, 0xffff, D_DATA, 0);
+  guest_gdt(g, SEL_DATA3, 0, ~0u, D_DATA | D_DPL(3), D_G | D_32);
+  guest_gdt(g, SEL_CODE64U, 0, ~0u, D_CODE | D_DPL(3), D_G | D_64);
+  guest_gdt(g, SEL_CODE32U, 0, ~0u, D_CODE | D_DPL(3), D_G | D_32);
+  guest_gdt(g, SEL_TSS, GUEST_TSS, TSS_LIMIT, 0x89, 0);
+  guest_gdt(g, SEL_LDT, GUEST_LDT, 0xff, 0x82, 0);
+  if (!is_long) guest_gdt(g, SEL_TSS2, GUEST_TSS2, 0x67, 0x89, 0);
+  guest_gdt(g, SEL_CONF, 0, ~0u, D_CODE | 4, D_G | (is_long ? D_64 : D_32));
+  guest_gdt(g, SEL_CODE1, 0, ~0u, D_CODE | D_DPL(1), D_G | (is_long ? D_64 : D_32));
+  guest_gdt(g, SEL_DATA1, 0, ~0u, D_DATA | D_DPL(1), D_G | D_32);
+}
+
+/* OUT to STUB_PORT, drop the error code, return: the host sees the vector in RIP and the frame on the stack. */
+static void trap_stubs(struct guest *g, bool is_long) {
+  static const u8 drop64[] = {0x48, 0x83, 0xc4, 8}, drop32[] = {0x83, 0xc4, 4};
+  for (unsigned v = 0; v < 256; v++) {
+    bool error = v == 8 || (v >= 10 && v <= 14) || v == 17 || v == 21;
+    u8 *at = g->mem + GUEST_STUBS + v * 16;
+    *at++ = 0xe6;
+    *at++ = STUB_PORT;
+    if (error && is_long) memcpy(at, drop64, sizeof(drop64)), at += sizeof(drop64);
+    if (error && !is_long) memcpy(at, drop32, sizeof(drop32)), at += sizeof(drop32);
+    if (is_long) *at++ = 0x48;
+    *at = 0xcf;
+    u64 stub = GUEST_STUBS + v * 16;
+    if (is_long) guest_idt64(g, v, 0xe, 0, SEL_CODE64, stub, 0);
+    else guest_idt32(g, v, 0xe, 0, SEL_CODE32, (u32)stub);
+  }
+}
+
+/* ---- starting states ---- */
+
+static struct kvm_segment seg_code(unsigned sel, bool is_long) {
+  return (struct kvm_segment){.selector = (u16)sel, .limit = ~0u, .type = 11, .s = 1, .present = 1, .g = 1, .l = is_long, .db = !is_long};
+}
+static struct kvm_segment seg_data(unsigned sel) {
+  return (struct kvm_segment){.selector = (u16)sel, .limit = ~0u, .type = 3, .s = 1, .present = 1, .g = 1, .db = 1};
+}
+
+static void set_start(struct guest *g, u64 rip, u64 rsp) {
+  struct kvm_regs r = {.rip = rip, .rsp = rsp, .rflags = 2};
+  guest_set_regs(g, &r);
+}
+
+void guest_real(struct guest *g, u16 cs, u16 ip) {
+  struct kvm_sregs s = guest_sregs(g);
+  s.cs.selector = cs;
+  s.cs.base = (u64)cs << 4;
+  guest_set_sregs(g, &s);
+  set_start(g, ip, 0x7000);
+}
+
+static void fill_tss(struct guest *g, bool is_long) {
+  memset(g->mem + GUEST_TSS, 0, TSS_LIMIT);
+  guest_write(g, GUEST_TSS + TSS_LIMIT, 1, 0xff);
+  guest_write(g, GUEST_TSS + 0x66, 2, 0x88); /* room for the interrupt redirection map */
+  if (is_long) {
+    guest_write(g, GUEST_TSS + 4, 8, GUEST_RSP0);
+    guest_write(g, GUEST_TSS + 12, 8, GUEST_STACK1);
+    guest_write(g, GUEST_TSS + 0x24, 8, GUEST_IST1);
+    return;
+  }
+  guest_write(g, GUEST_TSS + 4, 4, GUEST_RSP0);
+  guest_write(g, GUEST_TSS + 8, 4, SEL_DATA);
+  guest_write(g, GUEST_TSS + 12, 4, GUEST_STACK1);
+  guest_write(g, GUEST_TSS + 16, 4, SEL_DATA1);
+}
+
+void guest_tables(struct guest *g, bool is_long) {
+  common_gdt(g, is_long);
+  trap_stubs(g, is_long);
+  fill_tss(g, is_long);
+}
+
+static void set_tables(struct guest *g, struct kvm_sregs *s, bool is_long) {
+  guest_tables(g, is_long);
+  s->gdt.base = GUEST_GDT;
+  s->gdt.limit = GDT_ENTRIES * 8 - 1;
+  s->idt.base = GUEST_IDT;
+  s->idt.limit = is_long ? 0xfff : 0x7ff;
+  s->cs = seg_code(is_long ? SEL_CODE64 : SEL_CODE32, is_long);
+  s->ds = s->es = s->fs = s->gs = s->ss = seg_data(SEL_DATA);
+  s->tr = (struct kvm_segment){.selector = SEL_TSS, .base = GUEST_TSS, .limit = TSS_LIMIT, .type = 11, .present = 1};
+  s->ldt = (struct kvm_segment){.unusable = 1, .type = 2};
+  guest_write(g, GUEST_GDT + SEL_TSS + 5, 1, 0x8b);
+}
+
+void guest_protected(struct guest *g, u32 eip) {
+  struct kvm_sregs s = guest_sregs(g);
+  set_tables(g, &s, false);
+  s.cr0 = (s.cr0 & ~0x60000000ull) | 1 | 0x30; /* PE, NE */
+  guest_set_sregs(g, &s);
+  set_start(g, eip, GUEST_STACK0);
+}
+
+static u64 table_new(struct guest *g) { return GUEST_TABLES + 0x1000ull * g->next_table++; }
+
+static u64 *table_entry(struct guest *g, u64 table, unsigned index) { return (u64 *)(void *)(g->mem + table) + index; }
+
+void guest_map(struct guest *g, u64 lin, u64 gpa, u64 size, unsigned flags) {
+  for (u64 at = 0; at < size; at += 0x1000) {
+    u64 table = g->cr3;
+    for (unsigned shift = 39; shift > 12; shift -= 9) {
+      u64 *e = table_entry(g, table, (lin + at) >> shift & 511);
+      if (!*e) *e = table_new(g) | 7;
+      table = *e & ~0xfffull;
+    }
+    *table_entry(g, table, (lin + at) >> 12 & 511) = (gpa + at) | flags | 1;
+  }
+}
+
+void guest_paging(struct guest *g) {
+  memset(g->mem + GUEST_TABLES, 0, 0x80000);
+  g->next_table = 0;
+  g->cr3 = table_new(g);
+  guest_map(g, 0, 0, GUEST_MEM, P_W);
+  guest_map(g, GUEST_USER, GUEST_USER, 0x10000, P_W | P_U);
+}
+
+void guest_long(struct guest *g, u64 rip) {
+  struct kvm_sregs s = guest_sregs(g);
+  set_tables(g, &s, true);
+  guest_paging(g);
+  s.cr0 = 0x80010033;
+  s.cr3 = g->cr3;
+  s.cr4 = 0x620; /* PAE, OSFXSR, OSXMMEXCPT */
+  s.efer = 0xd01; /* SCE, LME, LMA, NX */
+  guest_set_sregs(g, &s);
+  set_start(g, rip, GUEST_STACK0);
+}
+
+void guest_map_image(struct guest *g) {
+  extern char __executable_start[], _end[];
+  u64 first = (u64)(uintptr_t)__executable_start & ~0xfffull, end = ((u64)(uintptr_t)_end + 0xfff) & ~0xfffull;
+  guest_add_slot(g, 0x10000000, (void *)(uintptr_t)first, end - first);
+  guest_map(g, first, 0x10000000, end - first, P_W);
+}
+
+/* ---- running ---- */
+
+struct kvm_regs guest_regs(struct guest *g) {
+  struct kvm_regs r;
+  MUST(g->vcpu, KVM_GET_REGS, &r);
+  return r;
+}
+void guest_set_regs(struct guest *g, const struct kvm_regs *r) { MUST(g->vcpu, KVM_SET_REGS, r); }
+struct kvm_sregs guest_sregs(struct guest *g) {
+  struct kvm_sregs s;
+  MUST(g->vcpu, KVM_GET_SREGS, &s);
+  return s;
+}
+void guest_set_sregs(struct guest *g, const struct kvm_sregs *s) { MUST(g->vcpu, KVM_SET_SREGS, s); }
+
+u64 guest_stack(struct guest *g, unsigned n, unsigned size) {
+  struct kvm_regs r = guest_regs(g);
+  struct kvm_sregs s = guest_sregs(g);
+  u64 sp = s.cs.l && (s.efer & 0x400) ? r.rsp : s.ss.base + (s.ss.db ? (u32)r.rsp : (u16)r.rsp);
+  return guest_read(g, sp + (u64)n * size, size);
+}
+
+int guest_run(struct guest *g) {
+  int r;
+  do r = guest_ioctl(g->vcpu, KVM_RUN, NULL);
+  while (r < 0 && errno == EINTR);
+  return r;
+}
+
+/* Completes the OUT, so that the host sees the state after it. */
+static void finish_out(struct guest *g) {
+  g->run->immediate_exit = 1;
+  if (guest_ioctl(g->vcpu, KVM_RUN, NULL) < 0 && errno != EINTR) must(-1, "KVM_RUN");
+  g->run->immediate_exit = 0;
+}
+
+unsigned guest_next(struct guest *g) {
+  if (guest_run(g) < 0) {
+    fprintf(stderr, "%s: KVM_RUN: %s\n", current, strerror(errno));
+    return EXIT(999);
+  }
+  struct kvm_run *run = g->run;
+  if (run->exit_reason != KVM_EXIT_IO) return EXIT(run->exit_reason);
+  u8 value = *((u8 *)run + run->io.data_offset);
+  u16 port = run->io.port;
+  finish_out(g);
+  if (port == GUEST_PORT) return value;
+  if (port != STUB_PORT) return EXIT(KVM_EXIT_IO);
+  return TRAP((guest_regs(g).rip - GUEST_STUBS) / 16);
+}
+
+void guest_resume_at(struct guest *g, u64 rip) {
+  struct kvm_regs r = guest_regs(g);
+  r.rip = rip;
+  guest_set_regs(g, &r);
+}
+
+/* ---- checks and main ---- */
+
+void check_failed(const char *file, int line, const char *what, u64 got, u64 want) {
+  failures++;
+  fprintf(stderr, "%s:%d: %s: %s is %#llx, should be %#llx\n", file, line, current, what, (unsigned long long)got, (unsigned long long)want);
+}
+
+static bool wanted(int argc, char **argv, const char *name) {
+  if (argc < 2) return true;
+  for (int n = 1; n < argc; n++)
+    if (!strcmp(argv[n], name)) return true;
+  return false;
+}
+
+int guest_main(int argc, char **argv, const struct guest_test *tests, unsigned n) {
+  const char *host = getenv("UVIRT_TEST_HOST_KVM");
+  host_kvm = host && !strcmp(host, "1");
+  unsigned failed = 0;
+  for (unsigned k = 0; k < n; k++) {
+    if (!wanted(argc, argv, tests[k].name)) continue;
+    unsigned before = failures;
+    current = tests[k].name;
+    tests[k].run();
+    printf("%s %s\n", failures == before ? "ok  " : "FAIL", current);
+    fflush(stdout);
+    failed += failures != before;
+  }
+  return failed ? 1 : 0;
+}
