@@ -1,9 +1,10 @@
 /* Memory slots: checks, publication, and the wait until nobody uses what was replaced.
  *
  * Readers are of two kinds.  vCPU threads read between vcpu_enter() and vcpu_leave() without any lock and may keep what they derived (translations,
- * host addresses) until they handle REQ_TLB_FLUSH; other threads read inside rcu_read_lock().  A change publishes a new array, then waits for both:
- * vm_request_all(REQ_TLB_FLUSH, wait) and synchronize_rcu(); only then are the old array and what it alone referred to freed.  slots_lock is held
- * throughout; no vCPU takes it between enter and leave.
+ * host addresses) until they handle REQ_TLB_FLUSH; other threads read inside rcu_read_lock().  There are two arrays per address space.  A change is made in
+ * the idle one, which is then published; both kinds of readers are waited for (vm_request_all(REQ_TLB_FLUSH, wait) and synchronize_rcu()); then the same
+ * change is made in the other one, and what only the old state referred to is freed.  slots_lock is held throughout; no vCPU takes it between enter and
+ * leave.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -92,23 +93,37 @@ static int classify(const struct memslot *old, const struct memslot *new, enum s
 
 /* ---- publication ---- */
 
-/* A copy of the array without `old` and with `new`, sorted.  Both may be NULL. */
-static struct memslots *build(const struct memslots *cur, const struct memslot *old, const struct memslot *new) {
-  struct memslots *next = malloc(sizeof(*next) + (cur->n + 1) * sizeof(next->slot[0]));
-  if (!next) return NULL;
-  unsigned n = 0;
-  bool placed = !new;
-  for (unsigned i = 0; i < cur->n; i++) {
-    const struct memslot *s = &cur->slot[i];
-    if (!placed && s->base_gfn >= new->base_gfn) {
-      next->slot[n++] = *new;
-      placed = true;
-    }
-    if (s != old) next->slot[n++] = *s;
+static size_t array_size(unsigned room) { return sizeof(struct memslots) + room * sizeof(struct memslot); }
+
+static struct memslots *alloc_array(unsigned room) {
+  struct memslots *s = malloc(array_size(room));
+  if (s) *s = (struct memslots){.room = room};
+  return s;
+}
+
+static unsigned index_of(const struct memslots *s, gfn_t base_gfn) {
+  unsigned low = 0, high = s->n;
+  while (low < high) { /* the first slot that begins at or behind base_gfn */
+    unsigned mid = (low + high) / 2;
+    if (s->slot[mid].base_gfn < base_gfn) low = mid + 1;
+    else high = mid;
   }
-  if (!placed) next->slot[n++] = *new;
-  next->n = n;
-  return next;
+  return low;
+}
+
+/* Takes the slot that begins at *remove out and puts *add in, in order.  Either may be NULL.  There is room. */
+static void edit(struct memslots *s, const gfn_t *remove, const struct memslot *add) {
+  if (remove) {
+    unsigned at = index_of(s, *remove);
+    s->n--;
+    memmove(&s->slot[at], &s->slot[at + 1], (s->n - at) * sizeof(s->slot[0]));
+  }
+  if (add) {
+    unsigned at = index_of(s, add->base_gfn);
+    memmove(&s->slot[at + 1], &s->slot[at], (s->n - at) * sizeof(s->slot[0]));
+    s->slot[at] = *add;
+    s->n++;
+  }
 }
 
 struct replacement {
@@ -119,34 +134,60 @@ struct replacement {
   struct memslot *new;       /* or NULL */
 };
 
+/* Makes sure that both arrays can hold one more: the idle one grows in place; for the published one a larger *successor is made. */
+static int reserve_slot(struct vm *vm, unsigned as_id, struct memslots **successor) {
+  struct memslots **idle = &vm->priv->idle[as_id];
+  unsigned need = vm->slots[as_id]->n + 1, room = MAX(need * 2, 16u);
+  *successor = NULL;
+  if ((*idle)->room < need) {
+    struct memslots *bigger = realloc(*idle, array_size(room));
+    if (!bigger) return trace_error(-ENOMEM);
+    bigger->room = room;
+    *idle = bigger;
+  }
+  if (vm->slots[as_id]->room >= need) return 0;
+  *successor = alloc_array(room);
+  return *successor ? 0 : trace_error(-ENOMEM);
+}
+
 /* Everything that may fail.  On failure nothing has changed. */
-static int prepare(struct replacement *r, struct memslots **next) {
+static int prepare(struct replacement *r, struct memslots **successor) {
   struct vm *vm = r->vm;
   int err = reserve_id(vm->priv, r->as_id, r->id);
-  if (!err && r->new) err = dirty_bitmap_prepare(vm, r->old, r->new);
+  if (!err) err = reserve_slot(vm, r->as_id, successor);
   if (err) return err;
-  if (vm->arch->slot_prepare) err = vm->arch->slot_prepare(vm, r->old, r->new, r->change);
-  if (!err) {
-    *next = build(vm->slots[r->as_id], r->old, r->new);
-    if (*next) return 0;
-    err = trace_error(-ENOMEM);
-  }
+  if (r->new) err = dirty_bitmap_prepare(vm, r->old, r->new);
+  if (!err && vm->arch->slot_prepare) err = vm->arch->slot_prepare(vm, r->old, r->new, r->change);
+  if (!err) return 0;
+  free(*successor);
   if (r->new) dirty_bitmap_drop(r->new, r->old);
   return err;
 }
 
 /* Cannot fail. */
-static void commit(struct replacement *r, struct memslots *next) {
+static void commit(struct replacement *r, struct memslots *successor) {
   struct vm *vm = r->vm;
-  struct memslots *cur = vm->slots[r->as_id];
+  struct memslots *was = vm->slots[r->as_id], *next = vm->priv->idle[r->as_id];
+  struct memslot old = r->old ? *r->old : (struct memslot){0};
+  const gfn_t *remove = r->old ? &old.base_gfn : NULL;
+  edit(next, remove, r->new);
   next->generation = ++vm->priv->generation;
   rcu_assign_pointer(vm->slots[r->as_id], next);
   vm->priv->slot_base[r->as_id][r->id] = r->new ? r->new->base_gfn + 1 : 0;
   if (vm->arch->slot_commit) vm->arch->slot_commit(vm, r->old, r->new, r->change);
   vm_request_all(vm, NULL, REQ_TLB_FLUSH, true);
   synchronize_rcu();
-  if (r->old) dirty_bitmap_drop((struct memslot *)r->old, r->new);
-  free(cur);
+  /* Nobody reads `was` any more. */
+  if (successor) {
+    successor->n = next->n;
+    memcpy(successor->slot, next->slot, next->n * sizeof(next->slot[0]));
+    free(was);
+    was = successor;
+  } else {
+    edit(was, remove, r->new);
+  }
+  vm->priv->idle[r->as_id] = was;
+  if (r->old) dirty_bitmap_drop(&old, r->new);
 }
 
 static int set_region_locked(struct vm *vm, const struct kvm_userspace_memory_region *m) {
@@ -163,9 +204,9 @@ static int set_region_locked(struct vm *vm, const struct kvm_userspace_memory_re
   if ((r.change == SLOT_CREATE || r.change == SLOT_MOVE) && overlaps(vm->slots[as_id], new.base_gfn, new.npages, r.old)) return -EEXIST;
   if (r.change != SLOT_DELETE) r.new = &new;
   if (r.old) new.arch = r.old->arch;
-  struct memslots *next;
-  err = prepare(&r, &next);
-  if (!err) commit(&r, next);
+  struct memslots *successor;
+  err = prepare(&r, &successor);
+  if (!err) commit(&r, successor);
   return err;
 }
 
@@ -182,8 +223,9 @@ int vm_set_memory_region(struct vm *vm, const struct kvm_userspace_memory_region
 
 int memslots_create(struct vm *vm) {
   for (unsigned i = 0; i < ARRAY_SIZE(vm->slots); i++) {
-    vm->slots[i] = calloc(1, sizeof(struct memslots));
-    if (!vm->slots[i]) return trace_error(-ENOMEM);
+    vm->slots[i] = alloc_array(0);
+    vm->priv->idle[i] = alloc_array(0);
+    if (!vm->slots[i] || !vm->priv->idle[i]) return trace_error(-ENOMEM);
     vm->slots[i]->generation = ++vm->priv->generation;
   }
   return 0;
@@ -194,6 +236,7 @@ void memslots_destroy(struct vm *vm) {
     struct memslots *s = vm->slots[i];
     for (unsigned k = 0; s && k < s->n; k++) dirty_bitmap_drop(&s->slot[k], NULL);
     free(s);
+    free(vm->priv->idle[i]);
     free(vm->priv->slot_base[i]);
   }
 }

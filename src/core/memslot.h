@@ -20,7 +20,7 @@ struct memslot {
 
 struct memslots {
   u64 generation;      /* grows with every change; never repeats within a VM */
-  unsigned n;
+  unsigned n, room;
   struct memslot slot[]; /* sorted by base_gfn, not overlapping */
 };
 

@@ -38,8 +38,6 @@ void vm_request_all(struct vm *vm, struct vcpu *self, unsigned req, bool wait);
 /* Entering and leaving the state in which guest memory is accessed.  Both are cheap (one store each; enter has a full barrier). */
 void vcpu_enter(struct vcpu *vcpu);
 void vcpu_leave(struct vcpu *vcpu);
-/* Takes the pending requests out, for the run loop to act on; vcpu_requests_done() must follow. */
-u64 vcpu_take_requests(struct vcpu *vcpu);
 /* Called by the run loop after it took the request bits out and acted on them: releases vm_request_all() waiters. */
 void vcpu_requests_done(struct vcpu *vcpu);
 

@@ -57,7 +57,7 @@ struct vcpu {
   pthread_mutex_t mutex;            /* held by vCPU ioctls, KVM_RUN included */
   _Atomic u64 requests;             /* see request.h */
   _Atomic int mode;                 /* enum vcpu_mode */
-  _Atomic u32 handled;              /* odd from vcpu_take_requests() to vcpu_requests_done(): vm_request_all() waits on it */
+  _Atomic u32 handled;              /* counts vcpu_requests_done(): vm_request_all() waits on it */
   _Atomic bool halted;              /* asleep in vcpu_halt() */
   _Atomic int wake_fd;              /* eventfd that vcpu_halt() sleeps on; -1 until the first halt */
   u32 halt_poll_ns;                 /* own thread: how long the next halt spins first */

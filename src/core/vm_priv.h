@@ -12,6 +12,7 @@ struct irq_ack_notifier;
 /* Legend as in vm.h; [g] ring_lock */
 struct vm_priv {
   u64 generation;                        /* [s] of the memory slots; grows with every change */
+  struct memslots *idle[2];              /* [s] the unpublished twin of vm->slots[], with the same content between changes */
   u64 *slot_base[2];                     /* [s] base_gfn + 1 by slot id, 0: no such slot */
   unsigned slot_room[2];                 /* [s] entries in slot_base */
   pthread_mutex_t ring_lock;

@@ -81,6 +81,7 @@ static int wait_runnable(struct x86_vcpu *c) {
 static int after_run(struct x86_vcpu *c, int r) {
   while (r == X86_FAULT) r = x86_deliver_fault(c);
   if (r == X86_OK && unlikely(c->io.n_writes)) r = x86_io_writes_exit(c);
+  if (r == X86_EXIT) c->io.lin_ip = x86_linear_ip(c); /* whose answer is awaited */
   return r;
 }
 

@@ -29,6 +29,7 @@ struct diff_state {
 struct diff_case {
   u8 code[16];
   unsigned len;
+  unsigned fixed; /* bytes up to ModRM and SIB */
   bool mode32;
   bool branch; /* may leave for an address of its own */
   bool ext;    /* extended state takes part */
@@ -63,12 +64,13 @@ unsigned gen_init(const char *family, const char *mnemonic, bool mode32);
 void gen_case(struct diff_case *k);
 
 /* ---- host.c ---- */
-void host_init(void);
+u8 *host_init(void); /* the code area, for writing */
+void host_fill_arena(void); /* random contents, on both sides */
 void host_run(const struct diff_case *k, struct diff_state *out);
 u64 host_next_slot(void); /* where the next case's code will lie */
 
 /* ---- engine.c ---- */
-void engine_init(void);
+void engine_init(u8 *code); /* the code area's bytes: readable in both */
 void engine_run(const struct diff_case *k, struct diff_state *out);
 
 /* ---- compare.c ---- */

@@ -11,7 +11,7 @@
 #include "x86/x86.h"
 
 #define TABLES_GPA 0x100000ull
-#define TABLES     4u
+#define TABLES     5u
 
 u8 *engine_arena;
 static struct x86_vcpu *cpu;
@@ -50,20 +50,23 @@ static void die(const char *what) {
   exit(2);
 }
 
-static u8 *map_slot(struct vm *vm, unsigned id, gpa_t gpa, u64 size) {
-  u8 *p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+static u8 *allocate(u64 size) { return mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0); }
+
+static u8 *map_slot(struct vm *vm, unsigned id, gpa_t gpa, u64 size, u8 *p) {
   struct kvm_userspace_memory_region m = {.slot = id, .guest_phys_addr = gpa, .memory_size = size, .userspace_addr = (u64)(uintptr_t)p};
   if (p == MAP_FAILED || vm_set_memory_region(vm, &m)) die("memory slot");
   return p;
 }
 
-/* Four-level tables: identity, user pages, for the arena only. */
+/* Four-level tables: identity, user pages, for the arena and (read-only) the code area. */
 static void make_tables(u64 *t) {
   enum { P = 1, W = 2, U = 4, A = 0x20, D = 0x40 };
-  u64 *pml4 = t, *pdpt = t + 512, *pd = t + 1024, *pt = t + 1536;
+  u64 *pml4 = t, *pdpt = t + 512, *pd = t + 1024, *pt = t + 1536, *code = t + 2048;
   pml4[0] = (TABLES_GPA + PAGE_SIZE) | P | W | U | A;
   pdpt[0] = (TABLES_GPA + 2 * PAGE_SIZE) | P | W | U | A;
   pd[ARENA_BASE >> 21] = (TABLES_GPA + 3 * PAGE_SIZE) | P | W | U | A;
+  pd[CODE_BASE >> 21] = (TABLES_GPA + 4 * PAGE_SIZE) | P | W | U | A;
+  for (unsigned p = 0; p < CODE_SIZE >> PAGE_SHIFT; p++) code[p] = (CODE_BASE + p * PAGE_SIZE) | P | U | A | D;
   for (unsigned p = 0; p < ARENA_PAGES; p++)
     if (arena_map[p] != PAGE_GONE)
       pt[p] = (ARENA_BASE + p * PAGE_SIZE) | P | U | A | D | (arena_map[p] == PAGE_RW ? W : 0) | BIT(63);
@@ -99,12 +102,13 @@ static void set_mode(struct x86_vcpu *c) {
   x86_mode_changed(c);
 }
 
-void engine_init(void) {
+void engine_init(u8 *code) {
   struct vm *vm;
   struct vcpu *v;
   if (vm_create(&arch, 0, &vm) || vcpu_create(vm, 0, &v)) die("cannot make a VM");
-  make_tables((u64 *)map_slot(vm, 0, TABLES_GPA, TABLES * PAGE_SIZE));
-  engine_arena = map_slot(vm, 1, ARENA_BASE, ARENA_SIZE);
+  make_tables((u64 *)map_slot(vm, 0, TABLES_GPA, TABLES * PAGE_SIZE, allocate(TABLES * PAGE_SIZE)));
+  engine_arena = map_slot(vm, 1, ARENA_BASE, ARENA_SIZE, allocate(ARENA_SIZE));
+  map_slot(vm, 2, CODE_BASE, CODE_SIZE, code);
   cpu = x86_vcpu(v);
   set_features(cpu);
   set_mode(cpu);

@@ -3,7 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "diff.h"
-#include "x86/insn.h"
+#include "x86/decode/table.h"
 #include "x86/regs.h"
 
 /* The families of the engine, as decode/table.c knows them; only user-mode instructions of theirs are accepted (rejected_mnemonic, rejected_operand). */
@@ -115,7 +115,7 @@ static void collect(void) {
 }
 
 unsigned gen_init(const char *family, const char *mnemonic, bool mode32) {
-  ZydisDecoderInit(&decoder, mode32 ? ZYDIS_MACHINE_MODE_LONG_COMPAT_32 : ZYDIS_MACHINE_MODE_LONG_64, mode32 ? ZYDIS_STACK_WIDTH_32 : ZYDIS_STACK_WIDTH_64);
+  x86_decoder_init(&decoder, mode32 ? ZYDIS_MACHINE_MODE_LEGACY_32 : ZYDIS_MACHINE_MODE_LONG_64, mode32 ? ZYDIS_STACK_WIDTH_32 : ZYDIS_STACK_WIDTH_64);
   for (size_t f = 0; f < ARRAY_SIZE(families); f++) {
     if (family && strcmp(family, families[f]->name)) continue;
     for (unsigned n = 0; n < families[f]->n; n++) {
@@ -193,12 +193,14 @@ static void make_bytes(struct diff_case *k) {
   p[n++] = (u8)((t->memory ? rnd_below(3) << 6 : 0xc0) | t->reg << 3 | rnd_below(8));
   bool sib = t->memory && (p[n - 1] & 7) == 4;
   if (sib) p[n++] = (u8)rnd();
+  k->fixed = n;
   while (n < sizeof(k->code)) p[n++] = imm_byte();
 }
 
 static bool decode(struct diff_case *k) {
   ZyanStatus s = ZydisDecoderDecodeFull(&decoder, k->code, 15, &k->insn, k->ops);
   k->len = k->insn.length;
+  if (ZYAN_SUCCESS(s)) x86_decoded_fix(&k->insn, k->ops);
   return ZYAN_SUCCESS(s);
 }
 
@@ -207,6 +209,7 @@ static bool refused(struct diff_case *k) {
   ZyanStatus s = ZydisDecoderDecodeFull(&decoder, k->code, 15, &k->insn, k->ops);
   if (s != ZYDIS_STATUS_ILLEGAL_LOCK && s != ZYDIS_STATUS_ILLEGAL_REX && s != ZYDIS_STATUS_ILLEGAL_LEGACY_PFX && s != ZYDIS_STATUS_BAD_REGISTER) return false;
   memset(&k->insn, 0, sizeof(k->insn));
+  memset(k->code + k->fixed, 0xcc, sizeof(k->code) - k->fixed); /* should it run, it does not run far */
   k->len = 15;
   k->branch = true;
   return true;

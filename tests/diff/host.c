@@ -45,6 +45,10 @@ static void map_code(void) {
 static void map_arena(void) {
   u8 *a = mmap((void *)ARENA_BASE, ARENA_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
   if (a == MAP_FAILED) die("arena");
+}
+
+void host_fill_arena(void) {
+  u8 *a = (u8 *)ARENA_BASE;
   for (u64 n = 0; n < ARENA_SIZE; n += 8) *(u64 *)(a + n) = rnd();
   memcpy(engine_arena, a, ARENA_SIZE);
   for (unsigned p = 0; p < ARENA_PAGES; p++)
@@ -97,11 +101,12 @@ static void install_handlers(void) {
   for (unsigned n = 0; n < ARRAY_SIZE(signals); n++) sigaction(signals[n], &sa, NULL);
 }
 
-void host_init(void) {
+u8 *host_init(void) {
   map_code();
   map_arena();
   install_handlers();
   if (syscall(SYS_arch_prctl, ARCH_SET_GS, DIFF_GS_BASE)) die("GS base");
+  return code;
 }
 
 static u64 slot_address(unsigned n) { return CODE_BASE + PAGE_SIZE + n * SLOT_SIZE + SLOT_OFFSET; }
@@ -110,7 +115,10 @@ static u64 slot_address(unsigned n) { return CODE_BASE + PAGE_SIZE + n * SLOT_SI
 u64 host_next_slot(void) { return slot_address(slot); }
 
 void host_run(const struct diff_case *k, struct diff_state *out) {
+  static u8 *last;
   u8 *at = code + (k->at - CODE_BASE);
+  if (last) memset(last, INT3, 32); /* the engine may have read it as data until now */
+  last = at;
   slot = (slot + 1) % SLOTS;
   memcpy(at, k->code, k->len);
   if (!k->branch) { /* jmp *EXIT_VECTOR */
@@ -131,7 +139,6 @@ void host_run(const struct diff_case *k, struct diff_state *out) {
   took_signal = false;
   host_enter();
   if (!took_signal) host_out.ip = k->at + k->len;
-  memset(at, INT3, k->len + 7);
   memcpy(&out->gpr, &host_out.gpr, sizeof(*out) - offsetof(struct diff_state, gpr));
   if (k->ext) memcpy(out->xsave, host_out.xsave, sizeof(out->xsave));
 }

@@ -131,8 +131,8 @@ int main(int argc, char **argv) {
   }
   if (!o.seed) o.seed = (u64)time(NULL);
   seed(o.seed);
-  engine_init();
-  host_init();
+  engine_init(host_init());
+  host_fill_arena();
   unsigned mnemonics = gen_init(o.family, o.mnemonic, false);
   if (!mnemonics) {
     fprintf(stderr, "diff: no such instructions\n");

@@ -85,12 +85,19 @@ static void drain_output(struct console *con) {
   if (con->out_len) wait_for_output(con);
 }
 
+/* con->lock is not held: vmm->lock comes first. */
+static void call_device(struct console *con, void (*fn)(void *dev)) {
+  vmm_lock(con->vmm);
+  fn(con->dev);
+  vmm_unlock(con->vmm);
+}
+
 /* Ends a wait of the device for room; lock held on entry, released on return. */
 static void unlock_and_tell(struct console *con) {
   bool tell = con->starved && con->out_len < CONSOLE_OUTPUT / 2 && con->on_room;
   if (tell) con->starved = false;
   pthread_mutex_unlock(&con->lock);
-  if (tell) con->on_room(con->dev);
+  if (tell) call_device(con, con->on_room);
 }
 
 static void on_output_ready(void *opaque, int fd, uint32_t events) {
@@ -210,7 +217,7 @@ static void on_input_ready(void *opaque, int fd, uint32_t events) {
   if (con->in_len == CONSOLE_INPUT) unwatch_input(con); /* until console_read() makes room */
   bool tell = con->in_len > 0 && con->on_input;
   pthread_mutex_unlock(&con->lock);
-  if (tell) con->on_input(con->dev);
+  if (tell) call_device(con, con->on_input);
 }
 
 static void watch_input(struct console *con) {

@@ -1,7 +1,7 @@
 /* A console back end: the host side of a serial port or of a virtio console.
  *
  * The device pulls input when it has room and pushes output; the back end never blocks the machine.  Any thread may call, with or
- * without vmm->lock (the back end's own lock is a leaf); on_input and on_room run on the main thread with no lock held. */
+ * without vmm->lock (the back end's own lock is a leaf); on_input and on_room run on the main thread with vmm->lock held. */
 #ifndef VMM_BACKEND_CONSOLE_H
 #define VMM_BACKEND_CONSOLE_H
 
@@ -18,6 +18,9 @@ struct console;
 struct console *console_open(struct vmm *vmm, const char *spec, char err[CONSOLE_ERR_LEN]);
 /* Writes out what is buffered (waiting at most a second), restores the terminal, frees. */
 void console_close(struct console *con);
+/* Prepares for the terminal's mode being restored when a signal kills the process.  Call it before an accelerator is opened,
+ * which may install handlers of its own and pass on to these what is not for them. */
+void console_guard_terminal(void);
 /* Whether spec is well formed; says why not in err. */
 bool console_spec_ok(const char *spec, char err[CONSOLE_ERR_LEN]);
 

@@ -31,8 +31,12 @@ static void on_deadly_signal(int sig) {
   raise(sig);
 }
 
-/* Only where nobody else has taken the signal: libuvirt's own handlers come first. */
-static void catch_deadly_signals(void) {
+/* Signals that somebody has a handler for already are left alone. */
+void console_guard_terminal(void) {
+  static bool guarded;
+  if (guarded || !isatty(STDIN_FILENO)) return;
+  guarded = true;
+  atexit(restore_mode);
   for (size_t i = 0; i < sizeof(deadly) / sizeof(deadly[0]); i++) {
     struct sigaction old, new = {.sa_handler = on_deadly_signal};
     sigemptyset(&new.sa_mask);
@@ -41,17 +45,12 @@ static void catch_deadly_signals(void) {
 }
 
 static int set_raw_mode(char *err) {
-  static bool registered;
   struct termios raw;
   if (tcgetattr(STDIN_FILENO, &saved_mode) < 0) return console_fail(err, "cannot read the terminal's mode");
   raw = saved_mode;
   cfmakeraw(&raw);
   raw.c_oflag |= OPOST | ONLCR; /* the VMM's own messages; a CR that the guest sends as well does no harm */
-  if (!registered) {
-    atexit(restore_mode);
-    catch_deadly_signals();
-    registered = true;
-  }
+  console_guard_terminal();
   mode_changed = 1;
   if (tcsetattr(STDIN_FILENO, TCSANOW, &raw) < 0) {
     mode_changed = 0;

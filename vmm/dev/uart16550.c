@@ -30,6 +30,8 @@ struct uart {
   uint16_t divisor;
   uint8_t rx[FIFO_SIZE];
   unsigned rx_head, rx_len;
+  uint8_t kept[FIFO_SIZE]; /* input that a clearing of the FIFO met: it comes again */
+  unsigned kept_len;
   bool thre_pending; /* the transmitter became empty since the guest last read that from IIR */
   bool line;         /* level of the interrupt line */
   bool held;         /* a character that the host did not take waits in held_byte */
@@ -74,15 +76,37 @@ static void push_rx(struct uart *u, uint8_t c) {
   u->lsr |= LSR_DR;
 }
 
-/* Moves input to the receiver once the guest listens: it takes interrupts, or polls LSR.  What a guest would throw away while it
- * sets the port up has not arrived yet. */
+/* The next input bytes: those that were kept, else the console's. */
+static size_t take_input(struct uart *u, uint8_t *data, size_t len) {
+  if (u->kept_len == 0) return console_read(u->con, data, len);
+  size_t n = len < u->kept_len ? len : u->kept_len;
+  memcpy(data, u->kept, n);
+  u->kept_len -= (unsigned)n;
+  memmove(u->kept, u->kept + n, u->kept_len);
+  return n;
+}
+
+/* Moves input to the receiver once the guest listens: it takes interrupts, or polls LSR. */
 static void pull_input(struct uart *u) {
   uint8_t data[FIFO_SIZE];
   bool listens = u->ier & IER_RDA || u->lsr_polls >= POLLS_BEFORE_INPUT;
   unsigned room = rx_room(u);
   if (!listens || room == 0 || u->mcr & MCR_LOOP) return;
-  size_t n = console_read(u->con, data, room);
+  size_t n = take_input(u, data, room);
   for (size_t i = 0; i < n; i++) push_rx(u, data[i]);
+}
+
+/* Empties the receiver.  Drivers clear the FIFOs while they set the port up, and what was typed or piped in before would be lost;
+ * to the guest it looks as if it had not arrived yet.  FIFO and kept bytes together never exceed a FIFO: the console is read only
+ * when none are kept. */
+static void clear_rx(struct uart *u) {
+  if (!(u->mcr & MCR_LOOP)) {
+    memmove(u->kept + u->rx_len, u->kept, u->kept_len);
+    for (unsigned i = 0; i < u->rx_len; i++) u->kept[i] = u->rx[(u->rx_head + i) % FIFO_SIZE];
+    u->kept_len += u->rx_len;
+  }
+  u->rx_head = u->rx_len = 0;
+  u->lsr &= (uint8_t)~LSR_DR;
 }
 
 /* The transmitter is empty again: an edge for an edge-triggered pin even where the line was still high. */
@@ -130,11 +154,9 @@ static void write_ier(struct uart *u, uint8_t value) {
 }
 
 static void write_fcr(struct uart *u, uint8_t value) {
-  if (((value ^ u->fcr) & FCR_ENABLE) || value & FCR_CLEAR_RX) { /* 8.4: changing the mode clears the FIFOs */
-    u->rx_head = u->rx_len = 0;
-    u->lsr &= (uint8_t)~LSR_DR;
-  }
+  if (((value ^ u->fcr) & FCR_ENABLE) || value & FCR_CLEAR_RX) clear_rx(u); /* 8.4: changing the mode clears the FIFOs */
   u->fcr = value & (0xc0 | FCR_ENABLE);
+  pull_input(u);
 }
 
 static void uart_write_byte(struct uart *u, unsigned reg, uint8_t value) {
@@ -242,21 +264,15 @@ static void uart_write(void *dev, uint64_t addr, const void *data, unsigned len)
 }
 
 static void uart_on_input(void *dev) {
-  struct uart *u = dev;
-  vmm_lock(u->vmm);
-  pull_input(u);
-  update_line(u);
-  vmm_unlock(u->vmm);
+  pull_input(dev);
+  update_line(dev);
 }
 
 static void uart_on_room(void *dev) {
   struct uart *u = dev;
-  vmm_lock(u->vmm);
-  if (u->held && console_write(u->con, &u->held_byte, 1)) {
-    u->held = false;
-    transmitted(u);
-  }
-  vmm_unlock(u->vmm);
+  if (!u->held || !console_write(u->con, &u->held_byte, 1)) return;
+  u->held = false;
+  transmitted(u);
 }
 
 /* 8.1 table II: the state after master reset. */
@@ -267,7 +283,7 @@ static void uart_reset(void *dev) {
   u->lsr = LSR_THRE | LSR_TEMT;
   u->msr = modem_lines(u);
   u->divisor = 12; /* 9600 baud, as firmware leaves it */
-  u->rx_head = u->rx_len = u->lsr_polls = 0;
+  u->rx_head = u->rx_len = u->kept_len = u->lsr_polls = 0;
   u->thre_pending = u->held = false;
 }
 

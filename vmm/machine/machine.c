@@ -10,6 +10,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "vmm/backend/console.h"
 #include "vmm/loop.h"
 #include "vmm/machine/machine_priv.h"
 
@@ -117,6 +118,7 @@ static int build(struct vmm *vmm, char *err) {
   if (memory_check(vmm->config->memory, err) || kernel_open(vmm, err)) return -1;
   vmm->loop = vmm_loop_create();
   if (!vmm->loop) return machine_fail(err, "the event loop cannot be made: %s", strerror(errno));
+  console_guard_terminal();
   if (vm_open(vmm, err) || memory_create(vmm, err) || vcpus_create(vmm, err) || devices_create(vmm, err)) return -1;
   return vm_save_chips(vmm, err) ? -1 : kernel_load(vmm, err);
 }

@@ -74,6 +74,18 @@ static int store_wrapped(struct x86_vcpu *c, struct x86_stack *st, const struct 
   return X86_OK;
 }
 
+/* A page of the frame is missing: the address reported is that of the item a processor would have pushed first into it. */
+static int frame_fault(struct x86_vcpu *c, const struct x86_stack *st, const struct x86_frame *f, u64 lin) {
+  u64 top = lin + (u64)(f->n - 1) * f->size;
+  if (c->fault.vector != VEC_PF) return X86_FAULT;
+  u32 error = c->fault.error;
+  int r = x86_probe_write(c, top, f->size, st->cpl);
+  u64 at = top;
+  if (r == X86_OK) at = lin + ((top & PAGE_MASK) - 1 - lin) / f->size * f->size;
+  c->fault = (struct x86_fault){.vector = VEC_PF, .has_error = true, .error = r ? c->fault.error : error, .payload = at};
+  return X86_FAULT;
+}
+
 int x86_frame_store(struct x86_vcpu *c, struct x86_stack *st, const struct x86_frame *f) {
   u8 data[FRAME_MAX * 8];
   unsigned len = f->n * f->size;
@@ -88,7 +100,7 @@ int x86_frame_store(struct x86_vcpu *c, struct x86_stack *st, const struct x86_f
     else *(x86_u16_unaligned *)at = (u16)f->item[n];
   }
   r = x86_write_cpl(c, lin, data, len, st->cpl);
-  if (r) return r;
+  if (unlikely(r)) return r == X86_FAULT ? frame_fault(c, st, f, lin) : r;
   st->sp = (st->sp & ~st->mask) | bottom;
   return X86_OK;
 }

@@ -55,10 +55,13 @@ static int jmp_m(struct x86_vcpu *c, const struct x86_insn *i) {
 }
 
 static inline int call(struct x86_vcpu *c, const struct x86_insn *i, u64 target) {
-  int r = check_target(c, target);
+  /* The return address is written before the target is looked at (as Intel processors do); RSP moves only when all is well. */
+  u64 sp = (c->regs[RSP] - i->opsize) & stack_mask(c);
+  int r = store_size(c, SEG_SS, sp, i->opsize, x86_next_ip(c, i));
   if (unlikely(r)) return r;
-  r = push_size(c, i->opsize, x86_next_ip(c, i));
+  r = check_target(c, target);
   if (unlikely(r)) return r;
+  set_sp(c, sp);
   c->rip = target;
   return X86_BRANCH;
 }

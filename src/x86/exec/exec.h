@@ -40,6 +40,13 @@ static inline u32 flags_of(u32 raw) { return ((raw >> 8) & (FL_CF | FL_PF | FL_A
 static inline void set_flags(struct x86_vcpu *c, u32 raw) { c->rflags = (c->rflags & ~(u64)FL_ARITH) | flags_of(raw); }
 static inline void set_flags_mask(struct x86_vcpu *c, u32 raw, u32 mask) { c->rflags = (c->rflags & ~(u64)mask) | (flags_of(raw) & mask); }
 
+/* Loads all six guest flags before an instruction, from raw = flags_raw(): for those that keep some of them or leave them undefined. */
+#define GIVE_FLAGS "addb $127, %%al\n\tsahf\n\t"
+static inline u32 flags_raw(const struct x86_vcpu *c) {
+  u32 f = (u32)c->rflags;
+  return (f & (FL_CF | FL_PF | FL_AF | FL_ZF | FL_SF)) << 8 | (f >> 11 & 1);
+}
+
 /* Condition codes as in the low four bits of Jcc, SETcc, CMOVcc (SDM Vol. 1, appendix B). */
 static inline bool condition(u64 f, unsigned cc) {
   bool r;

@@ -1,86 +1,100 @@
-/* Shifts and rotates, by the host's instruction; a count of zero changes nothing (SDM Vol. 2B SAL/SAR/SHL/SHR, RCL/RCR/ROL/ROR). */
+/* Shifts and rotates, by the host's instruction; a count of zero changes no flag (SDM Vol. 2B SAL/SAR/SHL/SHR, RCL/RCR/ROL/ROR, SHLD, SHRD). */
 #include "x86/exec/exec.h"
 
-/* OF and AF come as the host leaves them, also where the manual calls them undefined.  */
-
-/* Rotates must keep four flags: they are merged from the old ones instead of loading them (POPF is slow); RCL and RCR need CF only. */
-#define DEFINE_SHIFT(name, bits, ins, cf, mask, count_ok)                                                                        \
-  static inline u##bits name##bits##_do(struct x86_vcpu *c, u##bits a, u8 n) {                                                   \
-    u32 raw;                                                                                                                     \
-    __asm__(cf ins " %%cl, %[x]" CATCH_FLAGS : [x] "+&r"(a), "=&a"(raw) : "c"(n), [fl] "r"(c->rflags) : "cc");                   \
-    set_flags_mask(c, raw, mask);                                                                                                \
+/* Shifts write all flags without looking at the old ones.  Rotates keep four of them, and OF for counts other than 1 (undefined in the manual) depends on
+ * the old one on some processors: they run with the guest's flags loaded. */
+#define DEFINE_SHIFT(name, bits)                                                                                                 \
+  static inline u##bits name##bits##_do(const struct x86_vcpu *c, u##bits a, u8 n, u32 *raw) {                                   \
+    __asm__(#name " %%cl, %[x]" CATCH_FLAGS : [x] "+&r"(a), "=&a"(*raw) : "c"(n) : "cc");                                        \
     return a;                                                                                                                    \
   }
-#define CF_IN "bt $0, %k[fl]\n\t"
-#define ROT   (FL_CF | FL_OF)
+#define DEFINE_ROTATE(name, bits)                                                                                                \
+  static inline u##bits name##bits##_do(const struct x86_vcpu *c, u##bits a, u8 n, u32 *raw) {                                   \
+    u32 f = flags_raw(c);                                                                                                        \
+    __asm__(GIVE_FLAGS #name " %%cl, %[x]" CATCH_FLAGS : [x] "+&r"(a), "+&a"(f) : "c"(n) : "cc");                                \
+    *raw = f;                                                                                                                    \
+    return a;                                                                                                                    \
+  }
+#define FOUR(DEFINE, name) DEFINE(name, 8) DEFINE(name, 16) DEFINE(name, 32) DEFINE(name, 64)
+FOUR(DEFINE_SHIFT, shl) FOUR(DEFINE_SHIFT, shr) FOUR(DEFINE_SHIFT, sar)
+FOUR(DEFINE_ROTATE, rol) FOUR(DEFINE_ROTATE, ror) FOUR(DEFINE_ROTATE, rcl) FOUR(DEFINE_ROTATE, rcr)
 
-#define FOUR(name, ins, cf, mask)                                                                                                \
-  DEFINE_SHIFT(name, 8, ins, cf, mask, 0) DEFINE_SHIFT(name, 16, ins, cf, mask, 0) DEFINE_SHIFT(name, 32, ins, cf, mask, 0)      \
-  DEFINE_SHIFT(name, 64, ins, cf, mask, 0)
-FOUR(shl, "shl", "", FL_ARITH)
-FOUR(shr, "shr", "", FL_ARITH)
-FOUR(sar, "sar", "", FL_ARITH)
-FOUR(rol, "rol", "", ROT)
-FOUR(ror, "ror", "", ROT)
-FOUR(rcl, "rcl", CF_IN, ROT)
-FOUR(rcr, "rcr", CF_IN, ROT)
+static inline unsigned count_mask(unsigned opsize) { return opsize == 8 ? 63 : 31; }
 
-/* Count from CL or an immediate (X86 masks it to 5 or 6 bits); 1 is an immediate here. */
-static inline unsigned count(const struct x86_vcpu *c, const struct x86_insn *i) {
-  return (i->sub ? (unsigned)get8(c, RCX * 8) : (unsigned)i->imm) & (i->opsize == 8 ? 63 : 31);
-}
-
-#define DEFINE_FORMS(name, bits)                                                                                                 \
-  static int name##bits##_r(struct x86_vcpu *c, const struct x86_insn *i) {                                                      \
-    unsigned n = count(c, i);                                                                                                    \
-    if (n) put##bits(c, i->rm, name##bits##_do(c, get##bits(c, i->rm), (u8)n));                                                  \
-    else if (bits == 32) put##bits(c, i->rm, get##bits(c, i->rm));                                                               \
+/* form: count in CL (c) or in i->imm, already masked (i).  A zero count still clears the upper half of a 32-bit register, and still writes memory. */
+#define DEFINE_FORM(name, bits, form, n_expr)                                                                                    \
+  static int name##bits##_r##form(struct x86_vcpu *c, const struct x86_insn *i) {                                                \
+    u8 n = (u8)(n_expr);                                                                                                         \
+    u##bits a = get##bits(c, i->rm);                                                                                             \
+    u32 raw;                                                                                                                     \
+    if (likely(n)) {                                                                                                             \
+      a = name##bits##_do(c, a, n, &raw);                                                                                        \
+      set_flags(c, raw);                                                                                                         \
+    }                                                                                                                            \
+    put##bits(c, i->rm, a);                                                                                                      \
     return X86_OK;                                                                                                               \
   }                                                                                                                              \
-  static int name##bits##_m(struct x86_vcpu *c, const struct x86_insn *i) {                                                      \
-    unsigned n = count(c, i);                                                                                                    \
+  static int name##bits##_m##form(struct x86_vcpu *c, const struct x86_insn *i) {                                                \
+    u8 n = (u8)(n_expr);                                                                                                         \
+    u32 raw;                                                                                                                     \
     void *p;                                                                                                                     \
     int r = x86_rmw_begin(c, i->seg, x86_ea(c, i), bits / 8, false, &p);                                                         \
     if (unlikely(r)) return r;                                                                                                   \
-    x86_u##bits##_unaligned *m = p;                                                                                              \
-    if (n) *m = name##bits##_do(c, *m, (u8)n);                                                                                   \
+    if (n) *(x86_u##bits##_unaligned *)p = name##bits##_do(c, *(x86_u##bits##_unaligned *)p, n, &raw);                           \
     x86_rmw_end(c);                                                                                                              \
+    if (n) set_flags(c, raw);                                                                                                    \
     return X86_OK;                                                                                                               \
   }
+#define DEFINE_FORMS(name, bits)                                                                                                 \
+  DEFINE_FORM(name, bits, i, i->imm) DEFINE_FORM(name, bits, c, get8(c, RCX * 8) & count_mask(bits / 8))
 #define FORMS(name)                                                                                                              \
-  DEFINE_FORMS(name, 8) DEFINE_FORMS(name, 16) DEFINE_FORMS(name, 32) DEFINE_FORMS(name, 64)                                     \
+  FOUR(DEFINE_FORMS, name)                                                                                                       \
   static x86_exec_fn *select_##name(const struct x86_decoded *d, struct x86_insn *i) {                                           \
-    static x86_exec_fn *const r[4] = {name##8_r, name##16_r, name##32_r, name##64_r};                                            \
-    static x86_exec_fn *const m[4] = {name##8_m, name##16_m, name##32_m, name##64_m};                                            \
+    static x86_exec_fn *const table[4][4] = {{name##8_ri, name##16_ri, name##32_ri, name##64_ri},                                \
+                                             {name##8_rc, name##16_rc, name##32_rc, name##64_rc},                                \
+                                             {name##8_mi, name##16_mi, name##32_mi, name##64_mi},                                \
+                                             {name##8_mc, name##16_mc, name##32_mc, name##64_mc}};                               \
+    bool mem = d->ops[0].type == ZYDIS_OPERAND_TYPE_MEMORY, cl = d->ops[1].type == ZYDIS_OPERAND_TYPE_REGISTER;                  \
     i->opsize = (u8)(d->ops[0].size / 8);                                                                                        \
-    i->sub = d->ops[1].type == ZYDIS_OPERAND_TYPE_REGISTER;                                                                      \
-    if (d->ops[0].type == ZYDIS_OPERAND_TYPE_MEMORY) return m[width_index(i->opsize)];                                           \
-    i->rm = (u8)x86_reg_number(d->ops[0].reg.value);                                                                             \
-    return r[width_index(i->opsize)];                                                                                            \
+    i->imm = cl ? 0 : i->imm & count_mask(i->opsize);                                                                            \
+    if (!mem) i->rm = (u8)x86_reg_number(d->ops[0].reg.value);                                                                   \
+    flags_by_count(i, cl);                                                                                                       \
+    return table[2 * mem + cl][width_index(i->opsize)];                                                                          \
   }
+
+/* Liveness: flags that a zero count may leave alone are also read. */
+static void flags_by_count(struct x86_insn *i, bool variable) {
+  if (variable) i->flags_read |= i->flags_written;
+  else if (!i->imm) i->flags_read = i->flags_written = 0;
+}
 FORMS(shl) FORMS(shr) FORMS(sar) FORMS(rol) FORMS(ror) FORMS(rcl) FORMS(rcr)
 
-/* SHLD, SHRD. */
+/* SHLD, SHRD: counts above the operand size (16 bits) give an undefined result, the host's. */
 #define DEFINE_DOUBLE(name, bits)                                                                                                \
-  static inline u##bits name##bits##_do(struct x86_vcpu *c, u##bits a, u##bits b, u8 n) {                                        \
-    u32 raw;                                                                                                                     \
-    __asm__(#name " %%cl, %[y], %[x]" CATCH_FLAGS : [x] "+&r"(a), "=&a"(raw) : "c"(n), [y] "r"(b) : "cc");                       \
-    set_flags(c, raw);                                                                                                           \
+  static inline u##bits name##bits##_do(const struct x86_vcpu *c, u##bits a, u##bits b, u8 n, u32 *raw) {                        \
+    __asm__(#name " %%cl, %[y], %[x]" CATCH_FLAGS : [x] "+&r"(a), "=&a"(*raw) : "c"(n), [y] "r"(b) : "cc");                      \
     return a;                                                                                                                    \
   }                                                                                                                              \
   static int name##bits##_r(struct x86_vcpu *c, const struct x86_insn *i) {                                                      \
-    unsigned n = count(c, i);                                                                                                    \
-    put##bits(c, i->rm, n ? name##bits##_do(c, get##bits(c, i->rm), get##bits(c, i->reg), (u8)n) : get##bits(c, i->rm));         \
+    u8 n = double_count(c, i);                                                                                                   \
+    u##bits a = get##bits(c, i->rm);                                                                                             \
+    u32 raw;                                                                                                                     \
+    if (likely(n)) {                                                                                                             \
+      a = name##bits##_do(c, a, get##bits(c, i->reg), n, &raw);                                                                  \
+      set_flags(c, raw);                                                                                                         \
+    }                                                                                                                            \
+    put##bits(c, i->rm, a);                                                                                                      \
     return X86_OK;                                                                                                               \
   }                                                                                                                              \
   static int name##bits##_m(struct x86_vcpu *c, const struct x86_insn *i) {                                                      \
-    unsigned n = count(c, i);                                                                                                    \
+    u8 n = double_count(c, i);                                                                                                   \
+    u32 raw;                                                                                                                     \
     void *p;                                                                                                                     \
     int r = x86_rmw_begin(c, i->seg, x86_ea(c, i), bits / 8, false, &p);                                                         \
     if (unlikely(r)) return r;                                                                                                   \
-    x86_u##bits##_unaligned *m = p;                                                                                              \
-    if (n) *m = name##bits##_do(c, *m, get##bits(c, i->reg), (u8)n);                                                             \
+    if (n) *(x86_u##bits##_unaligned *)p = name##bits##_do(c, *(x86_u##bits##_unaligned *)p, get##bits(c, i->reg), n, &raw);     \
     x86_rmw_end(c);                                                                                                              \
+    if (n) set_flags(c, raw);                                                                                                    \
     return X86_OK;                                                                                                               \
   }
 #define DOUBLE(name)                                                                                                             \
@@ -88,14 +102,20 @@ FORMS(shl) FORMS(shr) FORMS(sar) FORMS(rol) FORMS(ror) FORMS(rcl) FORMS(rcr)
   static x86_exec_fn *select_##name(const struct x86_decoded *d, struct x86_insn *i) {                                           \
     static x86_exec_fn *const r[3] = {name##16_r, name##32_r, name##64_r}, *const m[3] = {name##16_m, name##32_m, name##64_m};   \
     enum x86_form f = x86_operands(d, i);                                                                                        \
-    i->sub = d->ops[2].type == ZYDIS_OPERAND_TYPE_REGISTER;                                                                      \
+    i->sub = d->ops[2].type == ZYDIS_OPERAND_TYPE_REGISTER; /* count in CL */                                                    \
+    i->imm &= count_mask(i->opsize);                                                                                             \
+    flags_by_count(i, i->sub);                                                                                                   \
     return f == FORM_RR ? r[width_index(i->opsize) - 1] : m[width_index(i->opsize) - 1];                                         \
   }
+
+static inline u8 double_count(const struct x86_vcpu *c, const struct x86_insn *i) {
+  return (u8)(i->sub ? get8(c, RCX * 8) & count_mask(i->opsize) : i->imm);
+}
 DOUBLE(shld) DOUBLE(shrd)
 
 static const struct x86_op_row rows[] = {
-    {ZYDIS_MNEMONIC_SHL, select_shl}, {ZYDIS_MNEMONIC_SHR, select_shr}, {ZYDIS_MNEMONIC_SAR, select_sar},   {ZYDIS_MNEMONIC_ROL, select_rol},
-    {ZYDIS_MNEMONIC_ROR, select_ror}, {ZYDIS_MNEMONIC_RCL, select_rcl}, {ZYDIS_MNEMONIC_RCR, select_rcr},   {ZYDIS_MNEMONIC_SHLD, select_shld},
-    {ZYDIS_MNEMONIC_SHRD, select_shrd},
+    {ZYDIS_MNEMONIC_SHL, select_shl},   {ZYDIS_MNEMONIC_SHR, select_shr}, {ZYDIS_MNEMONIC_SAR, select_sar},
+    {ZYDIS_MNEMONIC_ROL, select_rol},   {ZYDIS_MNEMONIC_ROR, select_ror}, {ZYDIS_MNEMONIC_RCL, select_rcl},
+    {ZYDIS_MNEMONIC_RCR, select_rcr},   {ZYDIS_MNEMONIC_SHLD, select_shld}, {ZYDIS_MNEMONIC_SHRD, select_shrd},
 };
 const struct x86_op_family x86_family_shift = {"shift", rows, ARRAY_SIZE(rows)};

@@ -155,9 +155,11 @@ static int enter(struct x86_vcpu *c, const struct x86_insn *i) {
     if (r) return r;
   }
   at -= (u16)i->imm;
-  u8 probe;
-  r = x86_load8(c, SEG_SS, at & mask, &probe); /* the new top must be accessible: faults before anything changes */
+  /* A write there must be possible, none is made (#PF and #SS conditions of ENTER). */
+  void *probe;
+  r = x86_rmw_begin(c, SEG_SS, at & mask, size, false, &probe);
   if (r) return r;
+  x86_rmw_end(c);
   put_size(c, RBP, size, frame);
   set_sp(c, at);
   return X86_OK;

@@ -2,7 +2,8 @@
  *
  * Intel 82093AA data sheet (290566-001): IOREGSEL, IOWIN, redirection table, remote IRR.  No EOI register (version 11h).
  *
- * io->lock guards everything but rte[], which is written under it and read without it (EOI of edge-triggered interrupts, PV EOI).
+ * io->lock guards everything but rte[] and vectors[], which are written under it and read without it (EOI of edge-triggered
+ * interrupts, PV EOI).
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -37,6 +38,7 @@ struct x86_ioapic {
   u32 sources[PINS];
   u32 eoi_count[PINS];
   _Atomic u64 rte[PINS];
+  _Atomic u64 vectors[4]; /* those of rte[] */
   struct evtimer storm;
 };
 
@@ -88,9 +90,16 @@ int x86_ioapic_set(struct x86_ioapic *io, unsigned pin, int source, int level) {
 /* ---- end of interrupt ---- */
 
 bool x86_ioapic_uses(struct x86_ioapic *io, unsigned vector) {
-  for (unsigned pin = 0; pin < PINS; pin++)
-    if ((atomic_load_explicit(&io->rte[pin], memory_order_relaxed) & RTE_VECTOR) == vector) return true;
-  return false;
+  return atomic_load_explicit(&io->vectors[vector >> 6], memory_order_acquire) >> (vector & 63) & 1;
+}
+
+static void collect_vectors(struct x86_ioapic *io) {
+  u64 map[4] = {0};
+  for (unsigned pin = 0; pin < PINS; pin++) {
+    unsigned v = rte(io, pin) & RTE_VECTOR;
+    map[v >> 6] |= 1ull << (v & 63);
+  }
+  for (unsigned k = 0; k < 4; k++) atomic_store_explicit(&io->vectors[k], map[k], memory_order_release);
 }
 
 /* A line that is still high interrupts again. */
@@ -154,6 +163,7 @@ static bool write_rte(struct x86_ioapic *io, unsigned pin, bool high, u32 v) {
   e = (e & ~RTE_READ_ONLY) | (old & RTE_READ_ONLY);
   if (!(e & RTE_LEVEL)) e &= ~RTE_REMOTE_IRR;
   set_rte(io, pin, e);
+  collect_vectors(io); /* before an interrupt can be delivered with the new vector */
   if ((e & RTE_LEVEL) && (io->irr & 1u << pin)) service(io, pin);
   return (old & RTE_MASKED) && !(e & RTE_MASKED);
 }
@@ -218,6 +228,7 @@ void x86_ioapic_put(struct x86_ioapic *io, const struct kvm_ioapic_state *s) {
   io->id = s->id;
   io->irr = io->irr_delivered = 0;
   for (unsigned pin = 0; pin < PINS; pin++) set_rte(io, pin, s->redirtbl[pin].bits);
+  collect_vectors(io);
   for (unsigned pin = 0; pin < PINS; pin++)
     if (s->irr & 1u << pin) set_level(io, pin, 1);
   pthread_mutex_unlock(&io->lock);

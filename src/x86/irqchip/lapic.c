@@ -460,11 +460,6 @@ static const struct reg_row *find_row(struct x86_lapic *l, unsigned reg, bool x2
   return reg == REG_LVT_CMCI && !has_cmci(l) ? NULL : row;
 }
 
-static void settle(struct x86_lapic *l) {
-  fold(l);
-  if (l->pv_eoi_pending) pv_eoi_check(l);
-}
-
 /* ---- the page ---- */
 
 /* Where the page would be while the APIC is off or in x2APIC mode: KVM_X86_QUIRK_LAPIC_MMIO_HOLE lets it read as ones. */
@@ -486,7 +481,7 @@ int x86_lapic_mmio_read(struct x86_vcpu *c, gpa_t gpa, unsigned len, void *data)
   const struct reg_row *row = find_row(l, at >> 4, false);
   if (!row) lapic_error(l, ESR_REGISTER);
   if (!row || !row->read) return 0;
-  settle(l);
+  x86_lapic_sync(c);
   u32 v = row->read(l, at >> 4);
   memcpy(data, (u8 *)&v + in, len);
   return 0;
@@ -504,7 +499,7 @@ int x86_lapic_mmio_write(struct x86_vcpu *c, gpa_t gpa, unsigned len, const void
   const struct reg_row *row = find_row(l, reg, false);
   if (!row) lapic_error(l, ESR_REGISTER);
   if (!row || !row->write) return 0;
-  settle(l);
+  x86_lapic_sync(c);
   row->write(l, reg, v);
   return 0;
 }
@@ -526,7 +521,7 @@ int x86_x2apic_read(struct x86_vcpu *c, u32 msr, u64 *value) {
   struct x86_lapic *l = c->lapic;
   if (!l || !lapic_x2(l)) return -1;
   unsigned reg = msr - 0x800;
-  settle(l);
+  x86_lapic_sync(c);
   if (reg == REG_ICR) {
     *value = (u64)l->regs[REG_ICR2] << 32 | l->regs[REG_ICR];
     return 0;
@@ -544,7 +539,7 @@ int x86_x2apic_write(struct x86_vcpu *c, u32 msr, u64 value) {
   if (reg == REG_ICR) return x2_icr_write(l, value);
   const struct reg_row *row = find_row(l, reg, true);
   if (!row || !row->write || (row->only & XAPIC_WRITE) || (value & ~(u64)row->x2_bits)) return -1;
-  settle(l);
+  x86_lapic_sync(c);
   row->write(l, reg, (u32)value);
   return 0;
 }
@@ -557,7 +552,7 @@ u64 x86_lapic_get_cr8(struct x86_vcpu *c) {
 
 void x86_lapic_set_cr8(struct x86_vcpu *c, u64 v) {
   if (!c->lapic) return;
-  settle(c->lapic);
+  x86_lapic_sync(c);
   write_tpr(c->lapic, REG_TPR, (u32)(v & 0xf) << 4);
 }
 

@@ -191,16 +191,21 @@ void lapic_timer_restore(struct x86_lapic *l, u32 current) {
     start_count(l, 0);
 }
 
+/* Who sees the end of the count sees the interrupt, too. */
 u32 lapic_timer_current(struct x86_lapic *l) {
   const struct lapic_timer *t = &l->timer;
-  if (t->mode == LVT_DEADLINE || !t->period_ns || !t->due_ns) return 0;
+  if (t->mode == LVT_DEADLINE) return 0;
+  count_expired(l);
+  if (!t->period_ns || !t->due_ns) return 0;
   u64 now = clock_now_ns(), left = t->due_ns > now ? t->due_ns - now : 0;
-  return (u32)(left % t->period_ns / t->divide);
+  return (u32)(MIN(left, t->period_ns) / t->divide);
 }
 
 u64 x86_lapic_deadline_get(struct x86_vcpu *c) {
   struct x86_lapic *l = c->lapic;
-  return l && lapic_hw(l) && l->timer.mode == LVT_DEADLINE ? l->timer.deadline : 0;
+  if (!l || !lapic_hw(l) || l->timer.mode != LVT_DEADLINE) return 0;
+  if (l->timer.deadline && x86_guest_tsc(c) >= l->timer.deadline) deadline_check(l);
+  return l->timer.deadline;
 }
 
 void x86_lapic_deadline_set(struct x86_vcpu *c, u64 tsc) {

@@ -56,14 +56,13 @@ static void load_registers(struct x86_lapic *l, const struct kvm_lapic_state *s)
   }
 }
 
+/* All bits are kept, also those of vectors 0-15, which never have the priority to be delivered. */
 static void load_vectors(struct x86_lapic *l, const struct kvm_lapic_state *s) {
   u64 tmr[4];
   lapic_clear_vectors(l);
   vectors_get(s, REG_ISR, l->isr);
   vectors_get(s, REG_IRR, l->irr);
   vectors_get(s, REG_TMR, tmr);
-  l->isr[0] &= ~0xffffull; /* vectors 0-15 cannot be */
-  l->irr[0] &= ~0xffffull;
   for (unsigned k = 0; k < 4; k++) atomic_store(&l->tmr[k], tmr[k]);
 }
 

@@ -231,7 +231,7 @@ SETTER(set_steal) {
 }
 SETTER(set_pv_eoi) {
   if (!pv(c, row->value)) return MSR_UNKNOWN;
-  if (!c->lapic || x86_lapic_pv_eoi_set(c, value)) return MSR_INVAL;
+  if (c->lapic ? x86_lapic_pv_eoi_set(c, value) != 0 : (value & 2) != 0) return MSR_INVAL; /* 4-byte aligned */
   c->pv->eoi = value;
   return MSR_OK;
 }

@@ -12,7 +12,10 @@ struct x86_vm_clock {
   u64 base_tsc;             /* host TSC ... */
   u64 base_ns;              /* ... at which the clock read this */
   _Atomic u64 wall_clock;   /* MSR_KVM_WALL_CLOCK */
+  /* VM-wide settings without another home; written under vm->lock */
   bool hide_platform_info;  /* KVM_CAP_MSR_PLATFORM_INFO switched off: the guest may not read MSR_PLATFORM_INFO */
+  u32 max_vcpu_ids;         /* KVM_CAP_MAX_VCPU_ID: ids must be below; 0 not set */
+  u64 mmu_pages;            /* KVM_SET_NR_MMU_PAGES: remembered; there are no shadow pages to limit */
 };
 
 struct x86_pv {

@@ -139,6 +139,8 @@ void x86_pv_leave(struct x86_vcpu *c) {
 /* ---- life ---- */
 
 int x86_pv_create(struct x86_vcpu *c) {
+  u32 ids = x86_vm_of(c)->clock->max_vcpu_ids;
+  if (ids && c->core.id >= ids) return -EINVAL; /* api.rst 7.29, KVM_CAP_MAX_VCPU_ID */
   c->pv = calloc(1, sizeof(*c->pv));
   if (!c->pv) return -ENOMEM;
   c->pv->delay_fd = -1;

@@ -80,7 +80,7 @@ static void random_changes(void **state) {
   unsigned base[64], pages[64] = {0};
   memset(owner, 0xff, sizeof(owner));
   srand(1);
-  for (unsigned round = 0; round < 3000; round++) {
+  for (unsigned round = 0; round < 600; round++) {
     unsigned id = (unsigned)rand() % 64, at = (unsigned)rand() % 250, n = 1 + (unsigned)rand() % 6;
     if (pages[id]) {
       if (rand() % 2) {
@@ -155,7 +155,7 @@ static void changes_under_running_vcpus(void **state) {
     m.vcpu[i]->arg = &stale[i];
     pthread_create(&t[i], NULL, run_thread, &m.vcpu_fd[i]);
   }
-  for (unsigned round = 0; round < 300; round++) {
+  for (unsigned round = 0; round < 60; round++) {
     u8 *p = map_pages(1);
     *p = 0x77;
     assert_int_equal(set_slot(m.vm_fd, 9, 0, 8 * MB, 4096, p), 0);

@@ -25,6 +25,7 @@ static void one_shot(void **s) {
   for (unsigned k = 0; k < ARRAY_SIZE(rows); k++) {
     apic_write(0, REG_TDCR, rows[k].tdcr);
     apic_write(0, REG_TMICT, 1000);
+    assert_int_equal(apic_read(0, REG_TMCCT), 1000);
     fake_sleep(400 * rows[k].divide);
     assert_int_equal(apic_read(0, REG_TMCCT), 600);
     fake_sleep(600 * rows[k].divide - 1);
@@ -75,6 +76,8 @@ static void disabled_meanwhile(void **s) {
   apic_write(0, REG_TMICT, 1000000);
   fake_sleep(1000000);
   apic_write(0, REG_SVR, 0xff);
+  assert_int_equal(take(), 0xee); /* was due before */
+  fake_sleep(1000000);
   assert_int_equal(take(), -1);
   apic_enable(0);
   apic_write(0, REG_LVT_TIMER, 0x200ee);
@@ -140,6 +143,24 @@ static void later_is_cheap(void **s) {
   assert_int_equal(take(), 0xee);
 }
 
+/* With interrupts off the guest sees the request in IRR and the deadline gone. */
+static void polled(void **s) {
+  apic_write(0, REG_LVT_TIMER, 0x400ee);
+  x86_lapic_deadline_set(C, (fake.now + 1000) * 2);
+  assert_int_equal(apic_read(0, REG_IRR + 7), 0);
+  fake_sleep(1000);
+  assert_int_equal(apic_read(0, REG_IRR + 7), 1u << 14);
+  assert_int_equal(x86_lapic_deadline_get(C), 0);
+  assert_int_equal(take(), 0xee);
+  apic_write(0, REG_LVT_TIMER, 0xee);
+  apic_write(0, REG_TMICT, 1000);
+  fake.now += 100000; /* the service thread is late */
+  assert_int_equal(apic_read(0, REG_TMCCT), 0);
+  assert_int_equal(take(), 0xee);
+  fake_sleep(0);
+  assert_int_equal(take(), -1);
+}
+
 /* A firing that a new deadline overtook is not taken for the new one's. */
 static void overtaken(void **s) {
   apic_write(0, REG_LVT_TIMER, 0x400ee);
@@ -174,8 +195,15 @@ static void restore(void **s) {
 int main(void) {
 #define TEST(f) cmocka_unit_test_setup_teardown(f, start, stop)
   const struct CMUnitTest tests[] = {
-      TEST(one_shot), TEST(periodic),       TEST(disabled_meanwhile), TEST(divide_while_running),
-      TEST(deadline), TEST(later_is_cheap), TEST(overtaken),          TEST(restore),
+      TEST(one_shot),
+      TEST(periodic),
+      TEST(disabled_meanwhile),
+      TEST(divide_while_running),
+      TEST(deadline),
+      TEST(later_is_cheap),
+      TEST(polled),
+      TEST(overtaken),
+      TEST(restore),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,0 +1,133 @@
+/* Interrupt windows: the shadows of STI and MOV SS, KVM_INTERRUPT, NMI blocking until IRET. */
+#include <errno.h>
+#include "harness.h"
+
+static struct guest *start(const u8 *code, unsigned size) {
+  struct guest *g = guest_new();
+  guest_long(g, GUEST_CODE);
+  guest_load(g, GUEST_CODE, code, size);
+  return g;
+}
+#define START(code) start(code, sizeof(code))
+
+static void inject(struct guest *g, unsigned vector) {
+  struct kvm_interrupt irq = {.irq = vector};
+  CHECK_EQ(guest_ioctl(g->vcpu, KVM_INTERRUPT, &irq), 0);
+}
+
+/* KVM_EXIT_IRQ_WINDOW_OPEN comes when IF is set and STI's shadow is over. */
+static void sti_window(void) {
+  static const u8 code[] = {0x90, 0xfb, 0x90, 0x90, 0xeb, 0xfe};
+  struct guest *g = START(code);
+  g->run->request_interrupt_window = 1;
+  CHECK_EQ(guest_next(g), EXIT(KVM_EXIT_IRQ_WINDOW_OPEN));
+  CHECK_EQ(g->run->ready_for_interrupt_injection, 1);
+  CHECK_EQ(g->run->if_flag, 1);
+  CHECK_EQ(guest_regs(g).rip, GUEST_CODE + 3);
+  g->run->request_interrupt_window = 0;
+  inject(g, 0x50);
+  CHECK_EQ(guest_next(g), TRAP(0x50));
+  CHECK_EQ(guest_stack(g, 0, 8), GUEST_CODE + 3);
+  guest_free(g);
+}
+
+/* STI; CLI: no window at all. */
+static void sti_cli(void) {
+  static const u8 code[] = {0xfb, 0xfa, 0xb0, 9, 0xe6, GUEST_PORT};
+  struct guest *g = START(code);
+  g->run->request_interrupt_window = 1;
+  CHECK_EQ(guest_next(g), 9);
+  guest_free(g);
+}
+
+/* MOV SS holds interrupts off for one instruction. */
+static void mov_ss_window(void) {
+  static const u8 code[] = {0xfb, 0x8e, 0xd0, 0x90, 0x90, 0xeb, 0xfe};
+  struct guest *g = START(code);
+  struct kvm_regs r = guest_regs(g);
+  r.rax = SEL_DATA;
+  guest_set_regs(g, &r);
+  g->run->request_interrupt_window = 1;
+  CHECK_EQ(guest_next(g), EXIT(KVM_EXIT_IRQ_WINDOW_OPEN));
+  CHECK_EQ(guest_regs(g).rip, GUEST_CODE + 4);
+  guest_free(g);
+}
+
+/* IF comes back by POPF and IRET without a shadow. */
+static void popf_window(void) {
+  static const u8 code[] = {0x68, 0x02, 0x02, 0, 0, 0x9d, 0x90, 0x90, 0xeb, 0xfe};
+  struct guest *g = START(code);
+  g->run->request_interrupt_window = 1;
+  CHECK_EQ(guest_next(g), EXIT(KVM_EXIT_IRQ_WINDOW_OPEN));
+  CHECK_EQ(guest_regs(g).rip, GUEST_CODE + 6);
+  guest_free(g);
+}
+
+static int nmi_masked(struct guest *g) {
+  struct kvm_vcpu_events e;
+  CHECK_EQ(guest_ioctl(g->vcpu, KVM_GET_VCPU_EVENTS, &e), 0);
+  return e.nmi.masked;
+}
+
+/* A second NMI waits for the IRET of the first. */
+static void nmi_blocking(void) {
+  static const u8 code[] = {0x90, 0x90, 0xb0, 3, 0xe6, GUEST_PORT};
+  struct guest *g = START(code);
+  CHECK_EQ(guest_ioctl(g->vcpu, KVM_NMI, NULL), 0);
+  CHECK_EQ(guest_next(g), TRAP(2));
+  CHECK_EQ(guest_stack(g, 0, 8), GUEST_CODE);
+  CHECK_EQ(nmi_masked(g), 1);
+  CHECK_EQ(guest_ioctl(g->vcpu, KVM_NMI, NULL), 0);
+  CHECK_EQ(guest_next(g), TRAP(2)); /* after the IRETQ, before the first NOP */
+  CHECK_EQ(guest_stack(g, 0, 8), GUEST_CODE);
+  CHECK_EQ(guest_next(g), 3);
+  CHECK_EQ(nmi_masked(g), 0);
+  guest_free(g);
+}
+
+/* An exception handler's IRET inside the NMI handler unblocks too. */
+static void nmi_nested_iret(void) {
+  static const u8 code[] = {0x90, 0xb0, 3, 0xe6, GUEST_PORT}, handler[] = {0xcd, 0x40, 0xe6, STUB_PORT, 0x48, 0xcf};
+  struct guest *g = START(code);
+  guest_load(g, GUEST_CODE + 0x200, handler, sizeof(handler));
+  guest_idt64(g, 2, 0xe, 0, SEL_CODE64, GUEST_CODE + 0x200, 0);
+  CHECK_EQ(guest_ioctl(g->vcpu, KVM_NMI, NULL), 0);
+  CHECK_EQ(guest_next(g), TRAP(0x40));
+  CHECK_EQ(nmi_masked(g), 1);
+  guest_next(g);
+  CHECK_EQ(nmi_masked(g), 0);
+  CHECK_EQ(guest_next(g), 3);
+  guest_free(g);
+}
+
+/* KVM_SET_VCPU_EVENTS: an exception put back. */
+static void injected_exception(void) {
+  static const u8 code[] = {0x90};
+  struct guest *g = START(code);
+  struct kvm_vcpu_events e;
+  CHECK_EQ(guest_ioctl(g->vcpu, KVM_GET_VCPU_EVENTS, &e), 0);
+  e.exception.injected = 1;
+  e.exception.nr = 13;
+  e.exception.has_error_code = 1;
+  e.exception.error_code = 0x1234;
+  CHECK_EQ(guest_ioctl(g->vcpu, KVM_SET_VCPU_EVENTS, &e), 0);
+  CHECK_EQ(guest_next(g), TRAP(13));
+  CHECK_EQ(guest_stack(g, 0, 8), 0x1234);
+  CHECK_EQ(guest_stack(g, 1, 8), GUEST_CODE);
+  guest_free(g);
+}
+
+/* HLT without an interrupt controller is the client's. */
+static void halt(void) {
+  static const u8 code[] = {0xfb, 0xf4, 0x90, 0xeb, 0xfe};
+  struct guest *g = START(code);
+  CHECK_EQ(guest_next(g), EXIT(KVM_EXIT_HLT));
+  CHECK_EQ(guest_regs(g).rip, GUEST_CODE + 2);
+  inject(g, 0x51);
+  CHECK_EQ(guest_next(g), TRAP(0x51));
+  CHECK_EQ(guest_stack(g, 0, 8), GUEST_CODE + 2);
+  guest_free(g);
+}
+
+GUEST_MAIN({"sti-window", sti_window}, {"sti-cli", sti_cli}, {"mov-ss-window", mov_ss_window}, {"popf-window", popf_window},
+           {"nmi-blocking", nmi_blocking}, {"nmi-nested-iret", nmi_nested_iret}, {"injected-exception", injected_exception}, {"halt", halt})

@@ -1,0 +1,128 @@
+/* A small VM over the public API: opening, placing code, running. */
+#include <errno.h>
+#include <fcntl.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <cmocka.h>
+#include "guest.h"
+
+#define PML4 0x1000u
+#define PDPT 0x2000u
+#define PD   0x3000u
+#define GDT  0x4000u
+
+int guest_ioctl(int fd, unsigned long request, void *arg) {
+  int r = uvirt_ioctl(fd, request, arg);
+  return r < 0 ? -errno : r;
+}
+
+void guest_supported(struct guest *g, struct cpuid_table *t) {
+  memset(t, 0, sizeof(*t));
+  t->head.nent = ROOM;
+  assert_int_equal(guest_ioctl(g->sys, KVM_GET_SUPPORTED_CPUID, t), 0);
+}
+
+struct kvm_cpuid_entry2 *cpuid_entry(struct cpuid_table *t, uint32_t function, uint32_t index) {
+  for (uint32_t k = 0; k < t->head.nent; k++)
+    if (t->entries[k].function == function && t->entries[k].index == index) return &t->entries[k];
+  return NULL;
+}
+
+void guest_open(struct guest *g, unsigned cpus, bool cpuid) {
+  static struct cpuid_table table;
+  memset(g, 0, sizeof(*g));
+  g->cpus = cpus;
+  g->sys = uvirt_open("/dev/kvm", O_RDWR);
+  assert_true(g->sys >= 0);
+  g->vm = guest_ioctl(g->sys, KVM_CREATE_VM, NULL);
+  assert_true(g->vm >= 0);
+  g->memory = mmap(NULL, GUEST_MEMORY, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  struct kvm_userspace_memory_region m = {.memory_size = GUEST_MEMORY, .userspace_addr = (uintptr_t)g->memory};
+  assert_int_equal(guest_ioctl(g->vm, KVM_SET_USER_MEMORY_REGION, &m), 0);
+  if (cpuid) guest_supported(g, &table);
+  for (unsigned k = 0; k < cpus; k++) {
+    g->cpu[k] = guest_ioctl(g->vm, KVM_CREATE_VCPU, (void *)(uintptr_t)k);
+    assert_true(g->cpu[k] >= 0);
+    size_t size = (size_t)guest_ioctl(g->sys, KVM_GET_VCPU_MMAP_SIZE, NULL);
+    g->run[k] = uvirt_mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, g->cpu[k], 0);
+    assert_ptr_not_equal(g->run[k], MAP_FAILED);
+    if (cpuid) assert_int_equal(guest_ioctl(g->cpu[k], KVM_SET_CPUID2, &table), 0);
+  }
+}
+
+void guest_close(struct guest *g) {
+  size_t size = (size_t)guest_ioctl(g->sys, KVM_GET_VCPU_MMAP_SIZE, NULL);
+  for (unsigned k = 0; k < g->cpus; k++) {
+    munmap(g->run[k], size);
+    uvirt_close(g->cpu[k]);
+  }
+  uvirt_close(g->vm);
+  uvirt_close(g->sys);
+  munmap(g->memory, GUEST_MEMORY);
+}
+
+static void place(struct guest *g, unsigned cpu, const void *begin, const void *end) {
+  struct kvm_regs r = {.rip = GUEST_CODE, .rsp = GUEST_STACK, .rflags = 2};
+  memcpy(g->memory + GUEST_CODE, begin, (size_t)((const char *)end - (const char *)begin));
+  assert_int_equal(guest_ioctl(g->cpu[cpu], KVM_SET_REGS, &r), 0);
+}
+
+void guest_code16(struct guest *g, const void *begin, const void *end) {
+  struct kvm_sregs s;
+  assert_int_equal(guest_ioctl(g->cpu[0], KVM_GET_SREGS, &s), 0);
+  s.cs.base = s.cs.selector = 0;
+  assert_int_equal(guest_ioctl(g->cpu[0], KVM_SET_SREGS, &s), 0);
+  place(g, 0, begin, end);
+}
+
+static void identity_map(struct guest *g) {
+  uint64_t *pml4 = (uint64_t *)(g->memory + PML4), *pdpt = (uint64_t *)(g->memory + PDPT), *pd = (uint64_t *)(g->memory + PD);
+  pml4[0] = PDPT | 7;
+  pdpt[0] = PD | 7;
+  pd[0] = 0x87; /* the first 2 MiB */
+}
+
+void guest_code64(struct guest *g, unsigned cpu, const void *begin, const void *end) {
+  struct kvm_sregs s;
+  identity_map(g);
+  assert_int_equal(guest_ioctl(g->cpu[cpu], KVM_GET_SREGS, &s), 0);
+  s.cs = (struct kvm_segment){.limit = ~0u, .selector = 8, .type = 11, .present = 1, .s = 1, .l = 1, .g = 1};
+  s.ds = s.es = s.fs = s.gs = s.ss = (struct kvm_segment){.limit = ~0u, .selector = 16, .type = 3, .present = 1, .s = 1, .db = 1, .g = 1};
+  s.cr3 = PML4;
+  s.cr4 = 0x20;
+  s.cr0 = 0x80000031;
+  s.efer = 0x500;
+  assert_int_equal(guest_ioctl(g->cpu[cpu], KVM_SET_SREGS, &s), 0);
+  place(g, cpu, begin, end);
+}
+
+int guest_run(struct guest *g, unsigned cpu) {
+  int r = guest_ioctl(g->cpu[cpu], KVM_RUN, NULL);
+  return r < 0 ? r : (int)g->run[cpu]->exit_reason;
+}
+
+struct one_msr {
+  struct kvm_msrs head;
+  struct kvm_msr_entry entry;
+};
+
+uint64_t guest_get_msr(struct guest *g, unsigned cpu, uint32_t index) {
+  struct one_msr m = {.head = {.nmsrs = 1}, .entry = {.index = index}};
+  assert_int_equal(guest_ioctl(g->cpu[cpu], KVM_GET_MSRS, &m), 1);
+  return m.entry.data;
+}
+
+bool guest_set_msr(struct guest *g, unsigned cpu, uint32_t index, uint64_t value) {
+  struct one_msr m = {.head = {.nmsrs = 1}, .entry = {.index = index, .data = value}};
+  return guest_ioctl(g->cpu[cpu], KVM_SET_MSRS, &m) == 1;
+}
+
+struct kvm_regs guest_regs(struct guest *g, unsigned cpu) {
+  struct kvm_regs r;
+  assert_int_equal(guest_ioctl(g->cpu[cpu], KVM_GET_REGS, &r), 0);
+  return r;
+}
