@@ -43,9 +43,9 @@ int x86_blocks_create(struct x86_vm *vm) {
   return 0;
 }
 
-static void free_list(struct x86_block *b) {
+static void free_dead(struct x86_block *b) {
   while (b) {
-    struct x86_block *next = b->hash_next;
+    struct x86_block *next = b->page_next;
     free(b);
     b = next;
   }
@@ -54,8 +54,8 @@ static void free_list(struct x86_block *b) {
 void x86_blocks_destroy(struct x86_vm *vm) {
   struct x86_blocks *bs = vm->blocks;
   if (!bs) return;
-  for (unsigned n = 0; n < BLOCK_BUCKETS; n++) free_list(bs->bucket[n]);
-  free_list(bs->dead);
+  x86_blocks_flush(vm);
+  free_dead(bs->dead);
   for (unsigned n = 0; n < PAGE_BUCKETS; n++)
     for (struct code_page *p = bs->page[n], *next; p; p = next) next = p->next, free(p);
   pthread_mutex_destroy(&bs->lock);
@@ -143,11 +143,7 @@ static void reclaim(struct x86_vcpu *c) {
   vm_request_all(&vm->core, &c->core, REQ_TLB_FLUSH, true);
   vcpu_enter(&c->core);
   x86_mmu_flush_all(c, true);
-  while (dead) {
-    struct x86_block *next = dead->page_next;
-    free(dead);
-    dead = next;
-  }
+  free_dead(dead);
 }
 
 /* Makes sure the page is known to have code and is writable in no TLB.  true: it was already so; false: state was left and entered again. */
