@@ -98,14 +98,16 @@ int io_bus_register_locked(struct vm *vm, enum io_bus_kind kind, u64 addr, u64 l
 
 int io_bus_unregister_locked(struct vm *vm, enum io_bus_kind kind, struct io_device *dev) {
   const struct io_bus *cur = vm->bus[kind];
-  unsigned at = 0;
-  while (at < cur->n && cur->range[at].dev != dev) at++;
-  if (at == cur->n) return -ENOENT;
+  unsigned kept = 0;
   struct io_bus *next = alloc_bus(cur->n);
   if (!next) return trace_error(-ENOMEM);
-  memcpy(next->range, cur->range, at * sizeof(cur->range[0]));
-  memcpy(next->range + at, cur->range + at + 1, (cur->n - at - 1) * sizeof(cur->range[0]));
-  next->n = cur->n - 1;
+  for (unsigned k = 0; k < cur->n; k++)
+    if (cur->range[k].dev != dev) next->range[kept++] = cur->range[k];
+  if (kept == cur->n) {
+    free(next);
+    return -ENOENT;
+  }
+  next->n = kept;
   replace(vm, kind, next);
   if (dev->ops->destroy) dev->ops->destroy(dev);
   return 0;

@@ -53,12 +53,16 @@ static void cancelled(void *arg) {
   signal_gate.depth = 0;
 }
 
-/* pthread_cancel() must not end the thread in the middle of the engine, and once deferred it sends no signal: so the vCPU is taken out every few
- * milliseconds to look.  The mutex is free while the thread may end. */
+/* Cancellation is disabled inside the library, so pthread_cancel() only leaves a note and sends no signal.  A thread that asked for asynchronous
+ * cancellation expects to end inside KVM_RUN all the same: its vCPU is taken out every few milliseconds to look.  The mutex is free while the thread may
+ * end. */
 static void test_cancel(struct vcpu *vcpu) {
+  int state;
   pthread_mutex_unlock(&vcpu->mutex);
   pthread_cleanup_push(cancelled, NULL);
+  pthread_setcancelstate(PTHREAD_CANCEL_ENABLE, &state);
   pthread_testcancel();
+  pthread_setcancelstate(state, NULL);
   pthread_cleanup_pop(0);
   pthread_mutex_lock(&vcpu->mutex);
 }
@@ -77,6 +81,7 @@ static int run_cancellable(struct vcpu *vcpu) {
 }
 
 int vcpu_run(struct vcpu *vcpu) {
+  int cancel_type;
   signals_take_once();
   vcpu->thread = pthread_self();
   /* What asked the last KVM_RUN to end came too late for it and is no reason for this one. */
@@ -87,7 +92,9 @@ int vcpu_run(struct vcpu *vcpu) {
   signal_gate.poke = poke; /* a signal before this line is seen in `deferred` */
   atomic_signal_fence(memory_order_seq_cst);
   if (unlikely(vcpu->sigset_active)) signals_set_mask(&vcpu->sigset);
-  int r = likely(!signal_gate.cancel_async) ? run_once(vcpu) : run_cancellable(vcpu);
+  pthread_setcanceltype(PTHREAD_CANCEL_DEFERRED, &cancel_type); /* no cost when it is that already */
+  int r = likely(cancel_type == PTHREAD_CANCEL_DEFERRED) ? run_once(vcpu) : run_cancellable(vcpu);
+  if (unlikely(cancel_type != PTHREAD_CANCEL_DEFERRED)) pthread_setcanceltype(cancel_type, NULL);
   signal_gate.poke = NULL;
   return r;
 }
