@@ -151,7 +151,6 @@ echo test-end
         time.sleep(2)
         back = b""
         with socket.create_connection(("127.0.0.1", port), timeout=120) as s:
-            s.shutdown(socket.SHUT_WR)
             while len(back) < len(data):
                 part = s.recv(65536)
                 if not part:
