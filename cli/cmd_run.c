@@ -5,6 +5,7 @@
 #include "cli/cli.h"
 #include "cli/report.h"
 #include "cli/run_options.h"
+#include "vmm/backend/console.h"
 #include "vmm/kvm.h"
 
 static const struct vmm_accel *choose_accel(enum accel_choice choice) {
@@ -43,9 +44,13 @@ static int run_machine(struct run_options *o) {
   return end.code;
 }
 
-/* Builds it all but for the consoles, which would take the terminal or write a file. */
+/* Builds it all but for the consoles, which would take the terminal or write a file: those are only checked. */
 static int describe_machine(struct run_options *o) {
   char err[MACHINE_ERR_LEN];
+  if (console_check(o->machine.console, err) || (o->machine.virtio_console && console_check(o->machine.virtio_console, err))) {
+    complain("%s", err);
+    return VMM_END_ERROR;
+  }
   o->machine.accel = choose_accel(o->accel);
   struct machine_config quiet = o->machine;
   quiet.console = "none";

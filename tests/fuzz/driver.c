@@ -160,6 +160,13 @@ static void fuzz(unsigned long iterations, size_t max) {
   free(data);
 }
 
+static int usage(void) {
+  fputs("usage: fuzz-TARGET [-n ITERATIONS] [-s SEED] [-l MAX_LENGTH] [FILE...]\n"
+        "Replays the target's own inputs and FILEs, then runs ITERATIONS mutations of them.\n",
+        stderr);
+  return 2;
+}
+
 int main(int argc, char **argv) {
   unsigned long iterations = 0;
   size_t max = 1 << 16;
@@ -172,7 +179,7 @@ int main(int argc, char **argv) {
     else if (opt == 'l')
       max = strtoul(optarg, NULL, 10);
     else
-      return 2;
+      return usage();
   }
   const int signals[] = {SIGSEGV, SIGBUS, SIGABRT, SIGFPE, SIGILL};
   for (int i = 0; i < 5; i++) signal(signals[i], on_crash);

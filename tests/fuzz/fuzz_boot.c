@@ -3,7 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "tests/vmm/kernels.h"
+#include "tests/vmm/unit/kernels.h"
 #include "vmm/boot/boot.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);

@@ -2,7 +2,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 
-#include "tests/vmm/pack.h"
+#include "tests/vmm/unit/pack.h"
 #include "vmm/boot/boot_priv.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);

@@ -20,7 +20,7 @@ enum { FLUSH_AT = CONSOLE_OUTPUT / 4, FLUSH_DELAY_NS = 10000000, WRITE_MAX = 409
 static int none_open(struct console *con, const char *path, char *err) {
   return 0;
 }
-static const struct console_kind console_kind_none = {"none", false, none_open, NULL};
+static const struct console_kind console_kind_none = {"none", false, NULL, none_open, NULL};
 
 static const struct console_kind *const kinds[] = {&console_kind_stdio, &console_kind_pty, &console_kind_file,
                                                    &console_kind_none};
@@ -50,6 +50,13 @@ static const struct console_kind *find_kind(const char *spec, const char **path,
 bool console_spec_ok(const char *spec, char err[CONSOLE_ERR_LEN]) {
   const char *path;
   return find_kind(spec, &path, err) != NULL;
+}
+
+int console_check(const char *spec, char err[CONSOLE_ERR_LEN]) {
+  const char *path;
+  const struct console_kind *kind = find_kind(spec, &path, err);
+  if (!kind) return -1;
+  return kind->check ? kind->check(path, err) : 0;
 }
 
 static uint64_t now_ns(void) {

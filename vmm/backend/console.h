@@ -23,6 +23,8 @@ void console_close(struct console *con);
 void console_guard_terminal(void);
 /* Whether spec is well formed; says why not in err. */
 bool console_spec_ok(const char *spec, char err[CONSOLE_ERR_LEN]);
+/* Whether it could be opened, without doing so.  0, or -1 and err. */
+int console_check(const char *spec, char err[CONSOLE_ERR_LEN]);
 
 /* on_input: input has become available; on_room: output that did not fit can be tried again.  Either may be NULL. */
 void console_attach(struct console *con, void (*on_input)(void *dev), void (*on_room)(void *dev), void *dev);

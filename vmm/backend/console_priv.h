@@ -38,10 +38,12 @@ struct console {
   void *dev;                   /* (o) */
 };
 
-/* One kind of back end.  open: sets the descriptors and flags; -1 and err.  close may be NULL. */
+/* One kind of back end.  check: whether open would work, without doing it; may be NULL.  open: sets the descriptors and flags.
+ * Both: -1 and err.  close may be NULL. */
 struct console_kind {
   const char *name;
   bool takes_path;
+  int (*check)(const char *path, char *err);
   int (*open)(struct console *con, const char *path, char *err);
   void (*close)(struct console *con);
 };

@@ -1,9 +1,11 @@
 /* The console on a new pseudo-terminal, or into a file. */
 #include <errno.h>
 #include <fcntl.h>
+#include <libgen.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <termios.h>
 #include <unistd.h>
 
@@ -31,6 +33,17 @@ static int pty_open(struct console *con, const char *path, char *err) {
   return 0;
 }
 
+static int file_check(const char *path, char *err) {
+  struct stat st;
+  char *copy = strdup(path);
+  if (!copy) return console_fail(err, "out of memory");
+  bool exists = stat(path, &st) == 0;
+  errno = exists && S_ISDIR(st.st_mode) ? EISDIR : 0;
+  if (errno == 0 && access(exists ? path : dirname(copy), W_OK) == 0) errno = 0; /* a new file needs a directory to be made in */
+  free(copy);
+  return errno ? console_fail(err, "cannot write the console to %s: %s", path, strerror(errno)) : 0;
+}
+
 static int file_open(struct console *con, const char *path, char *err) {
   con->out_fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
   con->own_out = true;
@@ -38,5 +51,5 @@ static int file_open(struct console *con, const char *path, char *err) {
   return 0;
 }
 
-const struct console_kind console_kind_pty = {"pty", false, pty_open, NULL};
-const struct console_kind console_kind_file = {"file", true, file_open, NULL};
+const struct console_kind console_kind_pty = {"pty", false, NULL, pty_open, NULL};
+const struct console_kind console_kind_file = {"file", true, file_check, file_open, NULL};

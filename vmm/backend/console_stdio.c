@@ -87,4 +87,4 @@ static void stdio_close(struct console *con) {
   owner = NULL;
 }
 
-const struct console_kind console_kind_stdio = {"stdio", false, stdio_open, stdio_close};
+const struct console_kind console_kind_stdio = {"stdio", false, NULL, stdio_open, stdio_close};

@@ -2,7 +2,7 @@
 #include <elf.h>
 #include <string.h>
 
-#include "tests/vmm/kernels.h"
+#include "tests/vmm/unit/kernels.h"
 
 enum { CODE_AT = 0x200, CODE_LEN = 64 };
 

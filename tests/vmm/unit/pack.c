@@ -8,7 +8,7 @@
 #include <zlib.h>
 #include <zstd.h>
 
-#include "tests/vmm/pack.h"
+#include "tests/vmm/unit/pack.h"
 
 static size_t pack_gzip(const uint8_t *plain, size_t len, uint8_t *out, size_t room) {
   z_stream z = {.next_in = (Bytef *)(uintptr_t)plain, .avail_in = (uInt)len, .next_out = out, .avail_out = (uInt)room};

@@ -10,8 +10,8 @@
 #include <asm/bootparam.h>
 #include <cmocka.h>
 
-#include "tests/vmm/kernels.h"
-#include "tests/vmm/pack.h"
+#include "tests/vmm/unit/kernels.h"
+#include "tests/vmm/unit/pack.h"
 #include "vmm/boot/boot.h"
 #include "vmm/boot/layout.h"
 
