@@ -118,7 +118,8 @@ static long call(const struct ioctl_row *row, struct ioctl_ctx *ctx) {
 
 long api_ioctl(struct fd_object *o, unsigned long request, void *arg) {
   struct vm *vm = o->vm;
-  if (vm && unlikely(vm->owner != process_pid() || atomic_load_explicit(&vm->dead, memory_order_relaxed))) return trace_error(-EIO);
+  if (vm && unlikely(vm->owner != process_pid() || atomic_load_explicit(&vm->dead, memory_order_relaxed)))
+    return trace_error(-EIO);
   const struct ioctl_row *row = find_row(&o->api->table[o->kind], (u32)request); /* the kernel's cmd is an unsigned int */
   if (unlikely(!row)) return trace_error(unknown_request(o, (u32)request));
   struct ioctl_ctx ctx = {.object = o, .vm = vm, .vcpu = o->vcpu, .value = (u64)(uintptr_t)arg, .user = arg};

@@ -57,7 +57,8 @@ struct fd_object *fd_get(int fd) {
   struct fd_object *o = atomic_load_explicit(e, memory_order_acquire);
   /* The entry's own reference may go at any time: only a count that is not zero may grow. */
   int refs = o ? atomic_load_explicit(&o->refs, memory_order_relaxed) : 0;
-  while (refs && !atomic_compare_exchange_weak_explicit(&o->refs, &refs, refs + 1, memory_order_acquire, memory_order_relaxed)) {}
+  while (refs && !atomic_compare_exchange_weak_explicit(&o->refs, &refs, refs + 1, memory_order_acquire, memory_order_relaxed)) {
+  }
   rcu_read_unlock();
   return refs ? o : NULL;
 }

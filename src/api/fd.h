@@ -1,7 +1,7 @@
 /* The descriptors of the library: from a descriptor's number to the object behind it.
  *
- * Every object's descriptor is a real one of the process.  The table is read without a lock: an entry is loaded inside an RCU read section and its
- * reference taken; closing replaces the entry and frees the object's record after a grace period.
+ * Every object's descriptor is a real one of the process.  The table is read without a lock: an entry is loaded inside an RCU
+ * read section and its reference taken; closing replaces the entry and frees the object's record after a grace period.
  */
 #ifndef API_FD_H
 #define API_FD_H
@@ -11,16 +11,16 @@
 enum fd_kind { FD_SYSTEM, FD_VM, FD_VCPU, FD_DEVICE, FD_STATS, FD_KINDS };
 
 struct fd_object {
-  enum fd_kind kind;        /* (o) */
-  _Atomic int refs;         /* one for the table's entry, one per call at work */
-  const struct api *api;    /* (o) the ioctls of the object's architecture */
-  struct vm *vm;            /* (o) NULL on the system descriptor; the object holds a reference */
-  struct vcpu *vcpu;        /* (o) NULL unless FD_VCPU; reference held */
-  struct device *device;    /* (o) FD_DEVICE */
+  enum fd_kind kind;     /* (o) */
+  _Atomic int refs;      /* one for the table's entry, one per call at work */
+  const struct api *api; /* (o) the ioctls of the object's architecture */
+  struct vm *vm;         /* (o) NULL on the system descriptor; the object holds a reference */
+  struct vcpu *vcpu;     /* (o) NULL unless FD_VCPU; reference held */
+  struct device *device; /* (o) FD_DEVICE */
 };
 
-/* Enters fd, which the caller opened, for a copy of *init; takes over the references in it.  Returns fd, or -errno with fd closed and the
- * references given back. */
+/* Enters fd, which the caller opened, for a copy of *init; takes over the references in it.  Returns fd, or -errno with fd closed
+ * and the references given back. */
 int fd_install(int fd, const struct fd_object *init);
 /* The object with a reference, or NULL for a descriptor that is not ours. */
 struct fd_object *fd_get(int fd);

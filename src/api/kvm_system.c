@@ -20,9 +20,13 @@ static long create_vm(struct ioctl_ctx *ctx, void *data) {
   return fd_install(fd, &o);
 }
 
-static long check_extension(struct ioctl_ctx *ctx, void *data) { return caps_check(api_arch(ctx->object->api), NULL, (long)ctx->value); }
+static long check_extension(struct ioctl_ctx *ctx, void *data) {
+  return caps_check(api_arch(ctx->object->api), NULL, (long)ctx->value);
+}
 
-static long get_vcpu_mmap_size(struct ioctl_ctx *ctx, void *data) { return ctx->value ? -EINVAL : (long)(VCPU_MMAP_PAGES * PAGE_SIZE); }
+static long get_vcpu_mmap_size(struct ioctl_ctx *ctx, void *data) {
+  return ctx->value ? -EINVAL : (long)(VCPU_MMAP_PAGES * PAGE_SIZE);
+}
 
 static long trace_gone(struct ioctl_ctx *ctx, void *data) { return -EOPNOTSUPP; }
 

@@ -1,6 +1,7 @@
 /* The public entry points (include/uvirt.h): system-call manners around the objects.
  *
- * Every call is bracketed by enter() and leave(): meanwhile the client's signal handlers wait, and the thread cannot be cancelled half-way.
+ * Every call is bracketed by enter() and leave(): meanwhile the client's signal handlers wait, and the thread cannot be cancelled
+ * half-way (ioctl, mmap and close of the kernel are no cancellation points either).
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -25,23 +26,20 @@ const char *uvirt_version(void) {
 }
 
 struct visit {
-  int cancel, saved_errno;
+  int cancel_state, saved_errno;
 };
 
 static inline struct visit enter(void) {
   struct visit v = {.saved_errno = errno};
-  int cancel;
   signals_enter();
-  pthread_setcanceltype(PTHREAD_CANCEL_DEFERRED, &cancel);
-  if (signal_gate.depth == 1) signal_gate.cancel_async = cancel == PTHREAD_CANCEL_ASYNCHRONOUS;
-  v.cancel = cancel;
+  pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &v.cancel_state);
   return v;
 }
 
 /* Turns a negative errno into the system call's form; a call that succeeds leaves errno alone. */
 static inline long leave(struct visit v, long r) {
   signals_leave();
-  if (unlikely(v.cancel != PTHREAD_CANCEL_DEFERRED)) pthread_setcanceltype(v.cancel, NULL);
+  pthread_setcancelstate(v.cancel_state, NULL);
   errno = r < 0 ? (int)-r : v.saved_errno;
   return r < 0 ? -1 : r;
 }
@@ -79,14 +77,16 @@ int uvirt_ioctl(int fd, unsigned long request, void *arg) {
   return (int)leave(v, r);
 }
 
-/* Page 2 of a vCPU's mapping is another object's page: it is laid over the memfd's.  mremap of length 0 makes a second mapping of shared pages. */
+/* Page 2 of a vCPU's mapping is another object's page: it is laid over the memfd's.  mremap of length 0 makes a second mapping of
+ * shared pages. */
 static int overlay(struct vcpu *vcpu, char *base, size_t length, int prot, off_t offset) {
   for (unsigned page = 0; page < VCPU_MMAP_PAGES; page++) {
     void *shared = vcpu_mmap_page(vcpu, page);
     u64 at = page * PAGE_SIZE;
     if (!shared || at < (u64)offset || at - (u64)offset >= length) continue;
     char *to = base + (at - (u64)offset);
-    if (mremap(shared, 0, PAGE_SIZE, MREMAP_MAYMOVE | MREMAP_FIXED, to) == MAP_FAILED || mprotect(to, PAGE_SIZE, prot)) return -errno;
+    if (mremap(shared, 0, PAGE_SIZE, MREMAP_MAYMOVE | MREMAP_FIXED, to) == MAP_FAILED || mprotect(to, PAGE_SIZE, prot))
+      return -errno;
   }
   return 0;
 }

@@ -32,20 +32,20 @@ struct watch {
 
 struct evloop {
   pthread_mutex_t lock;
-  pthread_cond_t idle;    /* signalled when a callback has returned */
-  pid_t owner;            /* (o) process that has the thread */
-  char name[16];          /* (o) */
+  pthread_cond_t idle; /* signalled when a callback has returned */
+  pid_t owner;         /* (o) process that has the thread */
+  char name[16];       /* (o) */
   pthread_t thread;
-  bool started, stopping; /* [lock] */
-  int epoll, timer, wake; /* (o) once started */
-  struct evtimer **heap;  /* [lock] least deadline first */
-  unsigned n, room;       /* [lock] */
-  u64 programmed;         /* [lock] deadline the timerfd is set to */
-  bool expiring;          /* [lock] the thread runs timers and programs the timerfd afterwards */
+  bool started, stopping;        /* [lock] */
+  int epoll, timer, wake;        /* (o) once started */
+  struct evtimer **heap;         /* [lock] least deadline first */
+  unsigned n, room;              /* [lock] */
+  u64 programmed;                /* [lock] deadline the timerfd is set to */
+  bool expiring;                 /* [lock] the thread runs timers and programs the timerfd afterwards */
   struct evtimer *running_timer; /* [lock] */
-  u64 running_watch;      /* [lock] serial */
-  struct watch *watches;  /* [lock] */
-  u64 next_serial;        /* [lock] */
+  u64 running_watch;             /* [lock] serial */
+  struct watch *watches;         /* [lock] */
+  u64 next_serial;               /* [lock] */
 };
 
 static bool foreign(const struct evloop *loop) { return loop->owner != process_pid(); }
@@ -163,8 +163,10 @@ static void *loop_thread(void *arg) {
     int n = epoll_wait(loop->epoll, ev, ARRAY_SIZE(ev), -1);
     for (int i = 0; i < n; i++) {
       if (ev[i].data.u64 == SERIAL_WAKE) return NULL; /* written only by evloop_stop() */
-      if (ev[i].data.u64 == SERIAL_TIMER) run_timers(loop);
-      else run_watch(loop, ev[i].data.u64, ev[i].events);
+      if (ev[i].data.u64 == SERIAL_TIMER)
+        run_timers(loop);
+      else
+        run_watch(loop, ev[i].data.u64, ev[i].events);
     }
     if (n < 0 && errno != EINTR) return NULL;
   }
@@ -191,7 +193,8 @@ static int open_fds(struct evloop *loop) {
   return r ? r : epoll_put(loop, loop->wake, EPOLLIN, SERIAL_WAKE);
 }
 
-/* The client's handlers must not run on our thread.  Signals of faulting instructions stay: blocked, they would kill the process. */
+/* The client's handlers must not run on our thread.  Signals of faulting instructions stay: blocked, they would kill the process.
+ */
 static int spawn(struct evloop *loop) {
   static const int faults[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP};
   sigset_t all, old;
@@ -208,8 +211,10 @@ static int start_locked(struct evloop *loop) {
   if (loop->started || loop->stopping) return 0;
   int r = open_fds(loop);
   if (!r) r = spawn(loop);
-  if (r) close_fds(loop);
-  else loop->started = true;
+  if (r)
+    close_fds(loop);
+  else
+    loop->started = true;
   return r;
 }
 

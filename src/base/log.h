@@ -2,7 +2,8 @@
 #ifndef BASE_LOG_H
 #define BASE_LOG_H
 
-/* One line on standard error, prefixed "uvirt: ".  For things the client has no other way to learn of; never for guest behaviour. */
+/* One line on standard error, prefixed "uvirt: ".  For things the client has no other way to learn of; never for guest behaviour.
+ */
 void log_warn(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
 #ifdef NDEBUG

@@ -2,8 +2,10 @@
 #include <errno.h>
 #include <pthread.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#include "base/fault.h"
 #include "base/signals.h"
 
 #define N_SIGNALS 65
@@ -12,8 +14,14 @@ __thread struct signal_gate signal_gate __attribute__((tls_model("initial-exec")
 _Atomic unsigned signals_generation = 1;
 int (*signals_sigaction)(int sig, const struct sigaction *act, struct sigaction *old) = sigaction;
 
-/* What the client installed, by signal; NULL: not behind the gate.  A record is never changed or freed once published: the handler reads it. */
-static const struct sigaction *_Atomic client[N_SIGNALS];
+/* What the client installed.  A record is never changed or freed: handlers read it without a lock. */
+struct record {
+  struct sigaction action;
+  struct record *next;
+};
+
+static const struct sigaction *_Atomic client[N_SIGNALS]; /* by signal; NULL: not behind the gate */
+static struct record *_Atomic records;                    /* all there ever were, each kind once; grows at the head */
 static pthread_mutex_t take_lock = PTHREAD_MUTEX_INITIALIZER;
 
 /* Faults of instructions belong to base/fault.c or to the client at once; 32 and 33 are libc's own. */
@@ -71,26 +79,75 @@ static void on_signal(int sig, siginfo_t *info, void *context) {
     act_as_default(sig, info, a);
   } else if (a) {
     if (a->sa_flags & SA_RESETHAND) signals_sigaction(sig, &(struct sigaction){.sa_handler = SIG_DFL}, NULL);
-    if (a->sa_flags & SA_SIGINFO) a->sa_sigaction(sig, info, context);
-    else a->sa_handler(sig);
+    if (a->sa_flags & SA_SIGINFO)
+      a->sa_sigaction(sig, info, context);
+    else
+      a->sa_handler(sig);
   }
   errno = saved;
+}
+
+static bool same_action(const struct sigaction *a, const struct sigaction *b) {
+  return a->sa_sigaction == b->sa_sigaction && a->sa_flags == b->sa_flags &&
+         !memcmp(&a->sa_mask, &b->sa_mask, sizeof(a->sa_mask));
+}
+
+const struct sigaction *signals_remember(const struct sigaction *a) {
+  struct record *head = atomic_load(&records);
+  for (struct record *r = head; r; r = r->next)
+    if (same_action(&r->action, a)) return &r->action;
+  struct record *r = malloc(sizeof(*r));
+  if (!r) return NULL;
+  r->action = *a;
+  do r->next = head;
+  while (!atomic_compare_exchange_weak(&records, &head, r));
+  return &r->action;
+}
+
+static bool is_gate(const struct sigaction *a) { return (a->sa_flags & SA_SIGINFO) && a->sa_sigaction == on_signal; }
+
+/* take_lock held.  0, or -1 with errno. */
+static int install_gate(int sig, const struct sigaction *a) {
+  const struct sigaction *record = signals_remember(a);
+  if (!record) return -1;             /* errno is malloc's */
+  atomic_store(&client[sig], record); /* before the gate can be entered */
+  struct sigaction gate = *a;
+  gate.sa_sigaction = on_signal;
+  gate.sa_flags = (a->sa_flags & ~SA_RESETHAND) | SA_SIGINFO | (has_handler(a) ? 0 : SA_RESTART);
+  return signals_sigaction(sig, &gate, NULL);
 }
 
 /* take_lock held. */
 static void take_one(int sig, bool even_without_handler) {
   struct sigaction now;
-  if (!may_gate(sig) || signals_sigaction(sig, NULL, &now)) return;
-  if ((now.sa_flags & SA_SIGINFO) && now.sa_sigaction == on_signal) return;
-  if (!has_handler(&now) && !even_without_handler) return;
-  struct sigaction *record = malloc(sizeof(*record));
-  if (!record) return;
-  *record = now;
-  atomic_store(&client[sig], record); /* before the gate can be entered */
-  struct sigaction gate = now;
-  gate.sa_sigaction = on_signal;
-  gate.sa_flags = (now.sa_flags & ~SA_RESETHAND) | SA_SIGINFO | (has_handler(&now) ? 0 : SA_RESTART);
-  signals_sigaction(sig, &gate, NULL);
+  if (!may_gate(sig) || signals_sigaction(sig, NULL, &now) || is_gate(&now)) return;
+  if (has_handler(&now) || even_without_handler) install_gate(sig, &now);
+}
+
+/* take_lock held. */
+static int client_sigaction(int sig, const struct sigaction *act, struct sigaction *old) {
+  struct sigaction now;
+  if (signals_sigaction(sig, NULL, &now)) return -1;
+  const struct sigaction *behind = is_gate(&now) ? atomic_load(&client[sig]) : NULL;
+  struct sigaction was = behind ? *behind : now;
+  int r = 0;
+  if (act && has_handler(act))
+    r = install_gate(sig, act);
+  else if (act)
+    r = signals_sigaction(sig, act, NULL);
+  if (!r && old) *old = was;
+  return r;
+}
+
+int signals_client_sigaction(int sig, const struct sigaction *act, struct sigaction *old) {
+  if (sig == SIGSEGV || sig == SIGBUS) return fault_client_sigaction(sig, act, old);
+  if (sig <= 0 || sig >= N_SIGNALS || !may_gate(sig)) return signals_sigaction(sig, act, old);
+  signals_enter(); /* a handler that interrupted us here and called sigaction would wait for our lock */
+  pthread_mutex_lock(&take_lock);
+  int r = client_sigaction(sig, act, old);
+  pthread_mutex_unlock(&take_lock);
+  signals_leave();
+  return r;
 }
 
 void signals_take(void) {

@@ -1,12 +1,13 @@
 /* Signals of the client: kept out of the library's critical parts, and noticed by a running vCPU.
  *
- * A system call is never interrupted half-way by a handler: the kernel lets it finish (with EINTR) and runs the handler on the way out.
- * The library does the same.  The client's handlers are entered through a gate.  When a signal hits a thread that is inside the library, the gate puts it back
- * (blocked and pending) and pokes what the thread is doing; leaving the library restores the thread's signal mask, and the handler runs
- * then, with no lock of the library held.
+ * A system call is never interrupted half-way by a handler: the kernel lets it finish (with EINTR) and runs the handler on the
+ * way out. The library does the same.  The client's handlers are entered through a gate.  When a signal hits a thread that is
+ * inside the library, the gate puts it back (blocked and pending) and pokes what the thread is doing; leaving the library
+ * restores the thread's signal mask, and the handler runs then, with no lock of the library held.
  *
- * The gate finds handlers by looking at the installed ones (signals_take).  Handlers installed later by other means than sigaction through the preload
- * library are found at the next look: when a VM or vCPU is created, and at the first KVM_RUN of each thread.
+ * The gate finds handlers by looking at the installed ones (signals_take): at the first KVM_RUN of each thread, and at the next
+ * KVM_RUN after a VM or vCPU was created.  A preload library that has a sigaction of its own tells it at once
+ * (signals_client_sigaction).
  */
 #ifndef BASE_SIGNALS_H
 #define BASE_SIGNALS_H
@@ -15,16 +16,15 @@
 #include "base/types.h"
 
 struct signal_gate {
-  unsigned depth;            /* > 0: inside the library */
-  unsigned seen;             /* generation of the last signals_take() this thread knows of */
-  volatile sig_atomic_t deferred;      /* a signal waits for the way out */
-  volatile sig_atomic_t restore;       /* `mask` must be put back on the way out */
+  unsigned depth;                 /* > 0: inside the library */
+  unsigned seen;                  /* generation of the last signals_take() this thread knows of */
+  volatile sig_atomic_t deferred; /* a signal waits for the way out */
+  volatile sig_atomic_t restore;  /* `mask` must be put back on the way out */
   sigset_t mask;
-  const sigset_t *sleep_mask;/* while the thread sleeps with everything blocked: the mask that counts */
-  void (*poke)(void *arg);   /* makes what the thread is doing end soon; async-signal-safe */
+  const sigset_t *sleep_mask; /* while the thread sleeps with everything blocked: the mask that counts */
+  void (*poke)(void *arg);    /* makes what the thread is doing end soon; async-signal-safe */
   void *arg;
-  bool cancel_async;         /* the thread allows asynchronous cancellation; suspended while inside */
-  void (*abandon)(void *arg);/* the thread ends here by cancellation: gives back what the way in took */
+  void (*abandon)(void *arg); /* the thread ends here by cancellation: gives back what the way in took */
   void *abandon_arg;
 };
 extern __thread struct signal_gate signal_gate __attribute__((tls_model("initial-exec")));
@@ -41,7 +41,8 @@ static inline void signals_leave(void) {
   if (--signal_gate.depth == 0 && signal_gate.restore) signals_restore();
 }
 
-/* Changes the mask until the way out.  Signals it lets in that have no handler get the gate too, so that they end up pending again. */
+/* Changes the mask until the way out.  Signals it lets in that have no handler get the gate too, so that they end up pending
+ * again. */
 void signals_set_mask(const sigset_t *mask);
 
 /* Looks for handlers that are not behind the gate yet. */
@@ -53,6 +54,13 @@ extern _Atomic unsigned signals_generation;
 static inline void signals_take_once(void) {
   if (signal_gate.seen != atomic_load_explicit(&signals_generation, memory_order_relaxed)) signals_take();
 }
+
+/* sigaction(2) as the client means it: what it installs goes behind the gate (or behind base/fault.c), what it is told is what it
+ * installed.  For the preload library.  0, or -1 with errno. */
+int signals_client_sigaction(int sig, const struct sigaction *act, struct sigaction *old);
+
+/* A copy of *a that is never changed or freed, for handlers to read without a lock.  NULL: no memory. */
+const struct sigaction *signals_remember(const struct sigaction *a);
 
 /* In a forked child: nobody else holds the module's lock. */
 void signals_after_fork(void);

@@ -1,6 +1,7 @@
 /* The coalesced ring (one per VM, page 2 of every vCPU's mapping) and the zones that feed it.
  *
- * Producers take ring_lock; the client consumes without it: it moves `first` after it has read entries, we move `last` after we have written them.
+ * Producers take ring_lock; the client consumes without it: it moves `first` after it has read entries, we move `last` after we
+ * have written them.
  */
 #include <errno.h>
 #include <stdlib.h>

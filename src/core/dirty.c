@@ -1,8 +1,8 @@
 /* Dirty bitmaps: set by whoever writes guest memory, taken and cleared by the client.
  *
- * A writer sets the page's bit before its translation becomes writable; the translation stays writable until the next REQ_TLB_FLUSH.
- * Taking bits therefore goes: exchange the words, then flush and wait.  A write through a translation that was still writable in between is in the words
- * just taken; every later one finds a read-only translation and sets the bit again.
+ * A writer sets the page's bit before its translation becomes writable; the translation stays writable until the next
+ * REQ_TLB_FLUSH. Taking bits therefore goes: exchange the words, then flush and wait.  A write through a translation that was
+ * still writable in between is in the words just taken; every later one finds a read-only translation and sets the bit again.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -24,7 +24,7 @@ static void set_all(u64 *bitmap, u64 npages) {
 }
 
 int dirty_bitmap_prepare(struct vm *vm, const struct memslot *old, struct memslot *new) {
-  if (!(new->flags & KVM_MEM_LOG_DIRTY_PAGES) || vm->dirty_ring_bytes) return 0;
+  if (!(new->flags &KVM_MEM_LOG_DIRTY_PAGES) || vm->dirty_ring_bytes) return 0;
   if (old && old->dirty_bitmap) {
     new->dirty_bitmap = old->dirty_bitmap;
     return 0;

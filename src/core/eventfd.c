@@ -55,7 +55,8 @@ bool client_eventfd_take(const struct client_eventfd *e) {
   u64 count;
   struct iovec v = {.iov_base = &count, .iov_len = sizeof(count)};
   ssize_t n = preadv2(e->fd, &v, 1, -1, RWF_NOWAIT);
-  if (n < 0 && (errno == EOPNOTSUPP || errno == ENOSYS || errno == ESPIPE)) { /* before Linux 5.8: eventfds do not know RWF_NOWAIT */
+  if (n < 0 &&
+      (errno == EOPNOTSUPP || errno == ENOSYS || errno == ESPIPE)) { /* before Linux 5.8: eventfds do not know RWF_NOWAIT */
     struct pollfd p = {.fd = e->fd, .events = POLLIN};
     n = poll(&p, 1, 0) == 1 ? read(e->fd, &count, sizeof(count)) : -1;
   }

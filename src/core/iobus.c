@@ -10,10 +10,10 @@
 #define MAX_DEVICES 1000
 
 struct io_range {
-  u64 addr, len;    /* len 0: hit by any access that begins at addr (ioeventfd without length) */
-  u64 reach;        /* largest end of this and all earlier ranges: where a backward search may stop */
+  u64 addr, len; /* len 0: hit by any access that begins at addr (ioeventfd without length) */
+  u64 reach;     /* largest end of this and all earlier ranges: where a backward search may stop */
   struct io_device *dev;
-  bool counted;     /* against MAX_DEVICES; ioeventfds are limited by descriptors */
+  bool counted; /* against MAX_DEVICES; ioeventfds are limited by descriptors */
 };
 
 struct io_bus {
@@ -33,8 +33,10 @@ static unsigned first_candidate(const struct io_bus *bus, u64 addr) {
   unsigned low = 0, high = bus->n;
   while (low < high) {
     unsigned mid = (low + high) / 2;
-    if (bus->range[mid].reach <= addr) low = mid + 1;
-    else high = mid;
+    if (bus->range[mid].reach <= addr)
+      low = mid + 1;
+    else
+      high = mid;
   }
   return low;
 }
@@ -46,8 +48,10 @@ static int dispatch(struct vcpu *vcpu, enum io_bus_kind kind, u64 addr, unsigned
   for (unsigned i = first_candidate(bus, addr); r && i < bus->n && bus->range[i].addr <= addr; i++) {
     struct io_device *dev = bus->range[i].dev;
     if (!hits(&bus->range[i], addr, len)) continue;
-    if (write && dev->ops->write) r = dev->ops->write(dev, vcpu, addr, len, data);
-    else if (!write && dev->ops->read) r = dev->ops->read(dev, vcpu, addr, len, data);
+    if (write && dev->ops->write)
+      r = dev->ops->write(dev, vcpu, addr, len, data);
+    else if (!write && dev->ops->read)
+      r = dev->ops->read(dev, vcpu, addr, len, data);
   }
   rcu_read_unlock();
   return r ? -EOPNOTSUPP : 0;

@@ -130,6 +130,6 @@ void ioeventfds_destroy(struct vm *vm) {
     struct ioeventfd *e = vm->priv->ioeventfds;
     vm->priv->ioeventfds = e->next;
     client_eventfd_put(&e->eventfd);
-    free(e); /* the bus that still names it is freed next, and nobody dispatches any more */
+    free(e); /* the bus that named it is gone already */
   }
 }

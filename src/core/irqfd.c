@@ -1,7 +1,7 @@
 /* KVM_IRQFD on the VM's service thread.
  *
- * Locks: irqfds.lock (outside vm->irq_lock) protects the lists.  The service thread's callback takes neither: removing a watch waits for it.
- * The list of a resampler is read inside rcu_read_lock() by acknowledgements.
+ * Locks: irqfds.lock (outside vm->irq_lock) protects the lists.  The service thread's callback takes neither: removing a watch
+ * waits for it. The list of a resampler is read inside rcu_read_lock() by acknowledgements.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -16,12 +16,12 @@
 #include "core/vm_priv.h"
 
 struct irqfd {
-  struct irqfd *next;           /* [lock] irqfds.list */
-  struct vm *vm;                /* (o) */
-  u32 gsi;                      /* (o) */
+  struct irqfd *next;                          /* [lock] irqfds.list */
+  struct vm *vm;                               /* (o) */
+  u32 gsi;                                     /* (o) */
   struct client_eventfd event, resample_event; /* (o) */
-  struct resampler *resampler;  /* (o) NULL for edge-triggered ones */
-  struct irqfd *resampler_next; /* (r) [lock] */
+  struct resampler *resampler;                 /* (o) NULL for edge-triggered ones */
+  struct irqfd *resampler_next;                /* (r) [lock] */
 };
 
 /* All resampling irqfds of one GSI share a source: an acknowledgement lowers the line once and then tells all of them. */
@@ -29,7 +29,7 @@ struct resampler {
   struct irq_ack_notifier notifier;
   struct resampler *next; /* [lock] irqfds.resamplers */
   struct vm *vm;
-  struct irqfd *members;  /* (r) [lock] */
+  struct irqfd *members; /* (r) [lock] */
 };
 
 struct irqfds {
@@ -55,7 +55,8 @@ static void on_ack(struct irq_ack_notifier *n) {
   struct resampler *s = container_of(n, struct resampler, notifier);
   vm_set_irq(s->vm, KVM_IRQFD_RESAMPLE_IRQ_SOURCE_ID, n->gsi, 0, false);
   rcu_read_lock();
-  for (struct irqfd *i = rcu_dereference(s->members); i; i = rcu_dereference(i->resampler_next)) client_eventfd_signal(&i->resample_event);
+  for (struct irqfd *i = rcu_dereference(s->members); i; i = rcu_dereference(i->resampler_next))
+    client_eventfd_signal(&i->resample_event);
   rcu_read_unlock();
 }
 
@@ -154,8 +155,10 @@ static int deassign(struct vm *vm, const struct kvm_irqfd *args) {
   if (r) return r;
   pthread_mutex_lock(&vm->irqfds->lock);
   for (struct irqfd **p = &vm->irqfds->list; *p;) {
-    if ((*p)->event.id == id && (*p)->gsi == args->gsi) detach(p);
-    else p = &(*p)->next;
+    if ((*p)->event.id == id && (*p)->gsi == args->gsi)
+      detach(p);
+    else
+      p = &(*p)->next;
   }
   pthread_mutex_unlock(&vm->irqfds->lock);
   return 0;

@@ -4,7 +4,8 @@
 
 #include "core/vm.h"
 
-/* KVM_IRQFD.  -EINVAL: unknown flags, no interrupt controllers, not an eventfd; -EBADF; -EBUSY: the eventfd raises a GSI already. */
+/* KVM_IRQFD.  -EINVAL: unknown flags, no interrupt controllers, not an eventfd; -EBADF; -EBUSY: the eventfd raises a GSI already.
+ */
 int vm_irqfd(struct vm *vm, const struct kvm_irqfd *args);
 
 #endif

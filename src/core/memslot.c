@@ -1,10 +1,10 @@
 /* Memory slots: checks, publication, and the wait until nobody uses what was replaced.
  *
- * Readers are of two kinds.  vCPU threads read between vcpu_enter() and vcpu_leave() without any lock and may keep what they derived (translations,
- * host addresses) until they handle REQ_TLB_FLUSH; other threads read inside rcu_read_lock().  There are two arrays per address space.  A change is made in
- * the idle one, which is then published; both kinds of readers are waited for (vm_request_all(REQ_TLB_FLUSH, wait) and synchronize_rcu()); then the same
- * change is made in the other one, and what only the old state referred to is freed.  slots_lock is held throughout; no vCPU takes it between enter and
- * leave.
+ * Readers are of two kinds.  vCPU threads read between vcpu_enter() and vcpu_leave() without any lock and may keep what they
+ * derived (translations, host addresses) until they handle REQ_TLB_FLUSH; other threads read inside rcu_read_lock().  There are
+ * two arrays per address space.  A change is made in the idle one, which is then published; both kinds of readers are waited for
+ * (vm_request_all(REQ_TLB_FLUSH, wait) and synchronize_rcu()); then the same change is made in the other one, and what only the
+ * old state referred to is freed.  slots_lock is held throughout; no vCPU takes it between enter and leave.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -22,8 +22,10 @@ const struct memslot *memslot_find(const struct memslots *slots, gfn_t gfn) {
   unsigned low = 0, high = slots->n;
   while (low < high) { /* the first slot that begins behind gfn */
     unsigned mid = (low + high) / 2;
-    if (slots->slot[mid].base_gfn <= gfn) low = mid + 1;
-    else high = mid;
+    if (slots->slot[mid].base_gfn <= gfn)
+      low = mid + 1;
+    else
+      high = mid;
   }
   if (!low) return NULL;
   const struct memslot *s = &slots->slot[low - 1];
@@ -68,8 +70,10 @@ static bool overlaps(const struct memslots *slots, gfn_t base, u64 n, const stru
   unsigned low = 0, high = slots->n;
   while (low < high) { /* the first slot that ends behind base */
     unsigned mid = (low + high) / 2;
-    if (slots->slot[mid].base_gfn + slots->slot[mid].npages <= base) low = mid + 1;
-    else high = mid;
+    if (slots->slot[mid].base_gfn + slots->slot[mid].npages <= base)
+      low = mid + 1;
+    else
+      high = mid;
   }
   for (; low < slots->n && slots->slot[low].base_gfn < base + n; low++)
     if (&slots->slot[low] != except) return true;
@@ -105,8 +109,10 @@ static unsigned index_of(const struct memslots *s, gfn_t base_gfn) {
   unsigned low = 0, high = s->n;
   while (low < high) { /* the first slot that begins at or behind base_gfn */
     unsigned mid = (low + high) / 2;
-    if (s->slot[mid].base_gfn < base_gfn) low = mid + 1;
-    else high = mid;
+    if (s->slot[mid].base_gfn < base_gfn)
+      low = mid + 1;
+    else
+      high = mid;
   }
   return low;
 }
@@ -134,7 +140,8 @@ struct replacement {
   struct memslot *new;       /* or NULL */
 };
 
-/* Makes sure that both arrays can hold one more: the idle one grows in place; for the published one a larger *successor is made. */
+/* Makes sure that both arrays can hold one more: the idle one grows in place; for the published one a larger *successor is made.
+ */
 static int reserve_slot(struct vm *vm, unsigned as_id, struct memslots **successor) {
   struct memslots **idle = &vm->priv->idle[as_id];
   unsigned need = vm->slots[as_id]->n + 1, room = MAX(need * 2, 16u);
@@ -201,7 +208,8 @@ static int set_region_locked(struct vm *vm, const struct kvm_userspace_memory_re
   struct replacement r = {.vm = vm, .as_id = as_id, .id = new.id, .old = memslot_by_id_locked(vm, as_id, new.id)};
   int err = classify(r.old, &new, &r.change);
   if (err) return err > 0 ? 0 : trace_error(err);
-  if ((r.change == SLOT_CREATE || r.change == SLOT_MOVE) && overlaps(vm->slots[as_id], new.base_gfn, new.npages, r.old)) return -EEXIST;
+  if ((r.change == SLOT_CREATE || r.change == SLOT_MOVE) && overlaps(vm->slots[as_id], new.base_gfn, new.npages, r.old))
+    return -EEXIST;
   if (r.change != SLOT_DELETE) r.new = &new;
   if (r.old) new.arch = r.old->arch;
   struct memslots *successor;

@@ -3,11 +3,11 @@
  * Three hand-shakes, each between a requester R and a vCPU thread V:
  *
  * 1. R sets a bit, V runs guest code.  V polls the word at every block; nothing else is needed.
- * 2. R sets a bit, V goes to sleep.  R: set bit, then read `halted`.  V: set `halted`, then read the bits.  Both sides are sequentially
- *    consistent, so at least one sees the other's store: either V does not sleep or R writes wake_fd.
- * 3. R changes shared state, sets a bit, and waits until V is outside or has handled it; V enters.  R: set bit, then read `mode`.  V: set
- *    `mode`, full barrier, then read the bits (vcpu_enter).  Either R sees V running and waits, or V sees the bit before it touches
- *    guest memory.
+ * 2. R sets a bit, V goes to sleep.  R: set bit, then read `halted`.  V: set `halted`, then read the bits.  Both sides are
+ * sequentially consistent, so at least one sees the other's store: either V does not sleep or R writes wake_fd.
+ * 3. R changes shared state, sets a bit, and waits until V is outside or has handled it; V enters.  R: set bit, then read `mode`.
+ * V: set `mode`, full barrier, then read the bits (vcpu_enter).  Either R sees V running and waits, or V sees the bit before it
+ * touches guest memory.
  */
 #include <errno.h>
 #include <poll.h>
@@ -36,8 +36,10 @@ static void wake_if_halted(struct vcpu *vcpu) {
 void vcpu_request(struct vcpu *vcpu, unsigned req) {
   u64 bit = BIT(req);
   /* Setting it again would change nothing; the fence keeps hand-shake 2 in that case too. */
-  if (atomic_load_explicit(&vcpu->requests, memory_order_relaxed) & bit) atomic_thread_fence(memory_order_seq_cst);
-  else atomic_fetch_or(&vcpu->requests, bit);
+  if (atomic_load_explicit(&vcpu->requests, memory_order_relaxed) & bit)
+    atomic_thread_fence(memory_order_seq_cst);
+  else
+    atomic_fetch_or(&vcpu->requests, bit);
   wake_if_halted(vcpu);
 }
 
@@ -82,8 +84,9 @@ static void wait_taken(struct vcpu *vcpu, u64 bit) {
   for (unsigned round = 0; !is_outside(vcpu) && (atomic_load(&vcpu->requests) & bit); round++) back_off(round);
 }
 
-/* Until V has finished what it took.  The bit was seen clear, so the work on it has at least begun: any later increase of `handled` comes from
- * finishing it or something after it.  It may have been finished before we looked: REQ_SYNC makes sure that there is a later one. */
+/* Until V has finished what it took.  The bit was seen clear, so the work on it has at least begun: any later increase of
+ * `handled` comes from finishing it or something after it.  It may have been finished before we looked: REQ_SYNC makes sure that
+ * there is a later one. */
 static void wait_done(struct vcpu *vcpu) {
   u32 before = atomic_load(&vcpu->handled);
   if (is_outside(vcpu)) return;
@@ -99,8 +102,10 @@ void vm_request_all(struct vm *vm, struct vcpu *self, unsigned req, bool wait) {
   for (unsigned i = 0; i < n; i++) {
     struct vcpu *vcpu = vm->vcpus[i];
     if (vcpu == self) continue;
-    if (quiet) atomic_fetch_or(&vcpu->requests, BIT(req));
-    else vcpu_request(vcpu, req);
+    if (quiet)
+      atomic_fetch_or(&vcpu->requests, BIT(req));
+    else
+      vcpu_request(vcpu, req);
   }
   for (unsigned i = 0; wait && i < n; i++) {
     struct vcpu *vcpu = vm->vcpus[i];
@@ -116,7 +121,11 @@ void vm_request_all(struct vm *vm, struct vcpu *self, unsigned req, bool wait) {
 
 static bool must_wake(struct vcpu *vcpu) { return atomic_load(&vcpu->requests) || vcpu->vm->arch->vcpu_runnable(vcpu); }
 
-static bool interrupted(struct vcpu *vcpu) { return signal_gate.deferred || READ_ONCE(vcpu->run->immediate_exit); }
+/* A signal, immediate_exit, or anybody's REQ_EXIT (which stays set for the run loop to see). */
+static bool interrupted(struct vcpu *vcpu) {
+  return signal_gate.deferred || __atomic_load_n(&vcpu->run->immediate_exit, __ATOMIC_RELAXED) ||
+         (atomic_load(&vcpu->requests) & BIT(REQ_EXIT));
+}
 
 #define POLL_GROW_START 5000u
 
@@ -161,7 +170,8 @@ static int open_wake_fd(struct vcpu *vcpu) {
   return fd;
 }
 
-/* One sleep with the client's signals let in only while asleep.  ppoll by number: libc's is a cancellation point.  0, or -EINTR for a signal. */
+/* One sleep with the client's signals let in only while asleep.  ppoll by number: libc's is a cancellation point.  0, or -EINTR
+ * for a signal. */
 static int sleep_once(int fd, const sigset_t *mask) {
   struct pollfd p = {.fd = fd, .events = POLLIN};
   struct timespec millisecond = {.tv_nsec = 1000000};

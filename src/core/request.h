@@ -42,7 +42,7 @@ void vcpu_leave(struct vcpu *vcpu);
 void vcpu_requests_done(struct vcpu *vcpu);
 
 /* Sleeps until vcpu_runnable() or a request, a signal to this thread, or immediate_exit.  Called outside (vcpu_leave done).
- * 0 when runnable or a request is pending; -EINTR for signal or immediate_exit. */
+ * 0 when runnable or a request is pending; -EINTR for a signal, immediate_exit or REQ_EXIT. */
 int vcpu_halt(struct vcpu *vcpu);
 
 #endif

@@ -26,8 +26,10 @@ static unsigned first_of(const struct irq_routing *t, u32 gsi) {
   unsigned low = 0, high = t->n;
   while (low < high) {
     unsigned mid = (low + high) / 2;
-    if (t->entry[mid].gsi < gsi) low = mid + 1;
-    else high = mid;
+    if (t->entry[mid].gsi < gsi)
+      low = mid + 1;
+    else
+      high = mid;
   }
   return low;
 }
@@ -68,7 +70,8 @@ static int check_entry(const struct kvm_irq_routing_entry *ue) {
 static bool conflicts(const struct irq_routing *t, unsigned at, const struct irq_route_entry *e) {
   for (; at && t->entry[at - 1].gsi == e->gsi; at--) {
     const struct irq_route_entry *o = &t->entry[at - 1];
-    if (o->type != KVM_IRQ_ROUTING_IRQCHIP || e->type != KVM_IRQ_ROUTING_IRQCHIP || o->chip.irqchip == e->chip.irqchip) return true;
+    if (o->type != KVM_IRQ_ROUTING_IRQCHIP || e->type != KVM_IRQ_ROUTING_IRQCHIP || o->chip.irqchip == e->chip.irqchip)
+      return true;
   }
   return false;
 }

@@ -23,7 +23,8 @@ static int complete_only(struct vcpu *vcpu) {
 }
 
 static bool asked_to_leave(struct vcpu *vcpu) {
-  return signal_gate.deferred || READ_ONCE(vcpu->run->immediate_exit) || atomic_load_explicit(&vcpu->vm->dead, memory_order_relaxed);
+  return signal_gate.deferred || __atomic_load_n(&vcpu->run->immediate_exit, __ATOMIC_RELAXED) ||
+         atomic_load_explicit(&vcpu->vm->dead, memory_order_relaxed);
 }
 
 static int run_once(struct vcpu *vcpu) {
@@ -53,9 +54,9 @@ static void cancelled(void *arg) {
   signal_gate.depth = 0;
 }
 
-/* Cancellation is disabled inside the library, so pthread_cancel() only leaves a note and sends no signal.  A thread that asked for asynchronous
- * cancellation expects to end inside KVM_RUN all the same: its vCPU is taken out every few milliseconds to look.  The mutex is free while the thread may
- * end. */
+/* Cancellation is disabled inside the library, so pthread_cancel() only leaves a note and sends no signal.  A thread that asked
+ * for asynchronous cancellation expects to end inside KVM_RUN all the same: its vCPU is taken out every few milliseconds to look.
+ * The mutex is free while the thread may end. */
 static void test_cancel(struct vcpu *vcpu) {
   int state;
   pthread_mutex_unlock(&vcpu->mutex);

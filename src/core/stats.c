@@ -13,12 +13,12 @@
 
 #define NAME_SIZE 48
 
-#define COUNTER (KVM_STATS_TYPE_CUMULATIVE | KVM_STATS_UNIT_NONE | KVM_STATS_BASE_POW10)
-#define GAUGE   (KVM_STATS_TYPE_INSTANT | KVM_STATS_UNIT_NONE | KVM_STATS_BASE_POW10)
-#define PEAK    (KVM_STATS_TYPE_PEAK | KVM_STATS_UNIT_NONE | KVM_STATS_BASE_POW10)
-#define TIME_NS (KVM_STATS_TYPE_CUMULATIVE | KVM_STATS_UNIT_SECONDS | KVM_STATS_BASE_POW10)
-#define HIST_NS (KVM_STATS_TYPE_LOG_HIST | KVM_STATS_UNIT_SECONDS | KVM_STATS_BASE_POW10)
-#define FLAG    (KVM_STATS_TYPE_INSTANT | UNIT_BOOLEAN | KVM_STATS_BASE_POW10)
+#define COUNTER      (KVM_STATS_TYPE_CUMULATIVE | KVM_STATS_UNIT_NONE | KVM_STATS_BASE_POW10)
+#define GAUGE        (KVM_STATS_TYPE_INSTANT | KVM_STATS_UNIT_NONE | KVM_STATS_BASE_POW10)
+#define PEAK         (KVM_STATS_TYPE_PEAK | KVM_STATS_UNIT_NONE | KVM_STATS_BASE_POW10)
+#define TIME_NS      (KVM_STATS_TYPE_CUMULATIVE | KVM_STATS_UNIT_SECONDS | KVM_STATS_BASE_POW10)
+#define HIST_NS      (KVM_STATS_TYPE_LOG_HIST | KVM_STATS_UNIT_SECONDS | KVM_STATS_BASE_POW10)
+#define FLAG         (KVM_STATS_TYPE_INSTANT | UNIT_BOOLEAN | KVM_STATS_BASE_POW10)
 #define UNIT_BOOLEAN (4u << KVM_STATS_UNIT_SHIFT) /* KVM_STATS_UNIT_BOOLEAN, newer than some headers */
 
 struct description {
@@ -29,7 +29,10 @@ struct description {
 #define IN_SECONDS(kind) (((kind)&KVM_STATS_UNIT_MASK) == KVM_STATS_UNIT_SECONDS)
 #define DESCRIBE(structure, stat, kind, values)                                                                                  \
   {                                                                                                                              \
-      .desc = {.flags = (kind), .exponent = IN_SECONDS(kind) ? -9 : 0, .size = (values), .offset = offsetof(struct structure, stat)}, \
+      .desc = {.flags = (kind),                                                                                                  \
+               .exponent = IN_SECONDS(kind) ? -9 : 0,                                                                            \
+               .size = (values),                                                                                                 \
+               .offset = offsetof(struct structure, stat)},                                                                      \
       .name = #stat,                                                                                                             \
   },
 
@@ -94,7 +97,8 @@ static void block_destroy(void *values, unsigned n, size_t data_size) {
   munmap(l, map_size(file_size) + PAGE_SIZE);
 }
 
-/* Turns the block's pages into a file's.  Values counted by other threads between the copy and the switch are lost: a few, once. */
+/* Turns the block's pages into a file's.  Values counted by other threads between the copy and the switch are lost: a few, once.
+ */
 static int make_file(struct layout *l, struct block_tail *t) {
   int fd = memfd_create("kvm-stats", MFD_CLOEXEC | MFD_ALLOW_SEALING);
   if (fd < 0) return -errno;

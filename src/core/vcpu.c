@@ -27,8 +27,8 @@ static struct vcpu *alloc_vcpu(struct vm *vm, u32 id) {
   return vcpu;
 }
 
-/* kvm_run and the PIO page are the memfd's, so that the client's mapping and ours are the same pages.  The seals keep the client from cutting
- * pages off under us. */
+/* kvm_run and the PIO page are the memfd's, so that the client's mapping and ours are the same pages.  The seals keep the client
+ * from cutting pages off under us. */
 static int map_run(struct vcpu *vcpu) {
   char name[32];
   size_t size = VCPU_MMAP_PAGES * PAGE_SIZE;

@@ -45,8 +45,8 @@ static void destroy_parts(struct vm *vm) {
   if (vm->priv) {
     irqfds_destroy(vm);
     routing_destroy(vm);
-    ioeventfds_destroy(vm);
     io_buses_destroy(vm);
+    ioeventfds_destroy(vm);
     coalesced_destroy(vm);
     memslots_destroy(vm);
   }

@@ -11,15 +11,15 @@ struct irq_ack_notifier;
 
 /* Legend as in vm.h; [g] ring_lock */
 struct vm_priv {
-  u64 generation;                        /* [s] of the memory slots; grows with every change */
-  struct memslots *idle[2];              /* [s] the unpublished twin of vm->slots[], with the same content between changes */
-  u64 *slot_base[2];                     /* [s] base_gfn + 1 by slot id, 0: no such slot */
-  unsigned slot_room[2];                 /* [s] entries in slot_base */
+  u64 generation;           /* [s] of the memory slots; grows with every change */
+  struct memslots *idle[2]; /* [s] the unpublished twin of vm->slots[], with the same content between changes */
+  u64 *slot_base[2];        /* [s] base_gfn + 1 by slot id, 0: no such slot */
+  unsigned slot_room[2];    /* [s] entries in slot_base */
   pthread_mutex_t ring_lock;
-  struct kvm_coalesced_mmio_ring *ring;  /* (o) the pointer; [g] the entries */
-  struct coalesced_zone *zones;          /* [s] */
-  struct ioeventfd *ioeventfds;          /* [s] */
-  struct irq_ack_notifier *ack_notifiers;/* (r) [i] */
+  struct kvm_coalesced_mmio_ring *ring;   /* (o) the pointer; [g] the entries */
+  struct coalesced_zone *zones;           /* [s] */
+  struct ioeventfd *ioeventfds;           /* [s] */
+  struct irq_ack_notifier *ack_notifiers; /* (r) [i] */
 };
 
 /* The VM ends: frees the vCPU, which nobody can reach any more. */

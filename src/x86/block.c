@@ -5,6 +5,7 @@
 #include <string.h>
 #include "core/memslot.h"
 #include "x86/block.h"
+#include "x86/cpu/cpu.h"
 #include "x86/mmu/io.h"
 #include "x86/mmu/walk.h"
 #include "x86/x86.h"
@@ -33,7 +34,7 @@ struct x86_blocks {
   size_t bytes;
 };
 
-static unsigned block_hash(gpa_t gpa, u32 mode) { return (unsigned)((gpa ^ (gpa >> 15) ^ mode * 0x9e5u) & (BLOCK_BUCKETS - 1)); }
+static unsigned block_hash(gpa_t gpa, u32 mode) { return (unsigned)(((gpa ^ (u64)mode << 52) * 0x9e3779b97f4a7c15ull) >> 49); }
 
 int x86_blocks_create(struct x86_vm *vm) {
   vm->blocks = calloc(1, sizeof(*vm->blocks));
@@ -431,13 +432,17 @@ int x86_run_one(struct x86_vcpu *c) {
   while (r == X86_RESTART);
   if (r) return r;
   c->int_shadow = c->int_shadow ? 2 : 0;
+  u64 rcx = c->regs[RCX];
   r = run_block(c, b);
   c->stop = 0;
-  if (c->int_shadow == 2) {
+  if (c->int_shadow == 2 && r == X86_EXIT) {
+    c->int_shadow = 1; /* it has not run yet: it comes again with the client's answer */
+  } else if (c->int_shadow == 2) {
     c->int_shadow = 0;
     atomic_fetch_or_explicit(&c->core.requests, BIT(REQ_EVENT), memory_order_relaxed);
   }
   if (stepping && r == X86_OK) r = x86_after_single_step(c);
+  if (stepping && r == X86_RESTART && c->regs[RCX] != rcx) r = x86_after_iteration(c); /* SDM Vol. 3B 17.3.1.4: a trap after each iteration */
   return r == X86_RESTART ? X86_OK : r;
 }
 

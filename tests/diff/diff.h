@@ -71,6 +71,7 @@ u64 host_next_slot(void); /* where the next case's code will lie */
 
 /* ---- engine.c ---- */
 void engine_init(u8 *code); /* the code area's bytes: readable in both */
+void engine_set_mode(bool mode32); /* 64-bit or compatibility mode */
 void engine_run(const struct diff_case *k, struct diff_state *out);
 
 /* ---- compare.c ---- */

@@ -79,17 +79,17 @@ static void set_features(struct x86_vcpu *c) {
   cpuid = c->cpuid;
 }
 
-static void set_mode(struct x86_vcpu *c) {
+void engine_set_mode(bool mode32) {
+  struct x86_vcpu *c = cpu;
   struct x86_seg data = {.limit = 0xffffffffu, .sel = 0x2b, .type = 3, .s = 1, .dpl = 3, .present = 1, .db = 1, .g = 1};
-  for (unsigned n = 0; n < 6; n++) {
-    c->seg[n] = data;
-    x86_seg_update(&c->seg[n]);
-  }
+  for (unsigned n = 0; n < 6; n++) c->seg[n] = data;
   c->seg[SEG_CS].type = 11;
-  c->seg[SEG_CS].sel = 0x33;
-  c->seg[SEG_CS].db = 0;
-  c->seg[SEG_CS].l = 1;
-  c->seg[SEG_GS].base = DIFF_GS_BASE;
+  c->seg[SEG_CS].sel = mode32 ? 0x23 : 0x33;
+  c->seg[SEG_CS].db = mode32;
+  c->seg[SEG_CS].l = !mode32;
+  if (mode32) c->seg[SEG_FS].unusable = c->seg[SEG_GS].unusable = 1;
+  else c->seg[SEG_GS].base = DIFF_GS_BASE;
+  for (unsigned n = 0; n < 6; n++) x86_seg_update(&c->seg[n]);
   c->tr = (struct x86_seg){.unusable = 1, .type = 11};
   c->ldtr.unusable = 1;
   c->cr0 = CR0_PE | CR0_MP | CR0_ET | CR0_NE | CR0_WP | CR0_AM | CR0_PG;
@@ -111,7 +111,6 @@ void engine_init(u8 *code) {
   map_slot(vm, 2, CODE_BASE, CODE_SIZE, code);
   cpu = x86_vcpu(v);
   set_features(cpu);
-  set_mode(cpu);
   vcpu_enter(v);
 }
 
@@ -148,7 +147,7 @@ static void load(struct x86_vcpu *c, const struct diff_case *k) {
 
 void engine_run(const struct diff_case *k, struct diff_state *out) {
   struct x86_vcpu *c = cpu;
-  struct x86_decode_ctx ctx = {.mode = X86_MODE_64, .cpuid = cpuid, .vm = x86_vm_of(c)};
+  struct x86_decode_ctx ctx = {.mode = c->mode & X86_MODE_SIZE, .cpuid = cpuid, .vm = x86_vm_of(c)};
   struct x86_insn i;
   int flow;
   memset(&i, 0, sizeof(i));

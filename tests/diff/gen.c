@@ -8,13 +8,14 @@
 
 /* The families of the engine, as decode/table.c knows them; only user-mode instructions of theirs are accepted (rejected_mnemonic, rejected_operand). */
 extern const struct x86_op_family x86_family_alu, x86_family_mov, x86_family_stack, x86_family_branch, x86_family_shift, x86_family_muldiv,
-    x86_family_string, x86_family_bits, x86_family_misc;
+    x86_family_string, x86_family_bits, x86_family_bmi, x86_family_cmpxchg, x86_family_bcd, x86_family_misc;
 static const struct x86_op_family *const families[] = {
     &x86_family_alu,    &x86_family_mov,  &x86_family_stack, &x86_family_branch,  &x86_family_shift, &x86_family_muldiv,
-    &x86_family_string, &x86_family_bits, &x86_family_misc,
+    &x86_family_string, &x86_family_bits, &x86_family_bmi,   &x86_family_cmpxchg, &x86_family_bcd,   &x86_family_misc,
 };
 
 static ZydisDecoder decoder;
+static bool mode32;
 static u8 accepted[ZYDIS_MNEMONIC_MAX_VALUE + 1];
 
 /* ---- which instructions ---- */
@@ -30,10 +31,10 @@ static bool rejected_mnemonic(unsigned m) {
   }
 }
 
-static bool rejected_operand(const ZydisDecodedOperand *op) {
+static bool rejected_operand(const ZydisDecodedOperand *op, bool visible) {
   if (op->type == ZYDIS_OPERAND_TYPE_POINTER) return true;
   if (op->type == ZYDIS_OPERAND_TYPE_MEMORY) return op->mem.segment == ZYDIS_REGISTER_FS; /* the program's thread pointer */
-  if (op->type != ZYDIS_OPERAND_TYPE_REGISTER) return false;
+  if (!visible || op->type != ZYDIS_OPERAND_TYPE_REGISTER) return false;
   ZydisRegisterClass c = ZydisRegisterGetClass(op->reg.value);
   return c == ZYDIS_REGCLASS_SEGMENT || c == ZYDIS_REGCLASS_CONTROL || c == ZYDIS_REGCLASS_DEBUG || c == ZYDIS_REGCLASS_XMM;
 }
@@ -41,8 +42,8 @@ static bool rejected_operand(const ZydisDecodedOperand *op) {
 static bool acceptable(const ZydisDecodedInstruction *insn, const ZydisDecodedOperand *ops) {
   if (diff_ext_accepts(insn)) return true;
   if (!accepted[insn->mnemonic] || insn->meta.branch_type == ZYDIS_BRANCH_TYPE_FAR) return false;
-  for (unsigned n = 0; n < insn->operand_count_visible; n++)
-    if (rejected_operand(&ops[n])) return false;
+  for (unsigned n = 0; n < insn->operand_count; n++)
+    if (rejected_operand(&ops[n], n < insn->operand_count_visible)) return false;
   return true;
 }
 
@@ -98,6 +99,7 @@ static void collect_one(const struct template *t) {
   unsigned n = put_opcode(bytes, t, 0, false, 15);
   bytes[n] = (u8)((t->memory ? 0 : 0xc0) | t->reg << 3 | 3);
   if (!ZYAN_SUCCESS(ZydisDecoderDecodeFull(&decoder, bytes, 15, &insn, ops)) || !acceptable(&insn, ops)) return;
+  if (insn.opcode != t->opcode) return; /* a prefix in its place */
   struct bucket *b = &buckets[insn.mnemonic];
   if (b->n == TEMPLATES_MAX) return;
   if (!(b->n & (b->n - 1))) b->t = realloc(b->t, (b->n ? 2 * b->n : 1) * sizeof(*b->t));
@@ -109,12 +111,13 @@ static void collect(void) {
   for (unsigned map = 0; map < MAPS; map++)
     for (unsigned bits = 0; bits < (1u << 16); bits++) {
       struct template t = {.map = (u8)map, .opcode = (u8)bits, .reg = bits >> 8 & 7, .pp = bits >> 11 & 3, .w = bits >> 13 & 1, .memory = bits >> 14 & 1, .l = bits >> 15};
-      if (t.l && map < MAP_VEX1) continue;
+      if ((t.l || (t.w && mode32)) && map < MAP_VEX1) continue;
       collect_one(&t);
     }
 }
 
-unsigned gen_init(const char *family, const char *mnemonic, bool mode32) {
+unsigned gen_init(const char *family, const char *mnemonic, bool compatibility) {
+  mode32 = compatibility;
   x86_decoder_init(&decoder, mode32 ? ZYDIS_MACHINE_MODE_LEGACY_32 : ZYDIS_MACHINE_MODE_LONG_64, mode32 ? ZYDIS_STACK_WIDTH_32 : ZYDIS_STACK_WIDTH_64);
   for (size_t f = 0; f < ARRAY_SIZE(families); f++) {
     if (family && strcmp(family, families[f]->name)) continue;
@@ -182,14 +185,14 @@ static void make_bytes(struct diff_case *k) {
   const struct bucket *b = &buckets[mnemonics[rnd_below(n_mnemonics)]];
   const struct template *t = &b->t[rnd_below(b->n)];
   u8 *p = k->code;
-  unsigned n = 0, rxb = rnd_chance(50) ? rnd_below(8) : 0;
+  unsigned n = 0, rxb = !mode32 && rnd_chance(50) ? rnd_below(8) : 0;
   bool legacy = t->map < MAP_VEX1;
   if (rnd_chance(legacy ? 8 : 1)) p[n++] = 0xf0;
   if (rnd_chance(10)) p[n++] = segments[rnd_below(sizeof(segments))];
   if (rnd_chance(8)) p[n++] = 0x67;
   if (rnd_chance(legacy ? 5 : 1)) p[n++] = 0x66;
   if (rnd_chance(legacy ? 4 : 1)) p[n++] = rnd_chance(50) ? 0xf2 : 0xf3;
-  n += put_opcode(p + n, t, rxb, rnd_chance(25), rnd_below(16));
+  n += put_opcode(p + n, t, rxb, !mode32 && rnd_chance(25), rnd_below(mode32 ? 8 : 16));
   p[n++] = (u8)((t->memory ? rnd_below(3) << 6 : 0xc0) | t->reg << 3 | rnd_below(8));
   bool sib = t->memory && (p[n - 1] & 7) == 4;
   if (sib) p[n++] = (u8)rnd();
@@ -243,7 +246,7 @@ static void aim(struct diff_case *k, const ZydisDecodedOperand *op, u64 to) {
     if (k->insn.raw.disp.size >= 32) patch_disp(k, address - offset);
     return;
   }
-  u64 high = k->insn.address_width == 32 && rnd_chance(50) ? rnd() << 32 : 0;
+  u64 high = !mode32 && k->insn.address_width == 32 && rnd_chance(50) ? rnd() << 32 : 0;
   if (index == base) {
     *gpr(k, base) = ((address - disp) / (1u + op->mem.scale)) | high;
   } else {
@@ -335,7 +338,7 @@ static void set_implicit(struct diff_case *k) {
   if (k->insn.attributes & (ZYDIS_ATTRIB_HAS_REP | ZYDIS_ATTRIB_HAS_REPE | ZYDIS_ATTRIB_HAS_REPNE)) {
     if (rnd_chance(95)) g[RCX] = rnd_below(rnd_chance(90) ? 40 : 1500);
     if (rnd_chance(20)) g[RDI] = g[RSI] + rnd_below(32) - 16; /* overlap */
-    if (k->insn.address_width == 32 && rnd_chance(50)) g[RCX] |= rnd() << 32, g[RSI] |= rnd() << 32, g[RDI] |= rnd() << 32;
+    if (!mode32 && k->insn.address_width == 32 && rnd_chance(50)) g[RCX] |= rnd() << 32, g[RSI] |= rnd() << 32, g[RDI] |= rnd() << 32;
     if (rnd_chance(50) && writable(g[RSI], 256) && writable(g[RDI], 256)) { /* equal stretches for CMPS and SCAS */
       u8 same[256];
       memset(same, (int)g[RAX], sizeof(same));
@@ -349,6 +352,9 @@ static void set_implicit(struct diff_case *k) {
     break;
   case ZYDIS_MNEMONIC_IDIV:
     if (rnd_chance(60)) g[RDX] = (u64)((s64)g[RAX] >> 63);
+    break;
+  case ZYDIS_MNEMONIC_MOVDIR64B:
+    if (rnd_chance(90)) *gpr(k, k->ops[0].reg.value) = target(64);
     break;
   case ZYDIS_MNEMONIC_XLAT:
     if (rnd_chance(90)) g[RBX] = target(0) - (u8)g[RAX];
@@ -374,6 +380,7 @@ static bool make(struct diff_case *k) {
   set_implicit(k);
   set_memory(k);
   set_branch(k);
+  for (unsigned n = 0; mode32 && n < 16; n++) k->in.gpr[n] = n < 8 ? (u32)k->in.gpr[n] : 0;
   if (k->ext) diff_ext.randomise(k);
   return true;
 }

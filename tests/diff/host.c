@@ -13,14 +13,18 @@
 /* Read and written by stub.S. */
 struct diff_state host_in, host_out;
 u64 host_entry, host_stack;
-u8 host_ext;
+u8 host_ext, host_mode32;
 void host_enter(void);
 extern const char host_exit[], host_return[];
 
 const u8 arena_map[ARENA_PAGES] = {PAGE_GONE, PAGE_RW, PAGE_RW, PAGE_RO, PAGE_GONE, PAGE_RW, PAGE_RW, PAGE_GONE};
 
 #define INT3        0xcc
-#define EXIT_VECTOR (CODE_BASE + CODE_SIZE - 8) /* holds the address of host_exit */
+/* The way out, from either mode: jmp *0(%rip) and behind it the address of host_exit. */
+#define EXIT_AT   (CODE_BASE + CODE_SIZE - 16)
+#define USER_CS32 0x23
+#define USER_CS   0x33
+#define USER_DS   0x2b
 
 static u8 *code; /* writable mapping of the code area */
 static unsigned slot;
@@ -39,7 +43,10 @@ static void map_code(void) {
   if (code == MAP_FAILED || x == MAP_FAILED) die("code area");
   close(fd);
   memset(code, INT3, CODE_SIZE);
-  *(u64 *)(code + CODE_SIZE - 8) = (u64)(uintptr_t)host_exit;
+  static const u8 jump[6] = {0xff, 0x25};
+  u64 to = (u64)(uintptr_t)host_exit;
+  memcpy(code + (EXIT_AT - CODE_BASE), jump, 6);
+  memcpy(code + (EXIT_AT - CODE_BASE) + 6, &to, 8);
 }
 
 static void map_arena(void) {
@@ -70,7 +77,7 @@ static void on_signal(int sig, siginfo_t *info, void *context) {
   ucontext_t *uc = context;
   greg_t *g = uc->uc_mcontext.gregs;
   int trap = (int)g[REG_TRAPNO];
-  bool at_exit = g[REG_RIP] == (greg_t)(uintptr_t)host_exit; /* single step behind a POPF that set TF */
+  bool at_exit = g[REG_RIP] == (greg_t)(uintptr_t)host_exit || (g[REG_RIP] == (greg_t)EXIT_AT && trap == 1); /* single step behind a POPF that set TF */
   bool fetch = trap == 14 && g[REG_CR2] == g[REG_RIP];       /* a branch to where nothing is */
   if (!in_code((u64)g[REG_RIP]) && !at_exit && !fetch) {
     signal(sig, SIG_DFL);
@@ -91,6 +98,7 @@ static void on_signal(int sig, siginfo_t *info, void *context) {
   g[REG_RIP] = (greg_t)(uintptr_t)host_return;
   g[REG_RSP] = (greg_t)host_stack;
   g[REG_EFL] = 0x202;
+  g[REG_CSGSFS] = (g[REG_CSGSFS] & 0xffffffff0000) | USER_CS | (greg_t)USER_DS << 48;
 }
 
 static void install_handlers(void) {
@@ -114,6 +122,15 @@ static u64 slot_address(unsigned n) { return CODE_BASE + PAGE_SIZE + n * SLOT_SI
 
 u64 host_next_slot(void) { return slot_address(slot); }
 
+/* jmp EXIT_AT, or ljmp USER_CS:EXIT_AT. */
+static void put_exit(u8 *p, u64 address, bool mode32) {
+  u32 to = (u32)(mode32 ? EXIT_AT : EXIT_AT - (address + 5));
+  u16 cs = USER_CS;
+  p[0] = mode32 ? 0xea : 0xe9;
+  memcpy(p + 1, &to, 4);
+  if (mode32) memcpy(p + 5, &cs, 2);
+}
+
 void host_run(const struct diff_case *k, struct diff_state *out) {
   static u8 *last;
   u8 *at = code + (k->at - CODE_BASE);
@@ -121,16 +138,11 @@ void host_run(const struct diff_case *k, struct diff_state *out) {
   last = at;
   slot = (slot + 1) % SLOTS;
   memcpy(at, k->code, k->len);
-  if (!k->branch) { /* jmp *EXIT_VECTOR */
-    at[k->len] = 0xff;
-    at[k->len + 1] = 0x24;
-    at[k->len + 2] = 0x25;
-    u32 vector = (u32)EXIT_VECTOR;
-    memcpy(at + k->len + 3, &vector, 4);
-  }
+  if (!k->branch) put_exit(at + k->len, k->at + k->len, k->mode32);
   memcpy(&host_in.gpr, &k->in.gpr, sizeof(host_in.gpr));
   host_in.rflags = k->in.rflags;
   host_ext = k->ext;
+  host_mode32 = k->mode32;
   if (k->ext) memcpy(host_in.xsave, k->in.xsave, sizeof(host_in.xsave));
   host_entry = k->at;
   host_out.vector = -1;

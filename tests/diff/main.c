@@ -40,12 +40,13 @@ static double now(void) {
 }
 
 static void usage(FILE *f) {
-  fputs("usage: diff [--cases N] [--seed S] [--family NAME] [--mnemonic NAME] [--summary]\n"
+  fputs("usage: diff [--cases N] [--seed S] [--family NAME] [--mnemonic NAME] [--mode 32|64] [--summary]\n"
         "Runs random instructions on the host CPU and in the engine and compares what they leave.\n"
         "  --cases N       how many (default 1000000; K and M may follow)\n"
         "  --seed S        another sequence (default 1; 0: from the clock)\n"
         "  --family NAME   only instructions of one family (alu, mov, string, ...)\n"
         "  --mnemonic NAME only one instruction\n"
+        "  --mode 32|64    compatibility or 64-bit mode (default 64)\n"
         "  --summary       a line per mnemonic at the end\n",
         f);
 }
@@ -61,7 +62,7 @@ static u64 number(const char *s) {
 struct options {
   u64 cases, seed;
   const char *family, *mnemonic;
-  bool summary;
+  bool summary, mode32;
 };
 
 static bool parse(int argc, char **argv, struct options *o) {
@@ -75,6 +76,7 @@ static bool parse(int argc, char **argv, struct options *o) {
     n++;
     if (!strcmp(a, "--cases")) o->cases = number(v);
     else if (!strcmp(a, "--seed")) o->seed = number(v);
+    else if (!strcmp(a, "--mode")) o->mode32 = number(v) == 32;
     else if (!strcmp(a, "--family")) o->family = v;
     else if (!strcmp(a, "--mnemonic")) o->mnemonic = v;
     else return false;
@@ -132,8 +134,10 @@ int main(int argc, char **argv) {
   if (!o.seed) o.seed = (u64)time(NULL);
   seed(o.seed);
   engine_init(host_init());
+  engine_set_mode(o.mode32);
+  k.mode32 = o.mode32;
   host_fill_arena();
-  unsigned mnemonics = gen_init(o.family, o.mnemonic, false);
+  unsigned mnemonics = gen_init(o.family, o.mnemonic, o.mode32);
   if (!mnemonics) {
     fprintf(stderr, "diff: no such instructions\n");
     return 2;

@@ -23,7 +23,9 @@ host_enter:
         movl    $-1, %eax
         movl    $-1, %edx
         xrstor64 host_in+XSAVE(%rip)
-1:      pushq   host_in+RFLAGS(%rip)
+1:      cmpb    $0, host_mode32(%rip)
+        jne     enter32
+        pushq   host_in+RFLAGS(%rip)
         movq    host_in+GPR+0(%rip), %rax
         movq    host_in+GPR+8(%rip), %rcx
         movq    host_in+GPR+16(%rip), %rdx
@@ -42,6 +44,25 @@ host_enter:
         popfq
         movq    host_in+GPR+32(%rip), %rsp
         jmp     *host_entry(%rip)
+
+/* Compatibility mode: flat 32-bit data segments, and an IRET that loads code and stack segment. */
+enter32:
+        movl    $0x2b, %eax
+        movl    %eax, %ds
+        movl    %eax, %es
+        pushq   $0x2b
+        pushq   host_in+GPR+32(%rip)
+        pushq   host_in+RFLAGS(%rip)
+        pushq   $0x23
+        pushq   host_entry(%rip)
+        movq    host_in+GPR+0(%rip), %rax
+        movq    host_in+GPR+8(%rip), %rcx
+        movq    host_in+GPR+16(%rip), %rdx
+        movq    host_in+GPR+24(%rip), %rbx
+        movq    host_in+GPR+40(%rip), %rbp
+        movq    host_in+GPR+48(%rip), %rsi
+        movq    host_in+GPR+56(%rip), %rdi
+        iretq
 
         .globl  host_exit
         .hidden host_exit

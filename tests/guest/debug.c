@@ -39,7 +39,8 @@ static void expect_db(struct guest *g, u64 rip, u64 dr6) {
 
 /* TF traps after every instruction, the one that clears it included; not after the one that sets it. */
 static void single_step(void) {
-  static const u8 code[] = {0x9c, 0x80, 0x4c, 0x24, 1, 1, 0x9d, 0x90, 0x90, 0x9c, 0x80, 0x64, 0x24, 1, 0xfe, 0x9d, 0x90, 0xb0, 4, 0xe6, GUEST_PORT};
+  static const u8 code[] = {0x9c, 0x80, 0x4c, 0x24, 1,    1,    0x9d, 0x90, 0x90, 0x9c,      0x80,
+                            0x64, 0x24, 1,    0xfe, 0x9d, 0x90, 0xb0, 4,    0xe6, GUEST_PORT};
   struct guest *g = START(code, 0);
   expect_db(g, 8, 0x4000); /* the NOP behind POPF */
   CHECK_EQ(guest_stack(g, 2, 8) & (TF | RF), TF);
@@ -115,6 +116,55 @@ static void rf_once(void) {
   guest_free(g);
 }
 
+/* A data breakpoint on POP SS waits: INT n runs, then the trap comes at its handler's first instruction. */
+static void pop_ss_int(void) {
+  static const u8 code[] = {0x8e, 0x13, 0xcd, 0x40}; /* mov (%rbx), %ss; int $0x40 */
+  struct guest *g = START(code, 0);
+  guest_write(g, GUEST_DATA, 2, SEL_DATA);
+  set_bp(g, 3, GUEST_DATA, 1u << 7 | 7u << 28);
+  CHECK_EQ(guest_next(g), TRAP(1));
+  CHECK_EQ(guest_stack(g, 0, 8), GUEST_STUBS + 0x400);
+  CHECK_EQ(debugregs(g).dr6 & 0xe00f, 8);
+  CHECK_EQ(guest_next(g), TRAP(0x40));
+  CHECK_EQ(guest_stack(g, 0, 8), GUEST_CODE + 4);
+  guest_free(g);
+}
+
+/* Port breakpoints need CR4.DE. */
+static void io_breakpoint(void) {
+  static const u8 code[] = {0xb0, 1, 0xe6, GUEST_PORT, 0x90, 0x90};
+  for (unsigned de = 0; de < 2; de++) {
+    struct guest *g = START(code, 0);
+    struct kvm_sregs s = guest_sregs(g);
+    s.cr4 |= de << 3;
+    guest_set_sregs(g, &s);
+    set_bp(g, 0, GUEST_PORT, 1 | 2u << 16);
+    CHECK_EQ(guest_run(g), 0);
+    CHECK_EQ(g->run->exit_reason, KVM_EXIT_IO);
+    if (de) expect_db(g, 4, 1);
+    guest_free(g);
+  }
+}
+
+/* SYSRET that sets TF traps before the first instruction of user code. */
+static void sysret_step(void) {
+  static const u8 kernel[] = {0x48, 0x0f, 0x07};
+  struct guest *g = START(kernel, 0);
+  struct {
+    struct kvm_msrs h;
+    struct kvm_msr_entry e;
+  } m = {.h.nmsrs = 1, .e = {.index = 0xc0000081, .data = (u64)(SEL_FREE | 3) << 48 | (u64)SEL_CODE64 << 32}};
+  CHECK_EQ(guest_ioctl(g->vcpu, KVM_SET_MSRS, &m), 1);
+  struct kvm_regs r = guest_regs(g);
+  r.rcx = GUEST_USER;
+  r.r11 = 2 | TF;
+  guest_set_regs(g, &r);
+  CHECK_EQ(guest_next(g), TRAP(1));
+  CHECK_EQ(guest_stack(g, 0, 8), GUEST_USER);
+  CHECK_EQ(guest_stack(g, 1, 8), (SEL_FREE | 3) + 16);
+  guest_free(g);
+}
+
 /* DR7.GD: #DB before a MOV DR; the handler may look. */
 static void general_detect(void) {
   static const u8 code[] = {0x90, 0x0f, 0x21, 0xf8};
@@ -174,6 +224,8 @@ static void outside_hardware(void) {
   guest_free(g);
 }
 
-GUEST_MAIN({"single-step", single_step}, {"step-and-events", step_and_events}, {"step-mov-ss", step_mov_ss}, {"data-breakpoint", data_breakpoint},
-           {"code-breakpoint", code_breakpoint}, {"rf-once", rf_once}, {"general-detect", general_detect}, {"outside-step", outside_step},
-           {"outside-int3", outside_int3}, {"outside-hardware", outside_hardware})
+GUEST_MAIN({"single-step", single_step}, {"step-and-events", step_and_events}, {"step-mov-ss", step_mov_ss},
+           {"data-breakpoint", data_breakpoint}, {"code-breakpoint", code_breakpoint}, {"rf-once", rf_once},
+           {"pop-ss-int", pop_ss_int}, {"io-breakpoint", io_breakpoint}, {"sysret-step", sysret_step},
+           {"general-detect", general_detect}, {"outside-step", outside_step}, {"outside-int3", outside_int3},
+           {"outside-hardware", outside_hardware})

@@ -110,6 +110,7 @@ static void real_no_idt(void) {
   guest_free(g);
 }
 
-GUEST_MAIN({"contributory-twice", contributory_twice}, {"page-then-contributory", page_then_contributory}, {"page-twice", page_twice},
-           {"contributory-then-page", contributory_then_page}, {"benign-then-contributory", benign_then_contributory},
-           {"software-interrupt", software_interrupt}, {"triple", triple}, {"no-idt", no_idt}, {"real-no-idt", real_no_idt})
+GUEST_MAIN({"contributory-twice", contributory_twice}, {"page-then-contributory", page_then_contributory},
+           {"page-twice", page_twice}, {"contributory-then-page", contributory_then_page},
+           {"benign-then-contributory", benign_then_contributory}, {"software-interrupt", software_interrupt}, {"triple", triple},
+           {"no-idt", no_idt}, {"real-no-idt", real_no_idt})

@@ -11,8 +11,8 @@ struct fault_case {
   u8 vector;
   bool has_error;
   u32 error;
-  u8 rip;   /* saved RIP, relative to the code */
-  bool rf;  /* in the saved flags */
+  u8 rip;  /* saved RIP, relative to the code */
+  bool rf; /* in the saved flags */
 };
 
 #define BYTES(...) {__VA_ARGS__}, sizeof((u8[]){__VA_ARGS__})
@@ -58,12 +58,15 @@ static const struct fault_case cases64[] = {
 };
 
 static void prepare(struct guest *g, bool is_long) {
-  if (is_long) guest_long(g, GUEST_CODE);
-  else guest_protected(g, GUEST_CODE);
+  if (is_long)
+    guest_long(g, GUEST_CODE);
+  else
+    guest_protected(g, GUEST_CODE);
   guest_gdt(g, SEL_FREE, 0, 0xffff, 0x13, D_32); /* data, not present */
   memset(g->mem + GUEST_DATA, 0, 64);
   if (is_long) { /* m16:32 of a jump to the TSS */
     guest_write(g, GUEST_DATA + 4, 2, SEL_TSS);
+    guest_idt64(g, 12, 0xe, 0, SEL_CODE64, GUEST_STUBS + 12 * 16, 1);
   }
   guest_write(g, GUEST_TSS, 2, 0);
 }
@@ -76,7 +79,8 @@ static void run_cases(const struct fault_case *cases, unsigned n, bool is_long) 
     guest_load(g, GUEST_CODE, t->code, sizeof(t->code));
     unsigned got = guest_next(g), at = t->has_error ? 1 : 0;
     if (got != TRAP(t->vector)) check_failed(__FILE__, __LINE__, t->name, got, TRAP(t->vector));
-    if (t->has_error && guest_stack(g, 0, size) != t->error) check_failed(__FILE__, __LINE__, t->name, guest_stack(g, 0, size), t->error);
+    if (t->has_error && guest_stack(g, 0, size) != t->error)
+      check_failed(__FILE__, __LINE__, t->name, guest_stack(g, 0, size), t->error);
     u64 rip = guest_stack(g, at, size) - GUEST_CODE, flags = guest_stack(g, at + 2, size);
     if (rip != t->rip) check_failed(__FILE__, __LINE__, t->name, rip, t->rip);
     if (!!(flags & RF) != t->rf) check_failed(__FILE__, __LINE__, t->name, flags, t->rf);
@@ -216,13 +220,13 @@ static void iret_errors(void) {
     u8 vector;
     u32 error;
   } t[] = {
-      {GUEST_USER, SEL_CODE64U, SEL_DATA, 13, SEL_DATA},          /* SS RPL */
-      {GUEST_USER, SEL_CODE64U, 0, 13, 0},                        /* null SS in ring 3 */
+      {GUEST_USER, SEL_CODE64U, SEL_DATA, 13, SEL_DATA}, /* SS RPL */
+      {GUEST_USER, SEL_CODE64U, 0, 13, 0},               /* null SS in ring 3 */
       {GUEST_USER, SEL_CODE64U, 3, 13, 0},
-      {GUEST_USER, SEL_DATA3, SEL_DATA3, 13, SEL_DATA3 & ~3u},    /* CS not code */
+      {GUEST_USER, SEL_DATA3, SEL_DATA3, 13, SEL_DATA3 & ~3u}, /* CS not code */
       {GUEST_USER, 0, SEL_DATA3, 13, 0},
-      {0x800000000000, SEL_CODE64U, SEL_DATA3, 13, 0},            /* target not canonical */
-      {GUEST_USER, SEL_CODE64U, SEL_FREE | 3, 12, SEL_FREE},      /* absent stack */
+      {0x800000000000, SEL_CODE64U, SEL_DATA3, 13, 0},       /* target not canonical */
+      {GUEST_USER, SEL_CODE64U, SEL_FREE | 3, 12, SEL_FREE}, /* absent stack */
   };
   static const u8 iretq[] = {0x48, 0xcf};
   struct guest *g = guest_new();
@@ -285,5 +289,6 @@ static void real_mode(void) {
   guest_free(g);
 }
 
-GUEST_MAIN({"faults32", faults32}, {"faults64", faults64}, {"idt-errors", idt_errors}, {"gate-types", gate_types}, {"long-frames", long_frames},
-           {"long-rings", long_rings}, {"iret-errors", iret_errors}, {"ext-bit", ext_bit}, {"real-mode", real_mode})
+GUEST_MAIN({"faults32", faults32}, {"faults64", faults64}, {"idt-errors", idt_errors}, {"gate-types", gate_types},
+           {"long-frames", long_frames}, {"long-rings", long_rings}, {"iret-errors", iret_errors}, {"ext-bit", ext_bit},
+           {"real-mode", real_mode})

@@ -1,27 +1,27 @@
-/* Far transfers between rings: call gates with parameters, RETF to the outer ring, conforming code, 64-bit call gates, and their errors. */
+/* Far transfers between rings: call gates with parameters, RETF to the outer ring, conforming code, 64-bit call gates, and their
+ * errors. */
 #include "harness.h"
 
 #define GATE     SEL_FREE
 #define GATE_BAD (SEL_FREE + 0x10)
 
 /* Ring 0 returns to ring 3 with a data segment it may not keep; ring 3 calls through the gate with two parameters. */
-GUEST_BLOB(rings, ".code32\n"
-                  "mov $0x33, %eax\n"
-                  "mov %eax, %es\n"
-                  "push $0x33\n"
-                  "push $0x1f000\n"
-                  "push $0x43\n"
-                  "push $" AT(rings, 1f) "\n"
-                  "lret\n"
-                  "1: " REPORT(1)
-                  "push $0x11111111\n"
-                  "push $0x22222222\n"
-                  "lcall $0x8b, $0\n" REPORT(3)
-                  "mov $0x20, %eax\n"
-                  "ud2\n"
-                  ".balign 64\n"
-                  ".globl rings_gate\nrings_gate: " REPORT(2)
-                  "lret $8\n");
+GUEST_BLOB(rings,
+           ".code32\n"
+           "mov $0x33, %eax\n"
+           "mov %eax, %es\n"
+           "push $0x33\n"
+           "push $0x1f000\n"
+           "push $0x43\n"
+           "push $" AT(rings,
+                       1f) "\n"
+                           "lret\n"
+                           "1: " REPORT(1) "push $0x11111111\n"
+                                           "push $0x22222222\n"
+                                           "lcall $0x8b, $0\n" REPORT(3) "mov $0x20, %eax\n"
+                                                                         "ud2\n"
+                                                                         ".balign 64\n"
+                                                                         ".globl rings_gate\nrings_gate: " REPORT(2) "lret $8\n");
 extern const u8 rings_gate[];
 
 static struct guest *start32(void) {
@@ -68,21 +68,22 @@ static void gate_errors(void) {
     u8 vector;
     u32 error;
   } t[] = {
-      {GUEST_GDT + GATE + 5, 1, 0x8c, 13, GATE},                 /* gate DPL 0 */
-      {GUEST_GDT + GATE + 5, 1, 0x6c, 11, GATE},                 /* gate absent */
-      {GUEST_GDT + GATE + 2, 2, 0, 13, 0},                       /* no code selector */
-      {GUEST_GDT + GATE + 2, 2, SEL_DATA, 13, SEL_DATA},         /* not code */
-      {GUEST_GDT + SEL_CODE32 + 5, 1, 0x1b, 11, SEL_CODE32},     /* code absent */
-      {GUEST_TSS + 8, 2, 0, 10, 0},                              /* no stack in the TSS */
-      {GUEST_TSS + 8, 2, SEL_DATA3, 10, SEL_DATA3 & ~3u},        /* its RPL */
-      {GUEST_TSS + 8, 2, SEL_CODE32, 10, SEL_CODE32},            /* not data */
-      {GUEST_TSS + 8, 2, GATE_BAD, 12, GATE_BAD},                /* absent stack */
+      {GUEST_GDT + GATE + 5, 1, 0x8c, 13, GATE},             /* gate DPL 0 */
+      {GUEST_GDT + GATE + 5, 1, 0x6c, 11, GATE},             /* gate absent */
+      {GUEST_GDT + GATE + 2, 2, 0, 13, 0},                   /* no code selector */
+      {GUEST_GDT + GATE + 2, 2, SEL_DATA, 13, SEL_DATA},     /* not code */
+      {GUEST_GDT + SEL_CODE32 + 5, 1, 0x1b, 11, SEL_CODE32}, /* code absent */
+      {GUEST_TSS + 8, 2, 0, 10, 0},                          /* no stack in the TSS */
+      {GUEST_TSS + 8, 2, SEL_DATA3, 10, SEL_DATA3 & ~3u},    /* its RPL */
+      {GUEST_TSS + 8, 2, SEL_CODE32, 10, SEL_CODE32},        /* not data */
+      {GUEST_TSS + 8, 2, GATE_BAD, 12, GATE_BAD},            /* absent stack */
   };
   for (unsigned n = 0; n < sizeof(t) / sizeof(t[0]); n++) {
     struct guest *g = start32();
     guest_gdt(g, GATE_BAD, 0, ~0u, 0x13, D_G | D_32);
     CHECK_EQ(guest_next(g), 1);
-    /* The fault itself needs a good way into ring 0: a second code segment, and a task gate is not wanted, so SS0 is put right by hand below. */
+    /* The fault itself needs a good way into ring 0: a second code segment, and a task gate is not wanted, so SS0 is put right by
+     * hand below. */
     bool stack = t[n].offset == GUEST_TSS + 8, code = t[n].offset == GUEST_GDT + SEL_CODE32 + 5;
     unsigned other = GATE_BAD + 0x10;
     guest_gdt(g, other, 0, ~0u, D_CODE, D_G | D_32);
@@ -100,16 +101,15 @@ static void gate_errors(void) {
 }
 
 /* Conforming code runs at the caller's level. */
-GUEST_BLOB(conforming, ".code32\n"
-                       "push $0x33\n"
-                       "push $0x1f000\n"
-                       "push $0x43\n"
-                       "push $" AT(conforming, 1f) "\n"
-                       "lret\n"
-                       "1: lcall $0x70, $" AT(conforming, 2f) "\n" REPORT(2)
-                       "ud2\n"
-                       "2: " REPORT(1)
-                       "lret\n");
+GUEST_BLOB(conforming,
+           ".code32\n"
+           "push $0x33\n"
+           "push $0x1f000\n"
+           "push $0x43\n"
+           "push $" AT(conforming, 1f) "\n"
+                                       "lret\n"
+                                       "1: lcall $0x70, $" AT(conforming, 2f) "\n" REPORT(2) "ud2\n"
+                                                                                             "2: " REPORT(1) "lret\n");
 
 static void conforming_code(void) {
   struct guest *g = guest_new();
@@ -126,18 +126,17 @@ static void conforming_code(void) {
 }
 
 /* 16-byte gate from 64-bit ring 3. */
-GUEST_BLOB(call64, ".code64\n"
-                   "push $0x33\n"
-                   "push $0x1f000\n"
-                   "push $0x202\n"
-                   "push $0x3b\n"
-                   "push $" AT(call64, 1f) "\n"
-                   "iretq\n"
-                   "1: lcall *0x1e000\n" REPORT64(2)
-                   "ud2\n"
-                   ".balign 64\n"
-                   ".globl call64_gate\ncall64_gate: " REPORT64(1)
-                   "lretq\n");
+GUEST_BLOB(call64,
+           ".code64\n"
+           "push $0x33\n"
+           "push $0x1f000\n"
+           "push $0x202\n"
+           "push $0x3b\n"
+           "push $" AT(call64, 1f) "\n"
+                                   "iretq\n"
+                                   "1: lcall *0x1e000\n" REPORT(2) "ud2\n"
+                                                                   ".balign 64\n"
+                                                                   ".globl call64_gate\ncall64_gate: " REPORT(1) "lretq\n");
 extern const u8 call64_gate[];
 
 static void gate64(void) {
@@ -189,11 +188,11 @@ static void wrapped_stack(void) {
   guest_set_regs(g, &r);
   CHECK_EQ(guest_next(g), TRAP(0x40));
   CHECK_EQ(guest_regs(g).rsp, 0xabcdfff8);
-  CHECK_EQ(guest_read(g, 0x100000, 4) & 0xffff, 2);      /* EFLAGS */
+  CHECK_EQ(guest_read(g, 0x100000, 4) & 0xffff, 2); /* EFLAGS */
   CHECK_EQ(guest_read(g, 0x10fffc, 4), SEL_CODE32);
   CHECK_EQ(guest_read(g, 0x10fff8, 4), GUEST_CODE + 2);
   guest_free(g);
 }
 
-GUEST_MAIN({"inner-and-back", inner_and_back}, {"gate-errors", gate_errors}, {"conforming-code", conforming_code}, {"gate64", gate64},
-           {"wrapped-stack", wrapped_stack})
+GUEST_MAIN({"inner-and-back", inner_and_back}, {"gate-errors", gate_errors}, {"conforming-code", conforming_code},
+           {"gate64", gate64}, {"wrapped-stack", wrapped_stack})

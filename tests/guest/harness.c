@@ -18,7 +18,9 @@ static const char *current;
 
 static int kvm_open(void) { return host_kvm ? open("/dev/kvm", O_RDWR | O_CLOEXEC) : uvirt_open("/dev/kvm", O_RDWR | O_CLOEXEC); }
 
-int guest_ioctl(int fd, unsigned long request, void *arg) { return host_kvm ? ioctl(fd, request, arg) : uvirt_ioctl(fd, request, arg); }
+int guest_ioctl(int fd, unsigned long request, void *arg) {
+  return host_kvm ? ioctl(fd, request, arg) : uvirt_ioctl(fd, request, arg);
+}
 
 static void *kvm_mmap(size_t size, int fd) {
   int prot = PROT_READ | PROT_WRITE;
@@ -44,9 +46,9 @@ static void set_cpuid(struct guest *g) {
   free(id);
 }
 
-void guest_add_slot(struct guest *g, u64 gpa, void *host, size_t size) {
-  struct kvm_userspace_memory_region region = {.slot = g->slots++, .guest_phys_addr = gpa, .memory_size = size,
-                                               .userspace_addr = (u64)(uintptr_t)host};
+void guest_add_slot(struct guest *g, unsigned space, u64 gpa, void *host, size_t size) {
+  struct kvm_userspace_memory_region region = {
+      .slot = space << 16 | g->slots++, .guest_phys_addr = gpa, .memory_size = size, .userspace_addr = (u64)(uintptr_t)host};
   MUST(g->vm, KVM_SET_USER_MEMORY_REGION, &region);
 }
 
@@ -56,7 +58,7 @@ struct guest *guest_new(void) {
   g->vm = MUST(g->sys, KVM_CREATE_VM, 0);
   if (host_kvm) MUST(g->vm, KVM_SET_TSS_ADDR, 0xfffbd000ul);
   g->mem = mmap(NULL, GUEST_MEM, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  guest_add_slot(g, 0, g->mem, GUEST_MEM);
+  guest_add_slot(g, 0, 0, g->mem, GUEST_MEM);
   g->vcpu = MUST(g->vm, KVM_CREATE_VCPU, 0);
   g->run_size = (size_t)MUST(g->sys, KVM_GET_VCPU_MMAP_SIZE, 0);
   g->run = kvm_mmap(g->run_size, g->vcpu);
@@ -91,12 +93,15 @@ u64 guest_gdt_read(struct guest *g, unsigned sel) { return guest_read(g, GUEST_G
 
 void guest_gdt(struct guest *g, unsigned sel, u32 base, u32 limit, unsigned access, unsigned flags) {
   u64 l = flags & D_G ? limit >> 12 : limit;
-  guest_gdt_raw(g, sel, (l & 0xffff) | (u64)(base & 0xffffff) << 16 | (u64)access << 40 | (l >> 16 & 15) << 48 | (u64)flags << 52 |
-                            (u64)(base >> 24) << 56);
+  guest_gdt_raw(g, sel,
+                (l & 0xffff) | (u64)(base & 0xffffff) << 16 | (u64)access << 40 | (l >> 16 & 15) << 48 | (u64)flags << 52 |
+                    (u64)(base >> 24) << 56);
 }
 
 void guest_gate32(struct guest *g, unsigned sel, unsigned type, unsigned dpl, u16 target, u32 off, unsigned params) {
-  guest_gdt_raw(g, sel, (off & 0xffff) | (u64)target << 16 | (u64)params << 32 | (u64)(0x80 | dpl << 5 | type) << 40 | (u64)(off >> 16) << 48);
+  guest_gdt_raw(g, sel,
+                (off & 0xffff) | (u64)target << 16 | (u64)params << 32 | (u64)(0x80 | dpl << 5 | type) << 40 |
+                    (u64)(off >> 16) << 48);
 }
 
 void guest_idt32(struct guest *g, unsigned vector, unsigned type, unsigned dpl, u16 target, u32 off) {
@@ -106,7 +111,8 @@ void guest_idt32(struct guest *g, unsigned vector, unsigned type, unsigned dpl, 
 
 void guest_idt64(struct guest *g, unsigned vector, unsigned type, unsigned dpl, u16 target, u64 off, unsigned ist) {
   guest_write(g, GUEST_IDT + vector * 16, 8,
-              (off & 0xffff) | (u64)target << 16 | (u64)ist << 32 | (u64)(0x80 | dpl << 5 | type) << 40 | (off >> 16 & 0xffff) << 48);
+              (off & 0xffff) | (u64)target << 16 | (u64)ist << 32 | (u64)(0x80 | dpl << 5 | type) << 40 |
+                  (off >> 16 & 0xffff) << 48);
   guest_write(g, GUEST_IDT + vector * 16 + 8, 8, off >> 32);
 }
 
@@ -141,15 +147,18 @@ static void trap_stubs(struct guest *g, bool is_long) {
     if (is_long) *at++ = 0x48;
     *at = 0xcf;
     u64 stub = GUEST_STUBS + v * 16;
-    if (is_long) guest_idt64(g, v, 0xe, 0, SEL_CODE64, stub, 0);
-    else guest_idt32(g, v, 0xe, 0, SEL_CODE32, (u32)stub);
+    if (is_long)
+      guest_idt64(g, v, 0xe, 0, SEL_CODE64, stub, 0);
+    else
+      guest_idt32(g, v, 0xe, 0, SEL_CODE32, (u32)stub);
   }
 }
 
 /* ---- starting states ---- */
 
 static struct kvm_segment seg_code(unsigned sel, bool is_long) {
-  return (struct kvm_segment){.selector = (u16)sel, .limit = ~0u, .type = 11, .s = 1, .present = 1, .g = 1, .l = is_long, .db = !is_long};
+  return (struct kvm_segment){
+      .selector = (u16)sel, .limit = ~0u, .type = 11, .s = 1, .present = 1, .g = 1, .l = is_long, .db = !is_long};
 }
 static struct kvm_segment seg_data(unsigned sel) {
   return (struct kvm_segment){.selector = (u16)sel, .limit = ~0u, .type = 3, .s = 1, .present = 1, .g = 1, .db = 1};
@@ -241,7 +250,7 @@ void guest_long(struct guest *g, u64 rip) {
   guest_paging(g);
   s.cr0 = 0x80010033;
   s.cr3 = g->cr3;
-  s.cr4 = 0x620; /* PAE, OSFXSR, OSXMMEXCPT */
+  s.cr4 = 0x620;  /* PAE, OSFXSR, OSXMMEXCPT */
   s.efer = 0xd01; /* SCE, LME, LMA, NX */
   guest_set_sregs(g, &s);
   set_start(g, rip, GUEST_STACK0);
@@ -250,7 +259,7 @@ void guest_long(struct guest *g, u64 rip) {
 void guest_map_image(struct guest *g) {
   extern char __executable_start[], _end[];
   u64 first = (u64)(uintptr_t)__executable_start & ~0xfffull, end = ((u64)(uintptr_t)_end + 0xfff) & ~0xfffull;
-  guest_add_slot(g, 0x10000000, (void *)(uintptr_t)first, end - first);
+  guest_add_slot(g, 0, 0x10000000, (void *)(uintptr_t)first, end - first);
   guest_map(g, first, 0x10000000, end - first, P_W);
 }
 
@@ -315,7 +324,8 @@ void guest_resume_at(struct guest *g, u64 rip) {
 
 void check_failed(const char *file, int line, const char *what, u64 got, u64 want) {
   failures++;
-  fprintf(stderr, "%s:%d: %s: %s is %#llx, should be %#llx\n", file, line, current, what, (unsigned long long)got, (unsigned long long)want);
+  fprintf(stderr, "%s:%d: %s: %s is %#llx, should be %#llx\n", file, line, current, what, (unsigned long long)got,
+          (unsigned long long)want);
 }
 
 static bool wanted(int argc, char **argv, const char *name) {

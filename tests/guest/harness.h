@@ -1,11 +1,11 @@
 /* Bare-metal guest programs: one C file holds guest and host side.
  *
- * A test makes a guest, puts code into it, and runs it to its next report.  A report is an OUT to GUEST_PORT (value: which checkpoint) or the arrival in
- * a trap stub; at each the host looks at registers and memory, may change them, and goes on.  Only the KVM ABI is used: uvirt's, or with
- * UVIRT_TEST_HOST_KVM=1 the host's /dev/kvm as a reference.
+ * A test makes a guest, puts code into it, and runs it to its next report.  A report is an OUT to GUEST_PORT (value: which
+ * checkpoint) or the arrival in a trap stub; at each the host looks at registers and memory, may change them, and goes on.  Only
+ * the KVM ABI is used: uvirt's, or with UVIRT_TEST_HOST_KVM=1 the host's /dev/kvm as a reference.
  *
- * Guest code is either an assembled blob (GUEST_BLOB, any code size, loaded at GUEST_CODE), or a C function of the test itself: guest_map_image()
- * lets a 64-bit guest see the test's own pages at their own addresses.
+ * Guest code is either an assembled blob (GUEST_BLOB, any code size, loaded at GUEST_CODE), or a C function of the test itself:
+ * guest_map_image() lets a 64-bit guest see the test's own pages at their own addresses.
  */
 #ifndef TESTS_GUEST_HARNESS_H
 #define TESTS_GUEST_HARNESS_H
@@ -26,8 +26,8 @@ typedef uint64_t u64;
 #define GUEST_TSS    0x3000
 #define GUEST_TSS2   0x4000
 #define GUEST_LDT    0x5000
-#define TSS_LIMIT    0x1ff   /* I/O map at 0x88: ports below 0xbb8 are open to every ring */
-#define GUEST_STUBS  0x6000  /* 16 bytes a vector */
+#define TSS_LIMIT    0x1ff  /* I/O map at 0x88: ports below 0xbb8 are open to every ring */
+#define GUEST_STUBS  0x6000 /* 16 bytes a vector */
 #define GUEST_CODE   0x8000
 #define GUEST_USER   0x10000 /* user-accessible pages up to 0x20000 */
 #define GUEST_STACK0 0x30000 /* tops: ring 0 at start, RSP0 of the TSS, IST1, user */
@@ -57,8 +57,8 @@ typedef uint64_t u64;
 #define SEL_FREE    0x88 /* the test's own from here */
 #define GDT_ENTRIES 64
 
-#define GUEST_PORT  0xe9
-#define STUB_PORT   0xee
+#define GUEST_PORT 0xe9
+#define STUB_PORT  0xee
 
 /* Descriptor access bytes and flags. */
 #define D_CODE   0x9b
@@ -81,8 +81,8 @@ struct guest {
 /* ---- life ---- */
 struct guest *guest_new(void);
 void guest_free(struct guest *g);
-/* More memory, backed by `host`. */
-void guest_add_slot(struct guest *g, u64 gpa, void *host, size_t size);
+/* More memory, backed by `host`; space 1 is the memory seen in system management mode. */
+void guest_add_slot(struct guest *g, unsigned space, u64 gpa, void *host, size_t size);
 int guest_ioctl(int fd, unsigned long request, void *arg);
 
 /* ---- starting states ---- */
@@ -116,14 +116,12 @@ void guest_map_image(struct guest *g);
 void guest_load(struct guest *g, u64 gpa, const void *data, size_t size);
 #define GUEST_BLOB(name, text)                                                                                                   \
   extern const u8 name##_start[], name##_end[];                                                                                  \
-  __asm__(".pushsection .guest_code, \"ax\"\n.balign 16\n.globl " #name "_start\n" #name "_start:\n" text                         \
-          "\n.globl " #name "_end\n" #name "_end:\n.code64\n.popsection")
+  __asm__(".pushsection .guest_code, \"ax\"\n.balign 16\n.globl " #name "_start\n" #name "_start:\n" text "\n.globl " #name      \
+          "_end\n" #name "_end:\n.code64\n.popsection")
 #define guest_load_blob(g, name) guest_load(g, GUEST_CODE, name##_start, (size_t)(name##_end - name##_start))
-/* In a blob: the guest address of a label, and a report. */
+/* In a blob: the guest address of a label, and a report (changes AL). */
 #define AT(name, label) "(" #label " - " #name "_start + 0x8000)"
-#define REPORT(n)       "push %eax\n mov $" #n ", %al\n out %al, $0xe9\n pop %eax\n"
-#define REPORT16(n)     "push %ax\n mov $" #n ", %al\n out %al, $0xe9\n pop %ax\n"
-#define REPORT64(n)     "push %rax\n mov $" #n ", %al\n out %al, $0xe9\n pop %rax\n"
+#define REPORT(n)       "mov $" #n ", %al\n out %al, $0xe9\n"
 
 /* ---- running ---- */
 /* KVM_RUN, any exit; -1 with errno for a failure. */

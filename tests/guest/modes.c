@@ -3,80 +3,85 @@
 
 #define PAE_TABLES 0x200000
 
-GUEST_BLOB(modes, ".code16\n"
-                  "cli\n"
-                  "xor %ax, %ax\n"
-                  "mov %ax, %ds\n"
-                  "mov %ax, %ss\n"
-                  "lgdtl 0x7e00\n" REPORT16(1)
-                  "mov %cr0, %eax\n"
+GUEST_BLOB(modes,
+           ".code16\n"
+           "cli\n"
+           "xor %ax, %ax\n"
+           "mov %ax, %ds\n"
+           "mov %ax, %ss\n"
+           "lgdtl 0x7e00\n" REPORT(
+               1) "mov %cr0, %eax\n"
                   "or $1, %al\n"
                   "mov %eax, %cr0\n"
-                  "ljmp $0x20, $" AT(modes, 16f) "\n"
-                  "16: mov $0x28, %ax\n"
-                  "mov %ax, %ds\n"
-                  "mov %ax, %es\n"
-                  "mov %ax, %ss\n" REPORT16(2)
-                  "ljmpl $0x18, $" AT(modes, 32f) "\n"
-                  ".code32\n"
-                  "32: mov $0x10, %eax\n"
-                  "mov %eax, %ds\n"
-                  "mov %eax, %es\n"
-                  "mov %eax, %ss\n"
-                  "mov $0x30000, %esp\n" REPORT(3)
-                  "mov %cr4, %eax\n"
-                  "or $0x20, %eax\n"
-                  "mov %eax, %cr4\n"
-                  "mov $0x200000, %eax\n"
-                  "mov %eax, %cr3\n"
-                  "mov %cr0, %eax\n"
-                  "or $0x80000000, %eax\n"
-                  "mov %eax, %cr0\n"
-                  "mov 0x40060000, %ebx\n" /* mapped to 0x60000 by the second PDPTE */
-                  REPORT(4)
-                  "mov %cr0, %eax\n"
-                  "and $0x7fffffff, %eax\n"
-                  "mov %eax, %cr0\n"
-                  "mov $0xc0000080, %ecx\n"
-                  "rdmsr\n"
-                  "or $0x100, %eax\n"
-                  "wrmsr\n"
-                  "mov $0x80000, %eax\n"
-                  "mov %eax, %cr3\n"
-                  "mov %cr0, %eax\n"
-                  "or $0x80000000, %eax\n"
-                  "mov %eax, %cr0\n" REPORT(5)
-                  "ljmp $0x08, $" AT(modes, 64f) "\n"
-                  ".code64\n"
-                  "64: mov $0x123456789abcdef0, %r10\n" REPORT64(6)
-                  "push $0x18\n"
-                  "push $" AT(modes, 65f) "\n"
-                  "lretq\n"
-                  ".code32\n"
-                  "65: " REPORT(7)
-                  "mov %cr0, %eax\n"
-                  "and $0x7fffffff, %eax\n"
-                  "mov %eax, %cr0\n"
-                  "mov $0xc0000080, %ecx\n"
-                  "rdmsr\n"
-                  "and $0xfffffeff, %eax\n"
-                  "wrmsr\n" REPORT(8)
-                  "ljmp $0x20, $" AT(modes, 66f) "\n"
-                  ".code16\n"
-                  "66: mov $0x28, %ax\n"
-                  "mov %ax, %ds\n"
-                  "mov %ax, %es\n"
-                  "mov %ax, %ss\n"
-                  "mov %cr0, %eax\n"
-                  "and $0xfe, %al\n"
-                  "mov %eax, %cr0\n"
-                  "ljmp $0x700, $" AT(modes, 67f) " - 0x7000\n"
-                  "67: xor %ax, %ax\n"
-                  "mov %ax, %ss\n"
-                  "mov $0x7000, %sp\n"
-                  "mov $0x1234, %ax\n"
-                  "mov %ax, %ds\n" REPORT16(9)
-                  "hlt\n");
+                  "ljmp $0x20, $" AT(modes,
+                                     16f) "\n"
+                                          "16: mov $0x28, %ax\n"
+                                          "mov %ax, %ds\n"
+                                          "mov %ax, %es\n"
+                                          "mov %ax, %ss\n" REPORT(2) "ljmpl $0x18, $" AT(
+                                              modes,
+                                              32f) "\n"
+                                                   ".code32\n"
+                                                   "32: mov $0x10, %eax\n"
+                                                   "mov %eax, %ds\n"
+                                                   "mov %eax, %es\n"
+                                                   "mov %eax, %ss\n"
+                                                   "mov $0x30000, %esp\n" REPORT(
+                                                       3) "mov %cr4, %eax\n"
+                                                          "or $0x20, %eax\n"
+                                                          "mov %eax, %cr4\n"
+                                                          "mov $0x200000, %eax\n"
+                                                          "mov %eax, %cr3\n"
+                                                          "mov %cr0, %eax\n"
+                                                          "or $0x80000000, %eax\n"
+                                                          "mov %eax, %cr0\n"
+                                                          "mov 0x40060000, %ebx\n" /* mapped to 0x60000 by the second PDPTE */
+           REPORT(4) "mov %cr0, %eax\n"
+                     "and $0x7fffffff, %eax\n"
+                     "mov %eax, %cr0\n"
+                     "mov $0xc0000080, %ecx\n"
+                     "rdmsr\n"
+                     "or $0x100, %eax\n"
+                     "wrmsr\n"
+                     "mov $0x80000, %eax\n"
+                     "mov %eax, %cr3\n"
+                     "mov %cr0, %eax\n"
+                     "or $0x80000000, %eax\n"
+                     "mov %eax, %cr0\n" REPORT(5) "ljmp $0x08, $" AT(
+                         modes,
+                         64f) "\n"
+                              ".code64\n"
+                              "64: mov $0x123456789abcdef0, %r10\n" REPORT(
+                                  6) "push $0x18\n"
+                                     "push $" AT(modes,
+                                                 65f) "\n"
+                                                      "lretq\n"
+                                                      ".code32\n"
+                                                      "65: " REPORT(7) "mov %cr0, %eax\n"
+                                                                       "and $0x7fffffff, %eax\n"
+                                                                       "mov %eax, %cr0\n"
+                                                                       "mov $0xc0000080, %ecx\n"
+                                                                       "rdmsr\n"
+                                                                       "and $0xfffffeff, %eax\n"
+                                                                       "wrmsr\n" REPORT(8) "ljmp $0x20, $" AT(
+                                                                           modes,
+                                                                           66f) "\n"
+                                                                                ".code16\n"
+                                                                                "66: mov $0x28, %ax\n"
+                                                                                "mov %ax, %ds\n"
+                                                                                "mov %ax, %es\n"
+                                                                                "mov %ax, %ss\n"
+                                                                                "mov %cr0, %eax\n"
+                                                                                "and $0xfe, %al\n"
+                                                                                "mov %eax, %cr0\n"
+                                                                                "ljmp $0x700, $" AT(modes,
+                                                                                                    67f) " - 0x7000\n"
+                                                                                                         "67: xor %ax, %ax\n"
+                                                                                                         "mov %ax, %ss\n"
+                                                                                                         "mov $0x7000, %sp\n"
+                                                                                                         "mov $0x1234, %ax\n"
+                                                                                                         "mov %ax, %ds\n" REPORT(
+                                                                                                             9) "hlt\n");
 
 static void start(struct guest *g) {
   guest_load_blob(g, modes);
@@ -171,7 +176,7 @@ static void power_on(void) {
   rom[0xff1] = GUEST_PORT;
   r.rax = 0x42;
   guest_set_regs(g, &r);
-  guest_add_slot(g, 0xfffff000, rom, sizeof(rom));
+  guest_add_slot(g, 0, 0xfffff000, rom, sizeof(rom));
   CHECK_EQ(guest_next(g), 0x42);
   CHECK_EQ(guest_regs(g).rip, 0xfff2);
   guest_free(g);
@@ -193,7 +198,7 @@ GUEST_BLOB(unreal, ".code16\n"
                    "xor %bx, %bx\n"
                    "mov %bx, %ds\n"
                    "mov $0x123456, %esi\n"
-                   "addr32 mov (%esi), %ebx\n" REPORT16(1) "hlt\n");
+                   "addr32 mov (%esi), %ebx\n" REPORT(1) "hlt\n");
 
 static void unreal_mode(void) {
   struct guest *g = guest_new();

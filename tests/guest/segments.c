@@ -1,4 +1,5 @@
-/* Segment registers and descriptor queries: limits, expand-down, null selectors, LDT, LAR, LSL, VERR, VERW, UMIP, FS and GS bases, I/O permission. */
+/* Segment registers and descriptor queries: limits, expand-down, null selectors, LDT, LAR, LSL, VERR, VERW, UMIP, FS and GS
+ * bases, I/O permission. */
 #include <string.h>
 #include "harness.h"
 
@@ -31,8 +32,10 @@ static unsigned probe(unsigned access, unsigned flags, u32 limit, u32 at) {
   guest_gdt(g, SEL_FREE, 0, limit, access, flags);
   set_ax_bx(g, SEL_FREE, at);
   unsigned got = guest_next(g);
-  if (got == TRAP(13)) CHECK_EQ(guest_stack(g, 0, 4), 0);
-  else CHECK_EQ(guest_gdt_read(g, SEL_FREE) >> 40 & 1, 1); /* accessed */
+  if (got == TRAP(13))
+    CHECK_EQ(guest_stack(g, 0, 4), 0);
+  else
+    CHECK_EQ(guest_gdt_read(g, SEL_FREE) >> 40 & 1, 1); /* accessed */
   guest_free(g);
   return got;
 }
@@ -76,8 +79,8 @@ static void queries(void) {
   query(3, false, SEL_DATA, true, 0xffffffff);
   query(3, false, SEL_FREE, true, 0x1234);
   query(3, false, SEL_TSS2, true, 0x67);
-  query(0xe0, true, SEL_DATA, true, 0);  /* verr */
-  query(0xe8, true, SEL_DATA, true, 0);  /* verw */
+  query(0xe0, true, SEL_DATA, true, 0); /* verr */
+  query(0xe8, true, SEL_DATA, true, 0); /* verw */
   query(0xe8, true, SEL_CODE32, false, 0);
   query(0xe0, true, SEL_CODE32, true, 0);
   query(0xe0, true, SEL_TSS2, false, 0);
@@ -123,8 +126,8 @@ static void moves(void) {
 /* 64-bit mode: null SS in ring 0, FS and GS bases, SWAPGS. */
 static void long_mode(void) {
   /* mov %eax, %ss; mov %eax, %fs; wrfsbase %rbx; rdfsbase %rcx; wrgsbase %rcx; swapgs; rdgsbase %rdx; report */
-  static const u8 code[] = {0x8e, 0xd0, 0x8e, 0xe0, 0xf3, 0x48, 0x0f, 0xae, 0xd3, 0xf3, 0x48, 0x0f, 0xae, 0xc1,
-                            0xf3, 0x48, 0x0f, 0xae, 0xd9, 0x0f, 0x01, 0xf8, 0xf3, 0x48, 0x0f, 0xae, 0xca, 0xe6, GUEST_PORT};
+  static const u8 code[] = {0x8e, 0xd0, 0x8e, 0xe0, 0xf3, 0x48, 0x0f, 0xae, 0xd3, 0xf3, 0x48, 0x0f, 0xae, 0xc1,      0xf3,
+                            0x48, 0x0f, 0xae, 0xd9, 0x0f, 0x01, 0xf8, 0xf3, 0x48, 0x0f, 0xae, 0xca, 0xe6, GUEST_PORT};
   struct guest *g = START64(code);
   struct kvm_sregs s = guest_sregs(g);
   s.cr4 |= 1u << 16;

@@ -63,6 +63,33 @@ static void popf_window(void) {
   guest_free(g);
 }
 
+/* The shadowed instruction is an INT through a trap gate: the window is at the handler's first instruction. */
+static void sti_int(void) {
+  static const u8 code[] = {0xfb, 0xcd, 0x40};
+  struct guest *g = START(code);
+  guest_idt64(g, 0x40, 0xf, 0, SEL_CODE64, GUEST_STUBS + 0x400, 0);
+  g->run->request_interrupt_window = 1;
+  CHECK_EQ(guest_next(g), EXIT(KVM_EXIT_IRQ_WINDOW_OPEN));
+  CHECK_EQ(guest_regs(g).rip, GUEST_STUBS + 0x400);
+  guest_free(g);
+}
+
+/* KVM_GUESTDBG_BLOCKIRQ: the debugger steps past interrupts. */
+static void blocked_by_debugger(void) {
+  static const u8 code[] = {0x90, 0x90, 0x90};
+  struct guest *g = START(code);
+  struct kvm_guest_debug d = {.control = KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP | KVM_GUESTDBG_BLOCKIRQ};
+  CHECK_EQ(guest_ioctl(g->vcpu, KVM_SET_GUEST_DEBUG, &d), 0);
+  CHECK_EQ(guest_ioctl(g->vcpu, KVM_NMI, NULL), 0);
+  CHECK_EQ(guest_next(g), EXIT(KVM_EXIT_DEBUG));
+  CHECK_EQ(guest_regs(g).rip, GUEST_CODE + 1);
+  d.control = 0;
+  CHECK_EQ(guest_ioctl(g->vcpu, KVM_SET_GUEST_DEBUG, &d), 0);
+  CHECK_EQ(guest_next(g), TRAP(2));
+  CHECK_EQ(guest_stack(g, 0, 8), GUEST_CODE + 1);
+  guest_free(g);
+}
+
 static int nmi_masked(struct guest *g) {
   struct kvm_vcpu_events e;
   CHECK_EQ(guest_ioctl(g->vcpu, KVM_GET_VCPU_EVENTS, &e), 0);
@@ -130,4 +157,5 @@ static void halt(void) {
 }
 
 GUEST_MAIN({"sti-window", sti_window}, {"sti-cli", sti_cli}, {"mov-ss-window", mov_ss_window}, {"popf-window", popf_window},
-           {"nmi-blocking", nmi_blocking}, {"nmi-nested-iret", nmi_nested_iret}, {"injected-exception", injected_exception}, {"halt", halt})
+           {"sti-int", sti_int}, {"blocked-by-debugger", blocked_by_debugger}, {"nmi-blocking", nmi_blocking},
+           {"nmi-nested-iret", nmi_nested_iret}, {"injected-exception", injected_exception}, {"halt", halt})

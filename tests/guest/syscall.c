@@ -41,7 +41,8 @@ static void set(struct guest *g, u64 rcx, u64 r11, u64 rdx) {
 }
 
 static void sysret_syscall(void) {
-  static const u8 user[] = {0x0f, 0x05, 0x0f, 0x0b}, kernel[] = {0x48, 0x0f, 0x07}, entry[] = {0xe6, GUEST_PORT, 0x48, 0x0f, 0x07};
+  static const u8 user[] = {0x0f, 0x05, 0x0f, 0x0b}, kernel[] = {0x48, 0x0f, 0x07},
+                  entry[] = {0xe6, GUEST_PORT, 0x48, 0x0f, 0x07};
   struct guest *g = start(user, sizeof(user));
   guest_load(g, GUEST_CODE, kernel, sizeof(kernel));
   guest_load(g, GUEST_CODE + 0x100, entry, sizeof(entry));
@@ -138,4 +139,5 @@ static void sysexit_sysenter(void) {
   guest_free(g);
 }
 
-GUEST_MAIN({"sysret-syscall", sysret_syscall}, {"sysret32", sysret32}, {"refused", refused}, {"sysexit-sysenter", sysexit_sysenter})
+GUEST_MAIN({"sysret-syscall", sysret_syscall}, {"sysret32", sysret32}, {"refused", refused},
+           {"sysexit-sysenter", sysexit_sysenter})

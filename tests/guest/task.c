@@ -3,17 +3,14 @@
 #include "harness.h"
 
 /* Task 1 jumps or calls; task 2 reports and returns. */
-GUEST_BLOB(tasks, ".code32\n"
-                  "mov $0x11, %ebx\n"
-                  "lcall $0x68, $0\n"
-                  "1: " REPORT(2)
-                  "ljmp $0x68, $0\n"
-                  "2: " REPORT(4)
-                  "ud2\n"
-                  ".balign 64\n"
-                  ".globl tasks_second\ntasks_second: " REPORT(1)
-                  "iret\n" REPORT(3)
-                  "ljmp $0x48, $0\n");
+GUEST_BLOB(tasks,
+           ".code32\n"
+           "mov $0x11, %ebx\n"
+           "lcall $0x68, $0\n"
+           "1: " REPORT(2) "ljmp $0x68, $0\n"
+                           "2: " REPORT(4) "ud2\n"
+                                           ".balign 64\n"
+                                           ".globl tasks_second\ntasks_second: " REPORT(1) "iret\n" REPORT(3) "ljmp $0x48, $0\n");
 extern const u8 tasks_second[];
 
 static void tss32(struct guest *g, u32 at, u32 eip) {
@@ -102,9 +99,9 @@ static void late_errors(void) {
     u8 vector;
     u32 error;
   } t[] = {
-      {GUEST_TSS2 + 0x54, SEL_TSS, 10, SEL_TSS},     /* DS: a system descriptor */
-      {GUEST_TSS2 + 0x60, SEL_DATA, 10, SEL_DATA},   /* LDT */
-      {GUEST_TSS2 + 0x54, SEL_FREE, 11, SEL_FREE},   /* DS absent */
+      {GUEST_TSS2 + 0x54, SEL_TSS, 10, SEL_TSS},   /* DS: a system descriptor */
+      {GUEST_TSS2 + 0x60, SEL_DATA, 10, SEL_DATA}, /* LDT */
+      {GUEST_TSS2 + 0x54, SEL_FREE, 11, SEL_FREE}, /* DS absent */
   };
   for (unsigned n = 0; n < sizeof(t) / sizeof(t[0]); n++) {
     struct guest *g = start();
@@ -161,5 +158,65 @@ static void debug_trap(void) {
   guest_free(g);
 }
 
-GUEST_MAIN({"call-and-return", call_and_return}, {"early-errors", early_errors}, {"late-errors", late_errors}, {"task-gates", task_gates},
-           {"debug-trap", debug_trap})
+/* A 16-bit TSS: only the low halves travel; the upper ones of the general registers read as ones. */
+static void tss16(void) {
+  struct guest *g = start();
+  guest_gdt(g, SEL_TSS2, GUEST_TSS2, 0x2b, 0x81, 0);
+  memset(g->mem + GUEST_TSS2, 0, 0x2c);
+  guest_write(g, GUEST_TSS2 + 0x0e, 2, GUEST_CODE + (u32)(tasks_second - tasks_start));
+  guest_write(g, GUEST_TSS2 + 0x10, 2, 2);
+  guest_write(g, GUEST_TSS2 + 0x12, 2, 0x1234);
+  guest_write(g, GUEST_TSS2 + 0x1a, 2, 0x7000);
+  for (unsigned n = 0; n < 4; n++) guest_write(g, GUEST_TSS2 + 0x22 + n * 2, 2, n == 1 ? SEL_CODE32 : SEL_DATA);
+  CHECK_EQ(guest_next(g), 1);
+  struct kvm_regs r = guest_regs(g);
+  CHECK_EQ(r.rax & 0xff00, 0x1200);
+  CHECK_EQ(r.rsp & 0xffff, 0x7000);
+  CHECK_EQ(r.rflags & 0x4000, 0x4000);
+  CHECK_EQ(guest_sregs(g).fs.selector, 0);
+  CHECK_EQ(guest_read(g, GUEST_TSS2, 2), SEL_TSS);
+  CHECK_EQ(guest_next(g), 2);
+  CHECK_EQ(guest_sregs(g).tr.selector, SEL_TSS);
+  CHECK_EQ(guest_regs(g).rbx, 0x11);
+  CHECK_EQ(guest_read(g, GUEST_TSS2 + 0x1a, 2), 0x7000);
+  CHECK_EQ(type_of(g, SEL_TSS2), 1);
+  guest_free(g);
+}
+
+/* A task whose EFLAGS say virtual-8086. */
+static void v86_task(void) {
+  static const u8 code[] = {0xb0, 9, 0xe6, GUEST_PORT};
+  struct guest *g = start();
+  tss32(g, GUEST_TSS2, 0x10);
+  guest_load(g, 0x10010, code, sizeof(code));
+  guest_write(g, GUEST_TSS2 + 0x24, 4, 0x23002);
+  for (unsigned n = 0; n < 6; n++) guest_write(g, GUEST_TSS2 + 0x48 + n * 4, 2, 0x1000);
+  CHECK_EQ(guest_next(g), 9);
+  struct kvm_sregs s = guest_sregs(g);
+  CHECK_EQ(s.cs.base, 0x10000);
+  CHECK_EQ(s.ds.selector, 0x1000);
+  CHECK_EQ(s.ss.dpl, 3);
+  CHECK_EQ(guest_regs(g).rflags & 0x24000, 0x24000);
+  guest_free(g);
+}
+
+/* A page directory of its own. */
+static void new_cr3(void) {
+  struct guest *g = start();
+  for (unsigned n = 0; n < 2; n++) guest_write(g, 0x200000 + n * 0x1000, 4, 0x83); /* 4 MiB identity */
+  struct kvm_sregs s = guest_sregs(g);
+  s.cr4 |= 0x10;
+  s.cr3 = 0x200000;
+  s.cr0 |= 0x80000000;
+  guest_set_sregs(g, &s);
+  guest_write(g, GUEST_TSS + 0x1c, 4, 0x200000);
+  guest_write(g, GUEST_TSS2 + 0x1c, 4, 0x201000);
+  CHECK_EQ(guest_next(g), 1);
+  CHECK_EQ(guest_sregs(g).cr3, 0x201000);
+  CHECK_EQ(guest_next(g), 2);
+  CHECK_EQ(guest_sregs(g).cr3, 0x200000);
+  guest_free(g);
+}
+
+GUEST_MAIN({"call-and-return", call_and_return}, {"early-errors", early_errors}, {"late-errors", late_errors},
+           {"task-gates", task_gates}, {"debug-trap", debug_trap}, {"tss16", tss16}, {"v86-task", v86_task}, {"new-cr3", new_cr3})

@@ -1,4 +1,5 @@
-/* Virtual-8086 mode: entry by IRET, INT n by IOPL, frames, faults of the mode, CR4.VME redirection and the virtual interrupt flag. */
+/* Virtual-8086 mode: entry by IRET, INT n by IOPL, frames, faults of the mode, CR4.VME redirection and the virtual interrupt
+ * flag. */
 #include <string.h>
 #include "harness.h"
 
@@ -140,5 +141,5 @@ static void vme_vif(void) {
   guest_free(g);
 }
 
-GUEST_MAIN({"enter-and-fault", enter_and_fault}, {"int-by-iopl", int_by_iopl}, {"handler-ring", handler_ring}, {"vme-redirect", vme_redirect},
-           {"vme-vif", vme_vif})
+GUEST_MAIN({"enter-and-fault", enter_and_fault}, {"int-by-iopl", int_by_iopl}, {"handler-ring", handler_ring},
+           {"vme-redirect", vme_redirect}, {"vme-vif", vme_vif})

@@ -1,6 +1,8 @@
-/* What exec/ needs of the privileged machine besides x86.h: far transfers, system calls, descriptor queries, debug registers, RSM.
+/* What exec/ needs of the privileged machine besides x86.h: far transfers, system calls, descriptor queries, debug registers,
+ * RSM.
  *
- * The transfers return X86_BRANCH when done, X86_FAULT with nothing changed, or X86_EXIT; `next` is the address of the following instruction.
+ * The transfers return X86_BRANCH when done, X86_FAULT with nothing changed, or X86_EXIT; `next` is the address of the following
+ * instruction.
  */
 #ifndef X86_CPU_CPU_H
 #define X86_CPU_CPU_H
@@ -27,9 +29,9 @@ enum x86_query { QUERY_LAR, QUERY_LSL, QUERY_VERR, QUERY_VERW };
 int x86_seg_query(struct x86_vcpu *c, u16 sel, enum x86_query what, bool *ok, u32 *value);
 
 /* ---- debug.c ---- */
-/* MOV to or from a debug register while DR7.GD is set: #DB with DR6.BD (SDM Vol. 3B 17.2.4). */
-int x86_dr_access_check(struct x86_vcpu *c);
 /* MOV SS or POP SS is about to complete: no debug trap and no breakpoint until after the next instruction. */
 void x86_debug_mov_ss(struct x86_vcpu *c);
+/* x86_after_single_step() for an iteration of a repeated string instruction that is not its last. */
+int x86_after_iteration(struct x86_vcpu *c);
 
 #endif

@@ -1,7 +1,8 @@
 /* Breakpoints, single step, and KVM_SET_GUEST_DEBUG.
  *
- * Intel SDM Vol. 3B chapter 17.2 (debug registers) and 17.3 (debug exceptions).  While anything here is active the processor runs one instruction per
- * block; pending_dbg collects the DR6 bits of the running instruction's trap, and in its high bits what must be remembered across it.
+ * Intel SDM Vol. 3B chapter 17.2 (debug registers) and 17.3 (debug exceptions).  While anything here is active the processor runs
+ * one instruction per block; pending_dbg collects the DR6 bits of the running instruction's trap, and in its high bits what must
+ * be remembered across it.
  */
 #include "x86/cpu/cpu.h"
 #include "x86/cpu/desc.h"
@@ -9,7 +10,6 @@
 #include "x86/mmu/io.h"
 #include "x86/x86.h"
 
-#define DR7_GD      (1ull << 13)
 #define DR6_ONES    0xffff0ff0ull /* bits that read as 1 when nothing happened */
 #define DR7_ENABLES 0xffull
 
@@ -29,7 +29,8 @@ static bool guest_debug_step(const struct x86_vcpu *c) {
 static const u64 *effective_dr(const struct x86_vcpu *c) { return guest_debug_hw(c) ? c->guest_debug_dr : c->dr; }
 
 bool x86_debug_active(const struct x86_vcpu *c) {
-  return (c->rflags & (FL_TF | FL_RF)) || (effective_dr(c)[7] & DR7_ENABLES) || guest_debug_step(c) || (c->pending_dbg & DBG_MOV_SS);
+  return (c->rflags & (FL_TF | FL_RF)) || (effective_dr(c)[7] & DR7_ENABLES) || guest_debug_step(c) ||
+         (c->pending_dbg & DBG_MOV_SS);
 }
 
 static bool bp_enabled(u64 dr7, unsigned n) { return (dr7 >> (2 * n)) & 3; }
@@ -55,7 +56,7 @@ static u64 bp_hits(const u64 *dr, u64 at, unsigned size, unsigned kinds) {
 bool x86_code_breakpoint(struct x86_vcpu *c, u64 lin) {
   c->pending_dbg &= ~DBG_ARMED_TF;
   if (c->rflags & FL_TF) c->pending_dbg |= DBG_ARMED_TF;
-  if (c->rflags & FL_RF) return false;                             /* 17.3.1.1 */
+  if (c->rflags & FL_RF) return false;                              /* 17.3.1.1 */
   if (c->int_shadow && (c->pending_dbg & DBG_MOV_SS)) return false; /* 6.8.3 */
   u64 hits = bp_hits(effective_dr(c), lin, 1, BIT(BP_EXEC));
   if (!hits) return false;
@@ -76,12 +77,6 @@ void x86_io_breakpoint(struct x86_vcpu *c, u16 port, unsigned size) {
   if (!hits) return;
   c->pending_dbg |= hits;
   c->stop |= X86_STOP_DEBUG;
-}
-
-int x86_dr_access_check(struct x86_vcpu *c) {
-  if (!(c->dr[7] & DR7_GD)) return X86_OK;
-  c->fault = (struct x86_fault){.vector = VEC_DB, .payload = DR6_BD};
-  return X86_FAULT;
 }
 
 void x86_debug_mov_ss(struct x86_vcpu *c) {
@@ -122,11 +117,20 @@ int x86_after_single_step(struct x86_vcpu *c) {
   c->pending_dbg = dbg & (DR6_TRAPS | (in_shadow ? DBG_MOV_SS : 0));
   drop_rf(c, dbg);
   x86_mode_changed(c);
-  if (guest_debug_step(c)) return x86_debug_exit(c, VEC_DB, c->rip, DR6_BS | (dbg & DR6_TRAPS));
+  if (guest_debug_step(c)) {
+    c->pending_dbg &= ~(u64)DR6_TRAPS;
+    return x86_debug_exit(c, VEC_DB, c->rip, DR6_BS | (dbg & DR6_TRAPS));
+  }
   if (in_shadow) return X86_OK; /* 6.8.3: data breakpoints wait for the next instruction, the single step is lost */
   if (dbg & DBG_ARMED_TF) c->pending_dbg |= DR6_BS;
   if (!c->pending_dbg) return X86_OK;
   c->fault = (struct x86_fault){.vector = VEC_DB, .trap = true, .payload = c->pending_dbg};
   c->pending_dbg = 0;
   return X86_FAULT;
+}
+
+/* 17.3.1.4: a repeated string instruction traps after every iteration; RF lasts until its end. */
+int x86_after_iteration(struct x86_vcpu *c) {
+  c->pending_dbg |= DBG_KEEP_RF;
+  return x86_after_single_step(c);
 }

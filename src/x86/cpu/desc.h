@@ -12,7 +12,8 @@ struct x86_desc {
   u64 lo, hi, lin;
 };
 
-enum { /* system descriptor types, table 3-2 */
+/* System descriptor types, table 3-2. */
+enum {
   SYS_TSS16 = 1,
   SYS_LDT = 2,
   SYS_TSS16_BUSY = 3,
@@ -37,7 +38,9 @@ static inline u32 desc_limit(const struct x86_desc *d) {
   u32 limit = (u32)(d->lo & 0xffff) | (u32)((d->lo >> 32) & 0xf0000);
   return d->lo & BIT(55) ? (limit << 12) | 0xfff : limit;
 }
-static inline u64 desc_base(const struct x86_desc *d) { return ((d->lo >> 16) & 0xffffff) | ((d->lo >> 32) & 0xff000000) | (d->hi << 32); }
+static inline u64 desc_base(const struct x86_desc *d) {
+  return ((d->lo >> 16) & 0xffffff) | ((d->lo >> 32) & 0xff000000) | (d->hi << 32);
+}
 static inline bool desc_code(const struct x86_desc *d) { return desc_s(d) && (desc_type(d) & 8); }
 static inline bool desc_conforming(const struct x86_desc *d) { return desc_code(d) && (desc_type(d) & 4); }
 static inline bool desc_writable_data(const struct x86_desc *d) { return desc_s(d) && (desc_type(d) & 10) == 2; }
@@ -68,11 +71,14 @@ struct x86_seg x86_desc_seg(u16 sel, const struct x86_desc *d);
 /* Whether [ea, ea+size) is inside the segment: expand-up and expand-down limits. */
 bool x86_seg_limit_ok(const struct x86_seg *s, u64 ea, u64 size);
 
-/* The checks of a new stack segment for privilege `cpl`: selector and descriptor; `vector` (#GP or #TS) for all but not-present, which is #SS. */
+/* The checks of a new stack segment for privilege `cpl`: selector and descriptor; `vector` (#GP or #TS) for all but not-present,
+ * which is #SS. */
 int x86_check_ss(struct x86_vcpu *c, u16 sel, unsigned cpl, unsigned vector, unsigned ext, struct x86_seg *ss);
 
 /* A segment with a null selector. */
-static inline struct x86_seg seg_null(u16 sel, unsigned dpl) { return (struct x86_seg){.sel = sel, .dpl = (u8)dpl, .unusable = 1}; }
+static inline struct x86_seg seg_null(u16 sel, unsigned dpl) {
+  return (struct x86_seg){.sel = sel, .dpl = (u8)dpl, .unusable = 1};
+}
 
 /* CS := seg with RPL cpl; the caller updates SS, RIP and calls x86_mode_changed(). */
 void x86_commit_cs(struct x86_vcpu *c, const struct x86_seg *cs, unsigned cpl);
@@ -90,12 +96,14 @@ static inline void frame_push(struct x86_frame *f, u64 v) { f->item[f->n++] = v;
 struct x86_stack {
   struct x86_seg ss;
   u64 sp;
-  u64 mask;   /* of the stack pointer */
-  bool flat;  /* 64-bit mode: no segmentation */
-  u8 cpl;     /* rights of the writes */
-  u32 error;  /* of #SS */
+  u64 mask;  /* of the stack pointer */
+  bool flat; /* 64-bit mode: no segmentation */
+  u8 cpl;    /* rights of the writes */
+  u32 error; /* of #SS */
 };
-static inline u64 seg_sp_mask(const struct x86_seg *ss, bool code64) { return code64 ? ~0ull : ss->db ? 0xffffffffull : 0xffffull; }
+static inline u64 seg_sp_mask(const struct x86_seg *ss, bool code64) {
+  return code64 ? ~0ull : ss->db ? 0xffffffffull : 0xffffull;
+}
 /* The running stack. */
 struct x86_stack x86_stack_current(struct x86_vcpu *c, u32 error);
 /* The stack of an inner ring from the TSS (SDM Vol. 3A 5.8.5, 6.14.2); ist 0 or 1-7. */
@@ -122,17 +130,18 @@ struct x86_event {
   u8 kind; /* enum x86_event_kind */
   u8 vector;
   bool has_error;
-  u8 ext;  /* EXT bit of error codes of faults during the delivery */
+  u8 ext; /* EXT bit of error codes of faults during the delivery */
   u32 error;
-  u64 ret; /* return address to push */
+  u64 ret;   /* return address to push */
   u64 flags; /* RFLAGS image to push */
 };
 int x86_gate_deliver(struct x86_vcpu *c, const struct x86_event *e);
 
 /* ---- task.c ---- */
 enum task_reason { TASK_JMP, TASK_CALL, TASK_IRET, TASK_GATE /* interrupt or exception */ };
-/* Switches to the TSS `sel` (checks of 7.3 from the descriptor on).  X86_OK: switched.  X86_FAULT before the commit: nothing changed; after it: the fault is
- * the new task's, and RIP already its own (prepared for the return through the instruction's handler). */
+/* Switches to the TSS `sel` (checks of 7.3 from the descriptor on).  X86_OK: switched.  X86_FAULT before the commit: nothing
+ * changed; after it: the fault is the new task's, and RIP already its own (prepared for the return through the instruction's
+ * handler). */
 int x86_task_switch(struct x86_vcpu *c, u16 sel, enum task_reason reason, u64 next, u64 flags, unsigned ext);
 /* Task gate: to its TSS. */
 int x86_task_gate(struct x86_vcpu *c, const struct x86_desc *gate, enum task_reason reason, u64 next, u64 flags, unsigned ext);
@@ -145,7 +154,8 @@ int x86_task_gate(struct x86_vcpu *c, const struct x86_desc *gate, enum task_rea
 #define DR6_BD       (1ull << 13)
 #define DR6_BS       (1ull << 14)
 #define DR6_BT       (1ull << 15)
-/* The running instruction has replaced TF: what counts for its trap is the new value (SYSCALL, SYSRET).  stepping: it runs in single mode. */
+/* The running instruction has replaced TF: what counts for its trap is the new value (SYSCALL, SYSRET).  stepping: it runs in
+ * single mode. */
 void x86_debug_new_tf(struct x86_vcpu *c, bool stepping);
 /* Fills kvm_run for KVM_EXIT_DEBUG. */
 int x86_debug_exit(struct x86_vcpu *c, unsigned vector, u64 ip, u64 dr6);

@@ -58,7 +58,8 @@ static void shutdown(struct x86_vcpu *c) {
 /* c->fault came up while `e` was being delivered: what is delivered instead (table 6-5).  false: shutdown. */
 static bool combine(struct x86_vcpu *c, struct x86_event *e) {
   enum fault_class first = class_of(e);
-  struct x86_event second = {.kind = EV_EXCEPTION, .vector = c->fault.vector, .has_error = c->fault.has_error, .error = c->fault.error, .ext = 1};
+  struct x86_event second = {
+      .kind = EV_EXCEPTION, .vector = c->fault.vector, .has_error = c->fault.has_error, .error = c->fault.error, .ext = 1};
   enum fault_class then = class_of(&second);
   if (second.vector == VEC_PF) c->cr2 = c->fault.payload;
   if (first == CLASS_DOUBLE) return false;
@@ -70,12 +71,14 @@ static bool combine(struct x86_vcpu *c, struct x86_event *e) {
   return true;
 }
 
-/* A device answers only after an exit, and half a delivery cannot be repeated: what KVM says when it finds tables or stacks in devices. */
+/* A device answers only after an exit, and half a delivery cannot be repeated: what KVM says when it finds tables or stacks in
+ * devices. */
 static int cannot_deliver(struct x86_vcpu *c, const struct x86_event *e, u64 len) {
   struct kvm_run *run = c->core.run;
   x86_io_forget(c);
   c->complete_io = NULL;
-  if (e->kind == EV_NMI) c->nmi_injected = true;
+  if (e->kind == EV_NMI)
+    c->nmi_injected = true;
   else if (e->kind == EV_HW_INT || e->kind == EV_SOFT_INT) {
     c->interrupt.injected = true;
     c->interrupt.soft = e->kind == EV_SOFT_INT;
@@ -91,13 +94,15 @@ static int cannot_deliver(struct x86_vcpu *c, const struct x86_event *e, u64 len
   return X86_EXIT;
 }
 
-/* Delivers, and what comes of delivering.  e->ret is the address to push; c->rip still stands at the instruction a fault would return to. */
+/* Delivers, and what comes of delivering.  e->ret is the address to push; c->rip still stands at the instruction a fault would
+ * return to. */
 static int deliver(struct x86_vcpu *c, struct x86_event *e) {
   u64 len = e->ret - (c->cur ? x86_insn_ip(c, c->cur) : c->rip);
   c->pending_dbg &= ~(DBG_ARMED_TF | DBG_KEEP_RF);
   for (;;) {
     int r = x86_protected(c) ? x86_gate_deliver(c, e) : ivt_deliver(c, e);
     if (r == X86_OK) {
+      if (unlikely(c->int_shadow)) x86_request_event(c); /* what waited for the end of the shadow */
       c->int_shadow = 0;
       return X86_OK;
     }
@@ -118,7 +123,12 @@ static bool debugger_wants_int3(const struct x86_vcpu *c) {
 }
 
 int x86_deliver(struct x86_vcpu *c, enum x86_event_kind kind, unsigned vector, bool has_error, u32 error) {
-  struct x86_event e = {.kind = (u8)kind, .vector = (u8)vector, .has_error = has_error, .error = error, .ext = ext_of(kind), .ret = c->rip,
+  struct x86_event e = {.kind = (u8)kind,
+                        .vector = (u8)vector,
+                        .has_error = has_error,
+                        .error = error,
+                        .ext = ext_of(kind),
+                        .ret = c->rip,
                         .flags = c->rflags};
   /* An instruction's handler has moved RIP behind it; faults of the delivery, and a host fault, need it as it was. */
   if (c->cur) c->rip -= (u64)c->cur->len + c->cur->off;
@@ -135,8 +145,13 @@ static u64 fault_flags(const struct x86_vcpu *c, const struct x86_fault *f) {
 }
 
 static int deliver_exception(struct x86_vcpu *c, const struct x86_fault *f) {
-  struct x86_event e = {.kind = EV_EXCEPTION, .vector = f->vector, .has_error = f->has_error && x86_protected(c), .error = f->error, .ext = 1,
-                        .ret = c->rip, .flags = fault_flags(c, f)};
+  struct x86_event e = {.kind = EV_EXCEPTION,
+                        .vector = f->vector,
+                        .has_error = f->has_error && x86_protected(c),
+                        .error = f->error,
+                        .ext = 1,
+                        .ret = c->rip,
+                        .flags = fault_flags(c, f)};
   return deliver(c, &e);
 }
 
@@ -145,9 +160,7 @@ static void apply_payload(struct x86_vcpu *c, const struct x86_fault *f) {
   if (f->vector == VEC_PF) c->cr2 = f->payload;
   if (f->vector != VEC_DB) return;
   c->dr[6] = (c->dr[6] & ~0xfull) | (f->payload & DR6_TRAPS); /* 17.2.3: B0-B3 tell of this one, BD BS BT stay until cleared */
-  if (c->dr[7] & (1u << 13)) { /* 17.2.4: GD, so that the handler may look */
-    c->dr[7] &= ~(1ull << 13);
-  }
+  c->dr[7] &= ~(1ull << 13);                                  /* 17.2.4: GD, so that the handler may look */
 }
 
 static bool debugger_wants_db(const struct x86_vcpu *c) {
@@ -227,8 +240,11 @@ static bool take_injected(struct x86_vcpu *c, int *r) {
   }
   if (c->interrupt.injected && (c->interrupt.soft || x86_interrupt_allowed(c))) {
     c->interrupt.injected = false;
-    struct x86_event e = {.kind = c->interrupt.soft ? EV_SOFT_INT : EV_HW_INT, .vector = c->interrupt.nr, .ext = !c->interrupt.soft,
-                          .ret = c->rip + (c->interrupt.soft ? c->interrupt.len : 0), .flags = c->rflags};
+    struct x86_event e = {.kind = c->interrupt.soft ? EV_SOFT_INT : EV_HW_INT,
+                          .vector = c->interrupt.nr,
+                          .ext = !c->interrupt.soft,
+                          .ret = c->rip + (c->interrupt.soft ? c->interrupt.len : 0),
+                          .flags = c->rflags};
     *r = deliver(c, &e);
     return true;
   }
@@ -248,7 +264,8 @@ static bool take_debug_trap(struct x86_vcpu *c, int *r) {
 static bool take_nmi(struct x86_vcpu *c, int *r) {
   if (!nmi_waits(c) || !nmi_allowed(c)) return false;
   unsigned pending = atomic_load(&c->nmi_pending);
-  while (!atomic_compare_exchange_weak(&c->nmi_pending, &pending, MIN(pending, 2u) - 1)) {}
+  while (!atomic_compare_exchange_weak(&c->nmi_pending, &pending, MIN(pending, 2u) - 1)) {
+  }
   c->nmi_blocked = true;
   *r = x86_deliver(c, EV_NMI, VEC_NMI, false, 0);
   return true;
@@ -282,7 +299,8 @@ static bool take_one(struct x86_vcpu *c, int *r) {
 
 int x86_take_events(struct x86_vcpu *c) {
   int r = X86_OK;
-  while (take_one(c, &r) && r == X86_OK) {}
+  while (take_one(c, &r) && r == X86_OK) {
+  }
   return r;
 }
 

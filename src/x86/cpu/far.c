@@ -1,7 +1,7 @@
 /* Far JMP, CALL and RET: code segments, call gates, TSS and task gates.
  *
- * Intel SDM Vol. 2 CALL, JMP, RET; Vol. 3A 5.8.  The order of checks is that of the manual's operation sections; every check and every memory access
- * that can fault comes before the first change.
+ * Intel SDM Vol. 2 CALL, JMP, RET; Vol. 3A 5.8.  The order of checks is that of the manual's operation sections; every check and
+ * every memory access that can fault comes before the first change.
  */
 #include "x86/cpu/cpu.h"
 #include "x86/cpu/desc.h"
@@ -81,7 +81,8 @@ static int to_task(struct x86_vcpu *c, u16 sel, const struct x86_desc *d, enum t
 /* Whether a system descriptor may be the operand of a far JMP or CALL; #GP(sel) if not. */
 static bool is_task(const struct x86_vcpu *c, const struct x86_desc *d) {
   unsigned type = desc_type(d);
-  return !x86_long(c) && (type == SYS_TASK_GATE || type == SYS_TSS16 || type == SYS_TSS32 || type == SYS_TSS16_BUSY || type == SYS_TSS32_BUSY);
+  return !x86_long(c) &&
+         (type == SYS_TASK_GATE || type == SYS_TSS16 || type == SYS_TSS32 || type == SYS_TSS16_BUSY || type == SYS_TSS32_BUSY);
 }
 static bool is_call_gate(const struct x86_vcpu *c, const struct x86_desc *d) {
   return desc_type(d) == SYS_CALL32 || (!x86_long(c) && desc_type(d) == SYS_CALL16);

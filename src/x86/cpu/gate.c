@@ -16,7 +16,8 @@ static int read_gate(struct x86_vcpu *c, const struct x86_event *e, struct x86_d
   if (r) return r;
   *d = (struct x86_desc){.lo = raw[0], .hi = (u32)raw[1]};
   unsigned type = desc_type(d);
-  bool ok = type == SYS_INT32 || type == SYS_TRAP32 || (!x86_long(c) && (type == SYS_INT16 || type == SYS_TRAP16 || type == SYS_TASK_GATE));
+  bool ok = type == SYS_INT32 || type == SYS_TRAP32 ||
+            (!x86_long(c) && (type == SYS_INT16 || type == SYS_TRAP16 || type == SYS_TASK_GATE));
   if (desc_s(d) || !ok) return x86_fault_code(c, VEC_GP, code);
   /* 6.12.1.1: only software interrupts look at the gate's DPL. */
   bool soft = e->kind == EV_SOFT_INT || e->kind == EV_SOFT_EXCEPTION;
@@ -32,8 +33,10 @@ static int choose_stack(struct x86_vcpu *c, const struct x86_event *e, const str
                         struct x86_stack *st) {
   unsigned ist = x86_long(c) ? gate_ist(gate) : 0;
   int r = X86_OK;
-  if (inner || ist) r = x86_stack_inner(c, cpl, ist, e->ext, st);
-  else *st = x86_stack_current(c, e->ext);
+  if (inner || ist)
+    r = x86_stack_inner(c, cpl, ist, e->ext, st);
+  else
+    *st = x86_stack_current(c, e->ext);
   if (r || !x86_long(c)) return r;
   st->flat = true; /* the handler is 64-bit code, whatever was interrupted */
   st->mask = ~0ull;
@@ -111,7 +114,8 @@ static int through_task(struct x86_vcpu *c, const struct x86_event *e, const str
 
 /* ---- virtual-8086 mode ---- */
 
-/* 20.3.3: the bit of INT n in the software interrupt redirection bitmap, 32 bytes below the I/O map.  0: the program's own handler. */
+/* 20.3.3: the bit of INT n in the software interrupt redirection bitmap, 32 bytes below the I/O map.  0: the program's own
+ * handler. */
 static int redirection_bit(struct x86_vcpu *c, unsigned vector, bool *bit) {
   u16 map;
   u8 byte;

@@ -21,7 +21,7 @@ static u64 flags_mask(const struct x86_vcpu *c, unsigned opsize) {
   return mask;
 }
 
-/* IRET ends NMI blocking even when it faults on its stack; what it unblocks is looked at after it (SDM Vol. 3A 6.7.1). */
+/* SDM Vol. 3A 6.7.1; Vol. 3C 27.2.3: blocking ends before a fault of the IRET is delivered. */
 static void unblock_nmi(struct x86_vcpu *c) {
   if (!c->nmi_blocked) return;
   c->nmi_blocked = false;
@@ -38,7 +38,6 @@ static int finish(struct x86_vcpu *c, u64 off, u64 flags) {
   keep_rf(c, flags);
   c->rip = off;
   x86_commit_flags(c, flags);
-  unblock_nmi(c);
   return X86_BRANCH;
 }
 
@@ -100,9 +99,7 @@ static int task_return(struct x86_vcpu *c, u64 next) {
   if (sel_null(link) || (link & 4)) return x86_fault_code(c, VEC_TS, sel_code(link, 0));
   u64 old = c->rflags & ~(u64)FL_NT;
   r = x86_task_switch(c, link, TASK_IRET, next, old, 0);
-  if (r) return r;
-  unblock_nmi(c);
-  return X86_BRANCH;
+  return r ? r : X86_BRANCH;
 }
 
 /* 20.2.3: EIP CS EFLAGS ESP SS ES DS FS GS. */
@@ -153,7 +150,7 @@ static int same_ring(struct x86_vcpu *c, const struct x86_seg *cs, const u64 v[3
   return finish(c, v[0], flags);
 }
 
-int x86_iret(struct x86_vcpu *c, unsigned opsize, u64 next) {
+static int iret(struct x86_vcpu *c, unsigned opsize, u64 next) {
   struct x86_desc d;
   u64 v[3];
   if (x86_v86(c)) return v86_iret(c, opsize);
@@ -167,4 +164,10 @@ int x86_iret(struct x86_vcpu *c, unsigned opsize, u64 next) {
   struct x86_seg cs = x86_desc_seg((u16)v[1], &d);
   if (c->code64 || (cs.sel & 3) > c->cpl) return with_stack(c, &cs, v, opsize);
   return same_ring(c, &cs, v, opsize);
+}
+
+int x86_iret(struct x86_vcpu *c, unsigned opsize, u64 next) {
+  int r = iret(c, opsize, next);
+  if (r != X86_EXIT) unblock_nmi(c);
+  return r;
 }

@@ -1,11 +1,12 @@
 /* System management mode: entry by SMI, return by RSM, and the state-save area as KVM lays it out.
  *
- * Intel SDM Vol. 3C chapter 31; AMD APM Vol. 2, 10.2 (the 64-bit save area).  Offsets are from SMBASE + 0x8000, the area is its last 512 bytes.
+ * Intel SDM Vol. 3C chapter 31; AMD APM Vol. 2, 10.2 (the 64-bit save area).  Offsets are from SMBASE + 0x8000, the area is its
+ * last 512 bytes.
  */
 #include <string.h>
 #include "x86/cpu/cpu.h"
 #include "x86/cpu/desc.h"
-#include "x86/mmu/access.h"
+#include "x86/mmu/walk.h"
 #include "x86/x86.h"
 
 #define SAVE_BASE 0x7e00u
@@ -20,12 +21,20 @@ static void put(u8 *area, unsigned at, unsigned size, u64 v) { memcpy(area + at 
 
 /* Attributes as in the second word of a descriptor, bits 8-23. */
 static u32 seg_flags(const struct x86_seg *s) {
-  return (u32)s->g << 23 | (u32)s->db << 22 | (u32)s->l << 21 | (u32)s->avl << 20 | (u32)(s->present && !s->unusable) << 15 | (u32)s->dpl << 13 |
-         (u32)s->s << 12 | (u32)s->type << 8;
+  return (u32)s->g << 23 | (u32)s->db << 22 | (u32)s->l << 21 | (u32)s->avl << 20 | (u32)(s->present && !s->unusable) << 15 |
+         (u32)s->dpl << 13 | (u32)s->s << 12 | (u32)s->type << 8;
 }
 static struct x86_seg seg_of(u16 sel, u64 base, u32 limit, u32 flags) {
-  struct x86_seg s = {.sel = sel, .base = base, .limit = limit, .g = (flags >> 23) & 1, .db = (flags >> 22) & 1, .l = (flags >> 21) & 1,
-                      .avl = (flags >> 20) & 1, .present = (flags >> 15) & 1, .dpl = (flags >> 13) & 3, .s = (flags >> 12) & 1,
+  struct x86_seg s = {.sel = sel,
+                      .base = base,
+                      .limit = limit,
+                      .g = (flags >> 23) & 1,
+                      .db = (flags >> 22) & 1,
+                      .l = (flags >> 21) & 1,
+                      .avl = (flags >> 20) & 1,
+                      .present = (flags >> 15) & 1,
+                      .dpl = (flags >> 13) & 3,
+                      .s = (flags >> 12) & 1,
                       .type = (flags >> 8) & 15};
   s.unusable = !s.present;
   x86_seg_update(&s);
@@ -34,9 +43,23 @@ static struct x86_seg seg_of(u16 sel, u64 base, u32 limit, u32 flags) {
 
 /* ---- the 64-bit layout: processors with long mode ---- */
 
-enum { S64_FLAGS = 0x7f70, S64_RIP = 0x7f78, S64_DR6 = 0x7f68, S64_DR7 = 0x7f60, S64_CR0 = 0x7f58, S64_CR3 = 0x7f50, S64_CR4 = 0x7f48,
-  S64_SMBASE = 0x7f00, S64_REVISION = 0x7efc, S64_EFER = 0x7ed0, S64_TR = 0x7e90, S64_IDTR = 0x7e80, S64_LDTR = 0x7e70, S64_GDTR = 0x7e60,
-  S64_SEG = 0x7e00 };
+enum {
+  S64_FLAGS = 0x7f70,
+  S64_RIP = 0x7f78,
+  S64_DR6 = 0x7f68,
+  S64_DR7 = 0x7f60,
+  S64_CR0 = 0x7f58,
+  S64_CR3 = 0x7f50,
+  S64_CR4 = 0x7f48,
+  S64_SMBASE = 0x7f00,
+  S64_REVISION = 0x7efc,
+  S64_EFER = 0x7ed0,
+  S64_TR = 0x7e90,
+  S64_IDTR = 0x7e80,
+  S64_LDTR = 0x7e70,
+  S64_GDTR = 0x7e60,
+  S64_SEG = 0x7e00
+};
 
 static void put_seg64(u8 *area, unsigned at, const struct x86_seg *s) {
   put(area, at, 2, s->sel);
@@ -71,9 +94,25 @@ static void save64(struct x86_vcpu *c, u8 *area) {
 
 /* ---- the 32-bit layout ---- */
 
-enum { S32_CR0 = 0x7ffc, S32_CR3 = 0x7ff8, S32_FLAGS = 0x7ff4, S32_RIP = 0x7ff0, S32_REGS = 0x7fd0, S32_DR6 = 0x7fcc, S32_DR7 = 0x7fc8,
-  S32_TR_SEL = 0x7fc4, S32_LDTR_SEL = 0x7fc0, S32_SEG_SEL = 0x7fa8, S32_LDTR = 0x7f78, S32_GDTR = 0x7f70, S32_TR = 0x7f5c, S32_IDTR = 0x7f54,
-  S32_CR4 = 0x7f14, S32_REVISION = 0x7efc, S32_SMBASE = 0x7ef8 };
+enum {
+  S32_CR0 = 0x7ffc,
+  S32_CR3 = 0x7ff8,
+  S32_FLAGS = 0x7ff4,
+  S32_RIP = 0x7ff0,
+  S32_REGS = 0x7fd0,
+  S32_DR6 = 0x7fcc,
+  S32_DR7 = 0x7fc8,
+  S32_TR_SEL = 0x7fc4,
+  S32_LDTR_SEL = 0x7fc0,
+  S32_SEG_SEL = 0x7fa8,
+  S32_LDTR = 0x7f78,
+  S32_GDTR = 0x7f70,
+  S32_TR = 0x7f5c,
+  S32_IDTR = 0x7f54,
+  S32_CR4 = 0x7f14,
+  S32_REVISION = 0x7efc,
+  S32_SMBASE = 0x7ef8
+};
 
 static unsigned seg32_at(unsigned n) { return n < 3 ? 0x7f84 + n * 12 : 0x7f2c + (n - 3) * 12; }
 
@@ -130,17 +169,26 @@ static void recompute(struct x86_vcpu *c) {
   x86_mode_changed(c);
 }
 
+static u64 save_area(const struct x86_vcpu *c) { return c->smbase + 0x8000 + SAVE_BASE; }
+
+/* A client that gave SMM no memory there loses the state, as with KVM. */
+static bool area_is_ram(struct x86_vcpu *c) {
+  return x86_memslot(c, save_area(c) >> PAGE_SHIFT) && x86_memslot(c, (save_area(c) + SAVE_SIZE - 1) >> PAGE_SHIFT);
+}
+
 void x86_smi_enter(struct x86_vcpu *c) {
   u8 area[SAVE_SIZE] = {0};
-  if (x86_has(c, X86_FEATURE_LM)) save64(c, area);
-  else save32(c, area);
+  if (x86_has(c, X86_FEATURE_LM))
+    save64(c, area);
+  else
+    save32(c, area);
   c->smm = true;
   c->smm_nmi_mask = c->nmi_blocked;
   c->nmi_blocked = true;
   smm_state(c);
   recompute(c);
   /* Paging is off now, and the SMM address space in force: linear is physical. */
-  x86_sys_write(c, c->smbase + 0x8000 + SAVE_BASE, area, SAVE_SIZE);
+  if (area_is_ram(c)) x86_sys_write(c, save_area(c), area, SAVE_SIZE);
 }
 
 /* ---- return ---- */
@@ -193,28 +241,28 @@ static int load32(struct x86_vcpu *c, const u8 *area) {
 }
 
 /* Back to real mode, from whatever the handler had set up; then the area can be read by physical address. */
-static int read_area(struct x86_vcpu *c, u8 *area) {
+static bool read_area(struct x86_vcpu *c, u8 *area) {
   c->cr0 &= ~(u64)(CR0_PG | CR0_PE);
   c->cr4 &= ~(u64)(CR4_PCIDE | CR4_PAE);
   c->efer = 0;
   c->rflags &= ~(u64)FL_VM;
   for (unsigned n = 0; n < 6; n++) c->seg[n].l = 0;
   recompute(c);
-  return x86_sys_read(c, c->smbase + 0x8000 + SAVE_BASE, area, SAVE_SIZE);
+  return area_is_ram(c) && x86_sys_read(c, save_area(c), area, SAVE_SIZE) == X86_OK;
 }
 
 int x86_rsm(struct x86_vcpu *c) {
   u8 area[SAVE_SIZE];
   if (!c->smm) return x86_ud(c);
-  int r = read_area(c, area);
+  bool ok = read_area(c, area);
   c->smm = false;
   if (!c->smm_nmi_mask) c->nmi_blocked = false;
   c->smm_nmi_mask = false;
-  if (!r) r = x86_has(c, X86_FEATURE_LM) ? load64(c, area) : load32(c, area);
+  ok = ok && (x86_has(c, X86_FEATURE_LM) ? load64(c, area) : load32(c, area)) == X86_OK;
   recompute(c);
   x86_request_event(c); /* NMIs, SMIs and INITs may have waited */
-  if (!r) return X86_BRANCH;
-  c->complete_io = NULL; /* 31.4: an invalid image is a shutdown */
+  if (ok) return X86_BRANCH;
+  /* 31.4: an invalid image is a shutdown. */
   c->triple_fault = true;
   vcpu_request(&c->core, REQ_TRIPLE_FAULT);
   return X86_BRANCH;

@@ -1,4 +1,5 @@
-/* Stacks in transfers of control: the frame a gate or call pushes, the inner stack from the TSS, items read before they are popped.
+/* Stacks in transfers of control: the frame a gate or call pushes, the inner stack from the TSS, items read before they are
+ * popped.
  *
  * Intel SDM Vol. 3A 5.8.5, 6.12.1, 6.14.2 to 6.14.5.
  */
@@ -95,9 +96,12 @@ int x86_frame_store(struct x86_vcpu *c, struct x86_stack *st, const struct x86_f
   if (r) return r;
   for (unsigned n = 0; n < f->n; n++) {
     u8 *at = data + len - (n + 1) * f->size;
-    if (f->size == 8) *(x86_u64_unaligned *)at = f->item[n];
-    else if (f->size == 4) *(x86_u32_unaligned *)at = (u32)f->item[n];
-    else *(x86_u16_unaligned *)at = (u16)f->item[n];
+    if (f->size == 8)
+      *(x86_u64_unaligned *)at = f->item[n];
+    else if (f->size == 4)
+      *(x86_u32_unaligned *)at = (u32)f->item[n];
+    else
+      *(x86_u16_unaligned *)at = (u16)f->item[n];
   }
   r = x86_write_cpl(c, lin, data, len, st->cpl);
   if (unlikely(r)) return r == X86_FAULT ? frame_fault(c, st, f, lin) : r;

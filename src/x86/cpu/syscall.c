@@ -1,7 +1,7 @@
 /* SYSCALL, SYSRET, SYSENTER, SYSEXIT.
  *
- * Intel SDM Vol. 2B, operation sections; AMD APM Vol. 3 where the guest's processor is AMD's: legacy and compatibility modes of SYSCALL, no SYSENTER in
- * long mode, SYSRET to a non-canonical address faults in the new ring.
+ * Intel SDM Vol. 2B, operation sections; AMD APM Vol. 3 where the guest's processor is AMD's: legacy and compatibility modes of
+ * SYSCALL, no SYSENTER in long mode, SYSRET to a non-canonical address faults in the new ring.
  */
 #include "x86/cpu/cpu.h"
 #include "x86/cpu/desc.h"
@@ -9,7 +9,8 @@
 
 /* The flat segments these instructions load without looking at a descriptor. */
 static struct x86_seg flat_code(u16 sel, unsigned dpl, bool is64) {
-  return (struct x86_seg){.limit = 0xffffffffu, .sel = sel, .type = 11, .s = 1, .dpl = (u8)dpl, .present = 1, .l = is64, .db = !is64, .g = 1};
+  return (struct x86_seg){
+      .limit = 0xffffffffu, .sel = sel, .type = 11, .s = 1, .dpl = (u8)dpl, .present = 1, .l = is64, .db = !is64, .g = 1};
 }
 static struct x86_seg flat_stack(u16 sel, unsigned dpl) {
   struct x86_seg s = {.limit = 0xffffffffu, .sel = sel, .type = 3, .s = 1, .dpl = (u8)dpl, .present = 1, .db = 1, .g = 1};
@@ -66,7 +67,8 @@ int x86_sysenter(struct x86_vcpu *c) {
   bool v86 = x86_v86(c);
   c->regs[RSP] = is64 ? c->sysenter_esp : (u32)c->sysenter_esp;
   if (v86) c->code_gen++;
-  return enter(c, sel, (u16)(sel + 8), 0, is64, is64 ? c->sysenter_eip : (u32)c->sysenter_eip, c->rflags & ~(u64)(FL_VM | FL_IF | FL_RF));
+  return enter(c, sel, (u16)(sel + 8), 0, is64, is64 ? c->sysenter_eip : (u32)c->sysenter_eip,
+               c->rflags & ~(u64)(FL_VM | FL_IF | FL_RF));
 }
 
 int x86_sysexit(struct x86_vcpu *c, unsigned opsize) {

@@ -2,8 +2,9 @@
  *
  * Intel SDM Vol. 3A chapter 7, 7.3 (task switching) with table 7-1 (checks).  Legacy modes only.
  *
- * Two halves.  Everything up to the write of the old TSS can fail without a trace.  From then on the new task is the current one: its faults are
- * raised in it, with its CS:EIP, and whatever segment registers could not be loaded are left with their selectors and no descriptor.
+ * Two halves.  Everything up to the write of the old TSS can fail without a trace.  From then on the new task is the current one:
+ * its faults are raised in it, with its CS:EIP, and whatever segment registers could not be loaded are left with their selectors
+ * and no descriptor.
  */
 #include <string.h>
 #include "x86/cpu/desc.h"
@@ -13,15 +14,32 @@
 
 /* Where things are in a TSS (figures 7-2 and 7-10): sizes of items, offsets of the fields a switch saves and loads. */
 struct tss_format {
-  u8 size;      /* of EIP, flags and general registers */
+  u8 size; /* of EIP, flags and general registers */
   u8 seg_step, segs;
   u8 ip, regs, seg, ldt, trap, cr3;
-  u8 save_end;  /* the saved fields are [ip, save_end) */
+  u8 save_end; /* the saved fields are [ip, save_end) */
   u8 min_limit;
 };
 static const struct tss_format formats[2] = {
-    {.size = 2, .seg_step = 2, .segs = 4, .ip = 0x0e, .regs = 0x12, .seg = 0x22, .ldt = 0x2a, .save_end = 0x2a, .min_limit = 0x2b},
-    {.size = 4, .seg_step = 4, .segs = 6, .ip = 0x20, .regs = 0x28, .seg = 0x48, .ldt = 0x60, .trap = 0x64, .cr3 = 0x1c, .save_end = 0x60,
+    {.size = 2,
+     .seg_step = 2,
+     .segs = 4,
+     .ip = 0x0e,
+     .regs = 0x12,
+     .seg = 0x22,
+     .ldt = 0x2a,
+     .save_end = 0x2a,
+     .min_limit = 0x2b},
+    {.size = 4,
+     .seg_step = 4,
+     .segs = 6,
+     .ip = 0x20,
+     .regs = 0x28,
+     .seg = 0x48,
+     .ldt = 0x60,
+     .trap = 0x64,
+     .cr3 = 0x1c,
+     .save_end = 0x60,
      .min_limit = 0x67},
 };
 #define TSS_BYTES 0x68

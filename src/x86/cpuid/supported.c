@@ -64,13 +64,18 @@ static void leaf_caches(struct builder *b, u32 function) {
 
 static void leaf_6(struct builder *b, u32 function) { add(b, 6, 0, 0)->eax = x86_engine_word(6, 0, CPUID_EAX); }
 
+/* Controls of speculation that the guest may set, and whose effect it has anyway: so its kernel does without the costly ways around them. */
+#define LEAF_7_2_BHI_CTRL 0x10u
+#define LEAF_7_2_MCDT_NO  0x20u
+
 static void leaf_7(struct builder *b, u32 function) {
   struct kvm_cpuid_entry2 *e = add(b, 7, 0, KVM_CPUID_FLAG_SIGNIFCANT_INDEX);
-  e->eax = 1;
+  e->eax = 2;
   e->ebx = x86_engine_word(7, 0, CPUID_EBX);
   e->ecx = x86_engine_word(7, 0, CPUID_ECX);
   e->edx = x86_engine_word(7, 0, CPUID_EDX) | X86_CPUID_7_EDX_SPEC_CTRL | X86_CPUID_7_EDX_STIBP | X86_CPUID_7_EDX_ARCH_CAPS | X86_CPUID_7_EDX_SSBD;
   add(b, 7, 1, KVM_CPUID_FLAG_SIGNIFCANT_INDEX)->eax = x86_engine_word(7, 1, CPUID_EAX);
+  add(b, 7, 2, KVM_CPUID_FLAG_SIGNIFCANT_INDEX)->edx = LEAF_7_2_BHI_CTRL | LEAF_7_2_MCDT_NO;
 }
 
 static void leaf_d(struct builder *b, u32 function) {

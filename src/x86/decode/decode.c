@@ -1,4 +1,7 @@
-/* Bytes to struct x86_insn, with Zydis. */
+/* Bytes to struct x86_insn, with Zydis 4.0.
+ *
+ * Where Zydis and processors differ (found by tests/diff) is put right in x86_decoder_init(), x86_decoded_fix() and real_mode_allows().
+ */
 #include <pthread.h>
 #include <string.h>
 #include "x86/decode/isa.h"
@@ -8,19 +11,46 @@
 static ZydisDecoder decoders[4]; /* by X86_MODE_SIZE; the real-address one differs from 16-bit protected mode in what is #UD */
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 
+void x86_decoder_init(ZydisDecoder *d, ZydisMachineMode mode, ZydisStackWidth stack) {
+  ZydisDecoderInit(d, mode, stack);
+  /* Encodings that are hint NOPs on processors without these extensions, which no guest has. */
+  ZydisDecoderEnableMode(d, ZYDIS_DECODER_MODE_MPX, ZYAN_FALSE);
+  ZydisDecoderEnableMode(d, ZYDIS_DECODER_MODE_CET, ZYAN_FALSE);
+  ZydisDecoderEnableMode(d, ZYDIS_DECODER_MODE_CLDEMOTE, ZYAN_FALSE);
+  ZydisDecoderEnableMode(d, ZYDIS_DECODER_MODE_WBNOINVD, ZYAN_FALSE);
+}
+
 static void init(void) {
-  ZydisDecoderInit(&decoders[X86_MODE_16], ZYDIS_MACHINE_MODE_LEGACY_16, ZYDIS_STACK_WIDTH_16);
-  ZydisDecoderInit(&decoders[X86_MODE_32], ZYDIS_MACHINE_MODE_LEGACY_32, ZYDIS_STACK_WIDTH_32);
-  ZydisDecoderInit(&decoders[X86_MODE_64], ZYDIS_MACHINE_MODE_LONG_64, ZYDIS_STACK_WIDTH_64);
-  ZydisDecoderInit(&decoders[3], ZYDIS_MACHINE_MODE_REAL_16, ZYDIS_STACK_WIDTH_16);
-  for (unsigned k = 0; k < 4; k++) {
-    ZydisDecoderEnableMode(&decoders[k], ZYDIS_DECODER_MODE_MPX, ZYAN_FALSE); /* bound registers do not exist here: hint NOPs */
-    ZydisDecoderEnableMode(&decoders[k], ZYDIS_DECODER_MODE_CET, ZYAN_TRUE);
-    ZydisDecoderEnableMode(&decoders[k], ZYDIS_DECODER_MODE_WBNOINVD, ZYAN_FALSE);
-    ZydisDecoderEnableMode(&decoders[k], ZYDIS_DECODER_MODE_CLDEMOTE, ZYAN_FALSE);
-  }
+  x86_decoder_init(&decoders[X86_MODE_16], ZYDIS_MACHINE_MODE_LEGACY_16, ZYDIS_STACK_WIDTH_16);
+  x86_decoder_init(&decoders[X86_MODE_32], ZYDIS_MACHINE_MODE_LEGACY_32, ZYDIS_STACK_WIDTH_32);
+  x86_decoder_init(&decoders[X86_MODE_64], ZYDIS_MACHINE_MODE_LONG_64, ZYDIS_STACK_WIDTH_64);
+  x86_decoder_init(&decoders[3], ZYDIS_MACHINE_MODE_REAL_16, ZYDIS_STACK_WIDTH_16);
   x86_table_build();
 }
+
+/* ---- corrections ---- */
+
+/* ModRM.mod 0 with SIB base 5 has a displacement in place of a base register, whatever REX.B says (SDM Vol. 2A table 2-3); with 32-bit addresses Zydis 4.0
+ * takes R13D alone. */
+static void fix_base(const ZydisDecodedInstruction *insn, ZydisDecodedOperand *op) {
+  bool sib = insn->attributes & ZYDIS_ATTRIB_HAS_SIB;
+  if (!sib || insn->raw.modrm.mod != 0 || insn->raw.sib.base != 5) return;
+  op->mem.base = ZYDIS_REGISTER_NONE;
+  op->mem.disp.has_displacement = ZYAN_TRUE;
+  op->mem.disp.value = insn->raw.disp.value;
+}
+
+void x86_decoded_fix(const ZydisDecodedInstruction *insn, ZydisDecodedOperand *ops) {
+  for (unsigned k = 0; k < insn->operand_count_visible; k++)
+    if (ops[k].type == ZYDIS_OPERAND_TYPE_MEMORY) fix_base(insn, &ops[k]);
+}
+
+/* Real-address and virtual-8086 mode know no VEX, EVEX or XOP encodings (SDM Vol. 2A 2.3.1, APM Vol. 3 1.2.7). */
+static bool real_mode_allows(const ZydisDecodedInstruction *insn) {
+  return insn->encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY || insn->encoding == ZYDIS_INSTRUCTION_ENCODING_3DNOW;
+}
+
+/* ---- operands ---- */
 
 unsigned x86_reg_number(ZydisRegister r) {
   if (r >= ZYDIS_REGISTER_AL && r <= ZYDIS_REGISTER_BL) return (unsigned)(r - ZYDIS_REGISTER_AL) * 8;
@@ -42,8 +72,6 @@ static unsigned address_register(ZydisRegister r) {
 static void fill_memory(const ZydisDecodedOperand *op, struct x86_insn *i) {
   i->iflags |= X86_I_MEM;
   i->base = (u8)address_register(op->mem.base);
-  i->index = X86_REG_NONE;
-  i->shift = 0;
   if (op->mem.index != ZYDIS_REGISTER_NONE && op->mem.type != ZYDIS_MEMOP_TYPE_VSIB) {
     i->index = (u8)address_register(op->mem.index);
     i->shift = (u8)__builtin_ctz(op->mem.scale ? op->mem.scale : 1);
@@ -53,34 +81,11 @@ static void fill_memory(const ZydisDecodedOperand *op, struct x86_insn *i) {
   i->seg = (u8)segment_number(op->mem.segment);
 }
 
-static u8 flag_bits(ZyanU32 f) {
-  return (u8)((f & ZYDIS_CPUFLAG_CF ? 1 : 0) | (f & ZYDIS_CPUFLAG_PF ? 2 : 0) | (f & ZYDIS_CPUFLAG_AF ? 4 : 0) | (f & ZYDIS_CPUFLAG_ZF ? 8 : 0) |
-              (f & ZYDIS_CPUFLAG_SF ? 16 : 0) | (f & ZYDIS_CPUFLAG_OF ? 32 : 0));
-}
-
-static void fill_flags(const ZydisDecodedInstruction *insn, struct x86_insn *i) {
-  const ZydisAccessedFlags *f = insn->cpu_flags;
-  if (!f) return;
-  i->flags_read = flag_bits(f->tested);
-  i->flags_written = flag_bits(f->modified | f->set_0 | f->set_1 | f->undefined);
-}
-
-static void fill(const struct x86_decoded *d, struct x86_insn *i) {
-  const ZydisDecodedInstruction *insn = &d->insn;
-  i->op = (u16)insn->mnemonic;
-  i->len = insn->length;
-  i->opsize = (u8)(insn->operand_width / 8);
-  i->adsize = (u8)(insn->address_width / 8);
-  i->ea_mask = i->adsize == 8 ? ~0ull : i->adsize == 4 ? 0xffffffffull : 0xffffull;
-  i->base = i->index = X86_REG_NONE;
-  i->seg = SEG_DS;
-  if (insn->attributes & ZYDIS_ATTRIB_HAS_LOCK) i->iflags |= X86_I_LOCK;
-  if (insn->attributes & (ZYDIS_ATTRIB_HAS_REP | ZYDIS_ATTRIB_HAS_REPE)) i->iflags |= X86_I_REP;
-  if (insn->attributes & ZYDIS_ATTRIB_HAS_REPNE) i->iflags |= X86_I_REPNE;
+static void fill_operands(const struct x86_decoded *d, struct x86_insn *i) {
   bool memory = false, immediate = false;
-  for (unsigned k = 0; k < insn->operand_count; k++) {
+  for (unsigned k = 0; k < d->insn.operand_count; k++) {
     const ZydisDecodedOperand *op = &d->ops[k];
-    if (op->type == ZYDIS_OPERAND_TYPE_MEMORY && !memory && k < insn->operand_count_visible) {
+    if (op->type == ZYDIS_OPERAND_TYPE_MEMORY && !memory && k < d->insn.operand_count_visible) {
       fill_memory(op, i);
       memory = true;
     }
@@ -89,6 +94,64 @@ static void fill(const struct x86_decoded *d, struct x86_insn *i) {
       immediate = true;
     }
   }
+}
+
+/* ---- flags ---- */
+
+enum { CF = 1, PF = 2, AF = 4, ZF = 8, SF = 16, OF = 32, ALL = 63 };
+
+/* Where Zydis 4.0's tables are wrong or silent.  read: flags that the result or any flag left behind depends on; written: flags that are always
+ * written.  A flag that an instruction may leave alone is not in written, so that its earlier value stays alive. */
+static const struct {
+  u16 mnemonic;
+  u8 read, written;
+} flag_corrections[] = {
+    /* undefined flags that processors leave alone (SDM Vol. 2): they must not count as overwritten */
+    {ZYDIS_MNEMONIC_BT, 0, CF},   {ZYDIS_MNEMONIC_BTS, 0, CF},  {ZYDIS_MNEMONIC_BTR, 0, CF},  {ZYDIS_MNEMONIC_BTC, 0, CF},
+    {ZYDIS_MNEMONIC_ROL, OF, CF}, {ZYDIS_MNEMONIC_ROR, OF, CF}, {ZYDIS_MNEMONIC_RCL, CF | OF, CF}, {ZYDIS_MNEMONIC_RCR, CF | OF, CF},
+    {ZYDIS_MNEMONIC_DIV, 0, 0},   {ZYDIS_MNEMONIC_IDIV, 0, 0},  {ZYDIS_MNEMONIC_BSF, ALL & ~ZF, ZF}, {ZYDIS_MNEMONIC_BSR, ALL & ~ZF, ZF},
+    {ZYDIS_MNEMONIC_CMPXCHG8B, 0, ZF}, {ZYDIS_MNEMONIC_CMPXCHG16B, 0, ZF}, {ZYDIS_MNEMONIC_TZCNT, 0, ALL}, {ZYDIS_MNEMONIC_LZCNT, 0, ALL},
+    {ZYDIS_MNEMONIC_ADCX, CF, CF}, {ZYDIS_MNEMONIC_ADOX, OF, OF}, {ZYDIS_MNEMONIC_SAHF, 0, ALL & ~OF}, {ZYDIS_MNEMONIC_LAHF, ALL & ~OF, 0},
+    {ZYDIS_MNEMONIC_PUSHF, ALL, 0}, {ZYDIS_MNEMONIC_PUSHFD, ALL, 0}, {ZYDIS_MNEMONIC_PUSHFQ, ALL, 0},
+    {ZYDIS_MNEMONIC_POPF, 0, ALL}, {ZYDIS_MNEMONIC_POPFD, 0, ALL}, {ZYDIS_MNEMONIC_POPFQ, 0, ALL},
+    {ZYDIS_MNEMONIC_CMC, CF, CF}, {ZYDIS_MNEMONIC_SALC, CF, 0},
+};
+
+static u8 flag_bits(ZyanU32 f) {
+  return (u8)((f & ZYDIS_CPUFLAG_CF ? CF : 0) | (f & ZYDIS_CPUFLAG_PF ? PF : 0) | (f & ZYDIS_CPUFLAG_AF ? AF : 0) | (f & ZYDIS_CPUFLAG_ZF ? ZF : 0) |
+              (f & ZYDIS_CPUFLAG_SF ? SF : 0) | (f & ZYDIS_CPUFLAG_OF ? OF : 0));
+}
+
+/* A repeated string instruction whose count is zero writes nothing. */
+static void fill_flags(const ZydisDecodedInstruction *insn, struct x86_insn *i) {
+  const ZydisAccessedFlags *f = insn->cpu_flags;
+  if (f) {
+    i->flags_read = flag_bits(f->tested);
+    i->flags_written = flag_bits(f->modified | f->set_0 | f->set_1 | f->undefined);
+  }
+  for (size_t k = 0; k < ARRAY_SIZE(flag_corrections); k++)
+    if (flag_corrections[k].mnemonic == insn->mnemonic) {
+      i->flags_read = flag_corrections[k].read;
+      i->flags_written = flag_corrections[k].written;
+    }
+  if (insn->attributes & (ZYDIS_ATTRIB_HAS_REP | ZYDIS_ATTRIB_HAS_REPE | ZYDIS_ATTRIB_HAS_REPNE)) {
+    i->flags_read |= i->flags_written;
+    i->flags_written = 0;
+  }
+}
+
+static void fill(const struct x86_decoded *d, struct x86_insn *i) {
+  const ZydisDecodedInstruction *insn = &d->insn;
+  i->op = (u16)insn->mnemonic;
+  i->opsize = (u8)(insn->operand_width / 8);
+  i->adsize = (u8)(insn->address_width / 8);
+  i->ea_mask = i->adsize == 8 ? ~0ull : i->adsize == 4 ? 0xffffffffull : 0xffffull;
+  i->base = i->index = X86_REG_NONE;
+  i->seg = SEG_DS;
+  if (insn->attributes & ZYDIS_ATTRIB_HAS_LOCK) i->iflags |= X86_I_LOCK;
+  if (insn->attributes & (ZYDIS_ATTRIB_HAS_REP | ZYDIS_ATTRIB_HAS_REPE)) i->iflags |= X86_I_REP;
+  if (insn->attributes & ZYDIS_ATTRIB_HAS_REPNE) i->iflags |= X86_I_REPNE;
+  fill_operands(d, i);
   fill_flags(insn, i);
 }
 
@@ -114,37 +177,41 @@ enum x86_form x86_operands(const struct x86_decoded *d, struct x86_insn *i) {
   return FORM_NONE;
 }
 
+/* ---- the door ---- */
+
 /* An encoding that raises an exception instead of running. */
 static int refuse(struct x86_insn *i, unsigned len, x86_exec_fn *fn) {
   i->fn = fn;
   i->len = (u8)len;
+  i->next = (u16)(i->off + len);
   i->iflags = X86_I_END;
   return (int)len;
 }
 
 static int exec_too_long(struct x86_vcpu *c, const struct x86_insn *i) { return x86_gp0(c); }
 
+static x86_exec_fn *select_handler(const struct x86_decoded *d, struct x86_insn *i) {
+  x86_exec_fn *fn = x86_table_known(d->insn.mnemonic) ? x86_table_select(d, i) : NULL;
+  return fn ? fn : x86_native_select(d, i);
+}
+
 int x86_decode(const struct x86_decode_ctx *ctx, const u8 *bytes, unsigned avail, struct x86_insn *i) {
   struct x86_decoded d;
   pthread_once(&once, init);
   unsigned size = ctx->mode & X86_MODE_SIZE;
-  const ZydisDecoder *decoder = &decoders[size == X86_MODE_16 && (ctx->mode & X86_MODE_REAL) ? 3 : size];
-  ZyanStatus s = ZydisDecoderDecodeFull(decoder, bytes, MIN(avail, 15u), &d.insn, d.ops);
-  d.ctx = ctx;
-  d.bytes = bytes;
-  if (s == ZYDIS_STATUS_NO_MORE_DATA) {
-    if (avail < 15) return 0;
-    return refuse(i, 15, exec_too_long); /* SDM Vol. 3A 6.15, interrupt 13: more than 15 bytes */
-  }
+  bool real = ctx->mode & X86_MODE_REAL;
+  ZyanStatus s = ZydisDecoderDecodeFull(&decoders[real && size == X86_MODE_16 ? 3 : size], bytes, MIN(avail, 15u), &d.insn, d.ops);
+  /* SDM Vol. 3A 6.15, interrupt 13: more than 15 bytes */
+  if (s == ZYDIS_STATUS_NO_MORE_DATA) return avail < 15 ? 0 : refuse(i, 15, exec_too_long);
   if (s == ZYDIS_STATUS_INSTRUCTION_TOO_LONG) return refuse(i, 15, exec_too_long);
   if (!ZYAN_SUCCESS(s)) return refuse(i, 1, x86_exec_ud);
+  d.ctx = ctx;
+  d.bytes = bytes;
   i->len = d.insn.length;
   i->next = (u16)(i->off + i->len);
-  if (!x86_isa_allows(ctx->cpuid, &d)) return refuse(i, d.insn.length, x86_exec_ud);
+  if ((real && !real_mode_allows(&d.insn)) || !x86_isa_allows(ctx->cpuid, &d)) return refuse(i, i->len, x86_exec_ud);
+  x86_decoded_fix(&d.insn, d.ops);
   fill(&d, i);
-  x86_exec_fn *fn = x86_table_known(d.insn.mnemonic) ? x86_table_select(&d, i) : NULL;
-  if (!fn) fn = x86_native_select(&d, i);
-  if (!fn) return refuse(i, d.insn.length, x86_exec_ud);
-  i->fn = fn;
-  return i->len;
+  i->fn = select_handler(&d, i);
+  return i->fn ? i->len : refuse(i, i->len, x86_exec_ud);
 }

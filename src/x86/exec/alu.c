@@ -1,19 +1,51 @@
-/* ADD, OR, ADC, SBB, AND, SUB, XOR, CMP, TEST, INC, DEC, NEG, NOT: run as the host's instruction, one handler per form and width. */
+/* ADD, OR, ADC, SBB, AND, SUB, XOR, CMP, TEST, INC, DEC, NEG, NOT: run as the host's instruction, one handler per form, width and kind of address. */
 #include "x86/exec/exec.h"
 
-/* The operation on a register and on memory.  CF_IN loads the carry for ADC and SBB. */
-#define CF_IN  "bt $0, %k[fl]\n\t"
-#define NO_CF  ""
+/* ADC and SBB: the guest's carry goes into the host's first. */
+#define CF_IN "bt $0, %k[fl]\n\t"
+#define NO_CF ""
 
-#define REG_OP(T, ins, cf, a, b) __asm__(cf ins " %[y], %[x]" CATCH_FLAGS : [x] "+&r"(a), "=&a"(raw) : [y] "r"(b), [fl] "r"(c->rflags) : "cc")
-#define MEM_OP(T, lock, ins, cf, p, b)                                                                                           \
-  __asm__ volatile(cf lock ins " %[y], %[x]" CATCH_FLAGS : [x] "+m"(*(T *)(p)), "=&a"(raw) : [y] "r"(b), [fl] "r"(c->rflags) : "cc", "memory")
+#define REG_OP(ins, cf, a, b) __asm__(cf ins " %[y], %[x]" CATCH_FLAGS : [x] "+&r"(a), "=&a"(raw) : [y] "r"(b), [fl] "r"(c->rflags) : "cc")
+#define MEM_OP(bits, lock, ins, cf, p, b)                                                                                        \
+  __asm__ volatile(cf lock ins " %[y], %[x]" CATCH_FLAGS                                                                         \
+                   : [x] "+m"(*(x86_u##bits##_unaligned *)(p)), "=&a"(raw)                                                       \
+                   : [y] "r"(b), [fl] "r"(c->rflags)                                                                             \
+                   : "cc", "memory")
+
+/* Memory forms: access is general or simple (exec.h), b the other operand's value. */
+#define DEFINE_ALU_LOAD(name, bits, ins, cf, access)                                                                             \
+  static int name##bits##_rm_##access(struct x86_vcpu *c, const struct x86_insn *i) {                                            \
+    u##bits a = get##bits(c, i->reg), b;                                                                                         \
+    u32 raw;                                                                                                                     \
+    int r = access##_load##bits(c, i, &b);                                                                                       \
+    if (unlikely(r)) return r;                                                                                                   \
+    REG_OP(ins, cf, a, b);                                                                                                       \
+    put##bits(c, i->reg, a);                                                                                                     \
+    set_flags(c, raw);                                                                                                           \
+    return X86_OK;                                                                                                               \
+  }
+#define DEFINE_ALU_RMW(name, bits, ins, cf, form, b_expr, access, lock, is_lock, suffix)                                         \
+  static int name##bits##_##form##_##suffix(struct x86_vcpu *c, const struct x86_insn *i) {                                      \
+    void *p;                                                                                                                     \
+    u32 raw;                                                                                                                     \
+    u##bits b = (u##bits)(b_expr);                                                                                               \
+    int r = access##_rmw_begin(c, i, bits / 8, is_lock, &p);                                                                     \
+    if (unlikely(r)) return r;                                                                                                   \
+    MEM_OP(bits, lock, ins, cf, p, b);                                                                                           \
+    x86_rmw_end(c);                                                                                                              \
+    set_flags(c, raw);                                                                                                           \
+    return X86_OK;                                                                                                               \
+  }
+#define DEFINE_ALU_RMWS(name, bits, ins, cf, form, b_expr)                                                                       \
+  DEFINE_ALU_RMW(name, bits, ins, cf, form, b_expr, general, "", false, general)                                                 \
+  DEFINE_ALU_RMW(name, bits, ins, cf, form, b_expr, simple, "", false, simple)                                                   \
+  DEFINE_ALU_RMW(name, bits, ins, cf, form, b_expr, general, "lock ", true, locked)
 
 #define DEFINE_ALU(name, bits, ins, cf)                                                                                          \
   static int name##bits##_rr(struct x86_vcpu *c, const struct x86_insn *i) {                                                     \
     u##bits a = get##bits(c, i->rm), b = get##bits(c, i->reg);                                                                   \
     u32 raw;                                                                                                                     \
-    REG_OP(u##bits, ins, cf, a, b);                                                                                              \
+    REG_OP(ins, cf, a, b);                                                                                                       \
     put##bits(c, i->rm, a);                                                                                                      \
     set_flags(c, raw);                                                                                                           \
     return X86_OK;                                                                                                               \
@@ -21,37 +53,33 @@
   static int name##bits##_ri(struct x86_vcpu *c, const struct x86_insn *i) {                                                     \
     u##bits a = get##bits(c, i->rm), b = (u##bits)i->imm;                                                                        \
     u32 raw;                                                                                                                     \
-    REG_OP(u##bits, ins, cf, a, b);                                                                                              \
+    REG_OP(ins, cf, a, b);                                                                                                       \
     put##bits(c, i->rm, a);                                                                                                      \
     set_flags(c, raw);                                                                                                           \
     return X86_OK;                                                                                                               \
   }                                                                                                                              \
-  static int name##bits##_rm(struct x86_vcpu *c, const struct x86_insn *i) {                                                     \
-    u##bits a = get##bits(c, i->reg), b;                                                                                         \
-    u32 raw;                                                                                                                     \
-    int r = x86_load##bits(c, i->seg, x86_ea(c, i), &b);                                                                         \
-    if (unlikely(r)) return r;                                                                                                   \
-    REG_OP(u##bits, ins, cf, a, b);                                                                                              \
-    put##bits(c, i->reg, a);                                                                                                     \
-    set_flags(c, raw);                                                                                                           \
-    return X86_OK;                                                                                                               \
-  }                                                                                                                              \
-  static inline int name##bits##_mem(struct x86_vcpu *c, const struct x86_insn *i, u##bits b) {                                  \
-    void *p;                                                                                                                     \
-    u32 raw;                                                                                                                     \
-    bool lock = i->iflags & X86_I_LOCK;                                                                                          \
-    int r = x86_rmw_begin(c, i->seg, x86_ea(c, i), bits / 8, lock, &p);                                                          \
-    if (unlikely(r)) return r;                                                                                                   \
-    if (lock) MEM_OP(u##bits, "lock ", ins, cf, p, b);                                                                           \
-    else MEM_OP(u##bits, "", ins, cf, p, b);                                                                                     \
-    x86_rmw_end(c);                                                                                                              \
-    set_flags(c, raw);                                                                                                           \
-    return X86_OK;                                                                                                               \
-  }                                                                                                                              \
-  static int name##bits##_mr(struct x86_vcpu *c, const struct x86_insn *i) { return name##bits##_mem(c, i, get##bits(c, i->reg)); } \
-  static int name##bits##_mi(struct x86_vcpu *c, const struct x86_insn *i) { return name##bits##_mem(c, i, (u##bits)i->imm); }
+  DEFINE_ALU_LOAD(name, bits, ins, cf, general)                                                                                  \
+  DEFINE_ALU_LOAD(name, bits, ins, cf, simple)                                                                                   \
+  DEFINE_ALU_RMWS(name, bits, ins, cf, mr, get##bits(c, i->reg))                                                                 \
+  DEFINE_ALU_RMWS(name, bits, ins, cf, mi, i->imm)
 
 /* CMP and TEST: read both, write flags. */
+#define DEFINE_COMPARE_MEM(name, bits, access)                                                                                   \
+  static int name##bits##_rm_##access(struct x86_vcpu *c, const struct x86_insn *i) {                                            \
+    u##bits b;                                                                                                                   \
+    int r = access##_load##bits(c, i, &b);                                                                                       \
+    return unlikely(r) ? r : name##bits##_do(c, get##bits(c, i->reg), b);                                                        \
+  }                                                                                                                              \
+  static int name##bits##_mr_##access(struct x86_vcpu *c, const struct x86_insn *i) {                                            \
+    u##bits a;                                                                                                                   \
+    int r = access##_load##bits(c, i, &a);                                                                                       \
+    return unlikely(r) ? r : name##bits##_do(c, a, get##bits(c, i->reg));                                                        \
+  }                                                                                                                              \
+  static int name##bits##_mi_##access(struct x86_vcpu *c, const struct x86_insn *i) {                                            \
+    u##bits a;                                                                                                                   \
+    int r = access##_load##bits(c, i, &a);                                                                                       \
+    return unlikely(r) ? r : name##bits##_do(c, a, (u##bits)i->imm);                                                             \
+  }
 #define DEFINE_COMPARE(name, bits, ins)                                                                                          \
   static inline int name##bits##_do(struct x86_vcpu *c, u##bits a, u##bits b) {                                                  \
     u32 raw;                                                                                                                     \
@@ -65,28 +93,15 @@
   static int name##bits##_ri(struct x86_vcpu *c, const struct x86_insn *i) {                                                     \
     return name##bits##_do(c, get##bits(c, i->rm), (u##bits)i->imm);                                                             \
   }                                                                                                                              \
-  static int name##bits##_rm(struct x86_vcpu *c, const struct x86_insn *i) {                                                     \
-    u##bits b;                                                                                                                   \
-    int r = x86_load##bits(c, i->seg, x86_ea(c, i), &b);                                                                         \
-    return unlikely(r) ? r : name##bits##_do(c, get##bits(c, i->reg), b);                                                        \
-  }                                                                                                                              \
-  static int name##bits##_mr(struct x86_vcpu *c, const struct x86_insn *i) {                                                     \
-    u##bits a;                                                                                                                   \
-    int r = x86_load##bits(c, i->seg, x86_ea(c, i), &a);                                                                         \
-    return unlikely(r) ? r : name##bits##_do(c, a, get##bits(c, i->reg));                                                        \
-  }                                                                                                                              \
-  static int name##bits##_mi(struct x86_vcpu *c, const struct x86_insn *i) {                                                     \
-    u##bits a;                                                                                                                   \
-    int r = x86_load##bits(c, i->seg, x86_ea(c, i), &a);                                                                         \
-    return unlikely(r) ? r : name##bits##_do(c, a, (u##bits)i->imm);                                                             \
-  }
+  DEFINE_COMPARE_MEM(name, bits, general)                                                                                        \
+  DEFINE_COMPARE_MEM(name, bits, simple)
 
 /* INC, DEC (CF kept), NEG, NOT (no flags). */
-#define DEFINE_UNARY(name, bits, ins, suffix, mask)                                                                              \
+#define DEFINE_UNARY(name, bits, suffix, mask)                                                                                   \
   static int name##bits##_r(struct x86_vcpu *c, const struct x86_insn *i) {                                                      \
     u##bits a = get##bits(c, i->rm);                                                                                             \
     u32 raw;                                                                                                                     \
-    __asm__(ins " %[x]" CATCH_FLAGS : [x] "+&r"(a), "=&a"(raw) : : "cc");                                                        \
+    __asm__(#name " %[x]" CATCH_FLAGS : [x] "+&r"(a), "=&a"(raw) : : "cc");                                                      \
     put##bits(c, i->rm, a);                                                                                                      \
     set_flags_mask(c, raw, mask);                                                                                                \
     return X86_OK;                                                                                                               \
@@ -95,10 +110,11 @@
     void *p;                                                                                                                     \
     u32 raw;                                                                                                                     \
     bool lock = i->iflags & X86_I_LOCK;                                                                                          \
-    int r = x86_rmw_begin(c, i->seg, x86_ea(c, i), bits / 8, lock, &p);                                                          \
+    int r = general_rmw_begin(c, i, bits / 8, lock, &p);                                                                         \
     if (unlikely(r)) return r;                                                                                                   \
-    if (lock) __asm__ volatile("lock " ins suffix " %[x]" CATCH_FLAGS : [x] "+m"(*(u##bits *)p), "=&a"(raw) : : "cc", "memory"); \
-    else __asm__ volatile(ins suffix " %[x]" CATCH_FLAGS : [x] "+m"(*(u##bits *)p), "=&a"(raw) : : "cc", "memory");              \
+    x86_u##bits##_unaligned *m = p;                                                                                              \
+    if (lock) __asm__ volatile("lock " #name suffix " %[x]" CATCH_FLAGS : [x] "+m"(*m), "=&a"(raw) : : "cc", "memory");          \
+    else __asm__ volatile(#name suffix " %[x]" CATCH_FLAGS : [x] "+m"(*m), "=&a"(raw) : : "cc", "memory");                       \
     x86_rmw_end(c);                                                                                                              \
     set_flags_mask(c, raw, mask);                                                                                                \
     return X86_OK;                                                                                                               \
@@ -114,24 +130,37 @@ FOUR(DEFINE_ALU, sub, "sub", NO_CF)
 FOUR(DEFINE_ALU, xor, "xor", NO_CF)
 FOUR(DEFINE_COMPARE, cmp, "cmp")
 FOUR(DEFINE_COMPARE, test, "test")
-#define UNARY(name, ins, mask)                                                                                                   \
-  DEFINE_UNARY(name, 8, ins, "b", mask) DEFINE_UNARY(name, 16, ins, "w", mask) DEFINE_UNARY(name, 32, ins, "l", mask)            \
-  DEFINE_UNARY(name, 64, ins, "q", mask)
-UNARY(inc, "inc", FL_ARITH & ~FL_CF)
-UNARY(dec, "dec", FL_ARITH & ~FL_CF)
-UNARY(neg, "neg", FL_ARITH)
-UNARY(not, "not", 0)
+#define UNARY(name, mask)                                                                                                        \
+  DEFINE_UNARY(name, 8, "b", mask) DEFINE_UNARY(name, 16, "w", mask) DEFINE_UNARY(name, 32, "l", mask) DEFINE_UNARY(name, 64, "q", mask)
+UNARY(inc, FL_ARITH & ~FL_CF)
+UNARY(dec, FL_ARITH & ~FL_CF)
+UNARY(neg, FL_ARITH)
+UNARY(not, 0)
 
-typedef x86_exec_fn *const binary_table[5][4];
+/* ---- selection ---- */
+
 #define BY_WIDTH(name, form) {name##8_##form, name##16_##form, name##32_##form, name##64_##form}
-#define BINARY(name)                                                                                                             \
-  static binary_table name##_table = {[FORM_RR] = BY_WIDTH(name, rr), [FORM_RI] = BY_WIDTH(name, ri), [FORM_RM] = BY_WIDTH(name, rm), \
-                                      [FORM_MR] = BY_WIDTH(name, mr), [FORM_MI] = BY_WIDTH(name, mi)};                           \
+typedef x86_exec_fn *const form_table[FORM_MI + 1][4];
+
+static x86_exec_fn *select_binary(const struct x86_decoded *d, struct x86_insn *i, form_table general, form_table simple, form_table locked) {
+  enum x86_form f = x86_operands(d, i);
+  if (f > FORM_MI || f == FORM_NONE) return NULL;
+  unsigned w = width_index(i->opsize);
+  if (i->iflags & X86_I_LOCK) return locked[f][w];
+  return f >= FORM_RM && x86_address_simple(d, i) ? simple[f][w] : general[f][w];
+}
+#define MEMORY_FORMS(name, access)                                                                                               \
+  [FORM_RM] = BY_WIDTH(name, rm_##access), [FORM_MR] = BY_WIDTH(name, mr_##access), [FORM_MI] = BY_WIDTH(name, mi_##access)
+#define SELECT(name, ...)                                                                                                        \
   static x86_exec_fn *select_##name(const struct x86_decoded *d, struct x86_insn *i) {                                           \
-    enum x86_form f = x86_operands(d, i);                                                                                        \
-    return f > FORM_MI || f == FORM_NONE ? NULL : name##_table[f][width_index(i->opsize)];                                       \
+    static form_table general = {[FORM_RR] = BY_WIDTH(name, rr), [FORM_RI] = BY_WIDTH(name, ri), MEMORY_FORMS(name, general)};   \
+    static form_table simple = {MEMORY_FORMS(name, simple)};                                                                     \
+    static form_table locked = {__VA_ARGS__};                                                                                    \
+    return select_binary(d, i, general, simple, locked);                                                                         \
   }
-BINARY(add) BINARY(or) BINARY(adc) BINARY(sbb) BINARY(and) BINARY(sub) BINARY(xor) BINARY(cmp) BINARY(test)
+#define BINARY(name) SELECT(name, [FORM_MR] = BY_WIDTH(name, mr_locked), [FORM_MI] = BY_WIDTH(name, mi_locked))
+#define COMPARE(name) SELECT(name, {NULL})
+BINARY(add) BINARY(or) BINARY(adc) BINARY(sbb) BINARY(and) BINARY(sub) BINARY(xor) COMPARE(cmp) COMPARE(test)
 
 #define SINGLE(name)                                                                                                             \
   static x86_exec_fn *select_##name(const struct x86_decoded *d, struct x86_insn *i) {                                           \
@@ -141,10 +170,9 @@ BINARY(add) BINARY(or) BINARY(adc) BINARY(sbb) BINARY(and) BINARY(sub) BINARY(xo
   }
 SINGLE(inc) SINGLE(dec) SINGLE(neg) SINGLE(not)
 
+#define ROW(NAME, name) {ZYDIS_MNEMONIC_##NAME, select_##name}
 static const struct x86_op_row rows[] = {
-    {ZYDIS_MNEMONIC_ADD, select_add}, {ZYDIS_MNEMONIC_OR, select_or},   {ZYDIS_MNEMONIC_ADC, select_adc}, {ZYDIS_MNEMONIC_SBB, select_sbb},
-    {ZYDIS_MNEMONIC_AND, select_and}, {ZYDIS_MNEMONIC_SUB, select_sub}, {ZYDIS_MNEMONIC_XOR, select_xor}, {ZYDIS_MNEMONIC_CMP, select_cmp},
-    {ZYDIS_MNEMONIC_TEST, select_test}, {ZYDIS_MNEMONIC_INC, select_inc}, {ZYDIS_MNEMONIC_DEC, select_dec}, {ZYDIS_MNEMONIC_NEG, select_neg},
-    {ZYDIS_MNEMONIC_NOT, select_not},
+    ROW(ADD, add), ROW(OR, or),   ROW(ADC, adc),   ROW(SBB, sbb), ROW(AND, and), ROW(SUB, sub), ROW(XOR, xor),
+    ROW(CMP, cmp), ROW(TEST, test), ROW(INC, inc), ROW(DEC, dec), ROW(NEG, neg), ROW(NOT, not),
 };
 const struct x86_op_family x86_family_alu = {"alu", rows, ARRAY_SIZE(rows)};

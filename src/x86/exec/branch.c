@@ -2,13 +2,23 @@
 #include "x86/exec/exec.h"
 
 /* A target outside the segment or not canonical faults with RIP still at the branch (SDM Vol. 2A JMP, CALL). */
-static int check_target(struct x86_vcpu *c, u64 target) {
-  if (c->code64) return likely(x86_canonical(c, target)) ? X86_OK : x86_gp0(c);
+static inline int check_target64(struct x86_vcpu *c, u64 target) {
+  bool canonical48 = (u64)((s64)(target << 16) >> 16) == target; /* canonical with any paging */
+  return likely(canonical48) || x86_canonical(c, target) ? X86_OK : x86_gp0(c);
+}
+static inline int check_target(struct x86_vcpu *c, u64 target) {
+  if (likely(c->code64)) return check_target64(c, target);
   return likely(target <= c->seg[SEG_CS].limit) ? X86_OK : x86_gp0(c);
 }
 
 static u64 operand_mask(const struct x86_insn *i) { return i->opsize == 8 ? ~0ull : i->opsize == 4 ? 0xffffffffull : 0xffffull; }
 
+static inline int jump64(struct x86_vcpu *c, u64 target) {
+  int r = check_target64(c, target);
+  if (unlikely(r)) return r;
+  c->rip = target;
+  return X86_BRANCH;
+}
 static inline int jump(struct x86_vcpu *c, u64 target) {
   int r = check_target(c, target);
   if (unlikely(r)) return r;
@@ -19,7 +29,7 @@ static inline int jump(struct x86_vcpu *c, u64 target) {
 #define DEFINE_JCC(n)                                                                                                            \
   static int jcc64_##n(struct x86_vcpu *c, const struct x86_insn *i) {                                                           \
     u64 target = c->rip + (condition(c->rflags, n) ? i->imm : i->next);                                                          \
-    return jump(c, target);                                                                                                      \
+    return jump64(c, target);                                                                                                    \
   }
 DEFINE_JCC(0) DEFINE_JCC(1) DEFINE_JCC(2) DEFINE_JCC(3) DEFINE_JCC(4) DEFINE_JCC(5) DEFINE_JCC(6) DEFINE_JCC(7)
 DEFINE_JCC(8) DEFINE_JCC(9) DEFINE_JCC(10) DEFINE_JCC(11) DEFINE_JCC(12) DEFINE_JCC(13) DEFINE_JCC(14) DEFINE_JCC(15)
@@ -46,6 +56,7 @@ static x86_exec_fn *select_jcc(const struct x86_decoded *d, struct x86_insn *i) 
   return i->opsize == 8 ? jcc64[i->sub] : jcc;
 }
 
+static int jmp_rel64(struct x86_vcpu *c, const struct x86_insn *i) { return jump64(c, c->rip + i->imm); }
 static int jmp_rel(struct x86_vcpu *c, const struct x86_insn *i) { return jump(c, (c->rip + i->imm) & operand_mask(i)); }
 static int jmp_r(struct x86_vcpu *c, const struct x86_insn *i) { return jump(c, get_size(c, i->rm, i->opsize)); }
 static int jmp_m(struct x86_vcpu *c, const struct x86_insn *i) {
@@ -65,6 +76,19 @@ static inline int call(struct x86_vcpu *c, const struct x86_insn *i, u64 target)
   c->rip = target;
   return X86_BRANCH;
 }
+/* 64-bit mode: the stack's linear address is RSP. */
+static inline int call64(struct x86_vcpu *c, const struct x86_insn *i, u64 target) {
+  u64 sp = c->regs[RSP] - 8;
+  int r = lin_store64(c, SEG_SS, sp, c->rip + i->next);
+  if (unlikely(r)) return r;
+  r = check_target64(c, target);
+  if (unlikely(r)) return r;
+  c->regs[RSP] = sp;
+  c->rip = target;
+  return X86_BRANCH;
+}
+static int call_rel64(struct x86_vcpu *c, const struct x86_insn *i) { return call64(c, i, c->rip + i->imm); }
+static int call_r64(struct x86_vcpu *c, const struct x86_insn *i) { return call64(c, i, c->regs[i->rm]); }
 static int call_rel(struct x86_vcpu *c, const struct x86_insn *i) { return call(c, i, (c->rip + i->imm) & operand_mask(i)); }
 static int call_r(struct x86_vcpu *c, const struct x86_insn *i) { return call(c, i, get_size(c, i->rm, i->opsize)); }
 static int call_m(struct x86_vcpu *c, const struct x86_insn *i) {
@@ -73,19 +97,20 @@ static int call_m(struct x86_vcpu *c, const struct x86_insn *i) {
   return r ? r : call(c, i, v);
 }
 
-static x86_exec_fn *select_jump(const struct x86_decoded *d, struct x86_insn *i, x86_exec_fn *rel, x86_exec_fn *reg, x86_exec_fn *mem) {
+static x86_exec_fn *select_jump(const struct x86_decoded *d, struct x86_insn *i, x86_exec_fn *rel64, x86_exec_fn *rel, x86_exec_fn *reg64,
+                                x86_exec_fn *reg, x86_exec_fn *mem) {
   branch_size(d, i);
   if (d->insn.meta.branch_type == ZYDIS_BRANCH_TYPE_FAR) {
     i->opsize = (u8)(d->insn.operand_width / 8);
     return x86_far_select(d, i);
   }
-  if (d->ops[0].type == ZYDIS_OPERAND_TYPE_IMMEDIATE) return rel;
+  if (d->ops[0].type == ZYDIS_OPERAND_TYPE_IMMEDIATE) return i->opsize == 8 ? rel64 : rel;
   if (d->ops[0].type == ZYDIS_OPERAND_TYPE_MEMORY) return mem;
   i->rm = (u8)x86_reg_number(d->ops[0].reg.value);
-  return reg;
+  return i->opsize == 8 ? reg64 : reg;
 }
-static x86_exec_fn *select_jmp(const struct x86_decoded *d, struct x86_insn *i) { return select_jump(d, i, jmp_rel, jmp_r, jmp_m); }
-static x86_exec_fn *select_call(const struct x86_decoded *d, struct x86_insn *i) { return select_jump(d, i, call_rel, call_r, call_m); }
+static x86_exec_fn *select_jmp(const struct x86_decoded *d, struct x86_insn *i) { return select_jump(d, i, jmp_rel64, jmp_rel, jmp_r, jmp_r, jmp_m); }
+static x86_exec_fn *select_call(const struct x86_decoded *d, struct x86_insn *i) { return select_jump(d, i, call_rel64, call_rel, call_r64, call_r, call_m); }
 
 static int ret(struct x86_vcpu *c, const struct x86_insn *i) {
   u64 target, sp = c->regs[RSP];
@@ -100,9 +125,19 @@ static int ret(struct x86_vcpu *c, const struct x86_insn *i) {
   c->rip = target;
   return X86_BRANCH;
 }
+static int ret64(struct x86_vcpu *c, const struct x86_insn *i) {
+  u64 target, sp = c->regs[RSP];
+  int r = lin_load64(c, SEG_SS, sp, &target);
+  if (unlikely(r)) return r;
+  r = check_target64(c, target);
+  if (unlikely(r)) return r;
+  c->regs[RSP] = sp + 8 + (u16)i->imm;
+  c->rip = target;
+  return X86_BRANCH;
+}
 static x86_exec_fn *select_ret(const struct x86_decoded *d, struct x86_insn *i) {
   branch_size(d, i);
-  if (d->insn.meta.branch_type != ZYDIS_BRANCH_TYPE_FAR) return ret;
+  if (d->insn.meta.branch_type != ZYDIS_BRANCH_TYPE_FAR) return i->opsize == 8 ? ret64 : ret;
   i->opsize = (u8)(d->insn.operand_width / 8);
   return x86_far_select(d, i);
 }

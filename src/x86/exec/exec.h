@@ -73,10 +73,60 @@ static inline unsigned width_index(unsigned size) { return size == 1 ? 0 : size 
 unsigned x86_reg_number(ZydisRegister reg);
 /* Explicit operands' form; fills i->rm (first register), i->reg (second register, or the one beside memory) and i->opsize from the first operand. */
 enum x86_form x86_operands(const struct x86_decoded *d, struct x86_insn *i);
+/* Destination register in i->reg, r/m source, width of the destination. */
+static inline void x86_dest_source(const struct x86_decoded *d, struct x86_insn *i) {
+  i->opsize = (u8)(d->ops[0].size / 8);
+  i->reg = (u8)x86_reg_number(d->ops[0].reg.value);
+  if (d->ops[1].type == ZYDIS_OPERAND_TYPE_REGISTER) i->rm = (u8)x86_reg_number(d->ops[1].reg.value);
+}
 
 /* What has no row of its own: SIMD and x87 (native.c).  Far forms of CALL, JMP and RET (far.c). */
 x86_exec_fn *x86_native_select(const struct x86_decoded *d, struct x86_insn *i);
 x86_exec_fn *x86_far_select(const struct x86_decoded *d, struct x86_insn *i);
+
+/* Memory operands, in two variants.  `simple` is 64-bit mode, 64-bit addresses, no index register and no FS or GS: the linear address is base + displacement. */
+static inline bool x86_address_simple(const struct x86_decoded *d, const struct x86_insn *i) {
+  return (d->ctx->mode & X86_MODE_SIZE) == X86_MODE_64 && i->adsize == 8 && i->index == X86_REG_NONE && i->seg < SEG_FS;
+}
+static inline u64 simple_linear(const struct x86_vcpu *c, const struct x86_insn *i) { return c->regs[i->base] + (u64)i->disp; }
+/* lin_*: by linear address; seg only chooses #SS or #GP. */
+#define DEFINE_OPERAND_ACCESS(bits)                                                                                              \
+  static inline int lin_load##bits(struct x86_vcpu *c, unsigned seg, u64 lin, u##bits *out) {                                    \
+    struct x86_tlb_entry *e = x86_tlb_slot(c, lin);                                                                              \
+    if (unlikely(((lin + bits / 8 - 1) & PAGE_MASK) != e->read)) return x86_read_slow(c, seg, lin, out, bits / 8);               \
+    *out = *(volatile x86_u##bits##_unaligned *)(uintptr_t)(lin + e->addend);                                                    \
+    return X86_OK;                                                                                                               \
+  }                                                                                                                              \
+  static inline int lin_store##bits(struct x86_vcpu *c, unsigned seg, u64 lin, u##bits v) {                                      \
+    struct x86_tlb_entry *e = x86_tlb_slot(c, lin);                                                                              \
+    if (unlikely(((lin + bits / 8 - 1) & PAGE_MASK) != e->write)) return x86_write_slow(c, seg, lin, &v, bits / 8);              \
+    *(volatile x86_u##bits##_unaligned *)(uintptr_t)(lin + e->addend) = v;                                                       \
+    return X86_OK;                                                                                                               \
+  }                                                                                                                              \
+  static inline int simple_load##bits(struct x86_vcpu *c, const struct x86_insn *i, u##bits *out) {                              \
+    return lin_load##bits(c, i->seg, simple_linear(c, i), out);                                                                  \
+  }                                                                                                                              \
+  static inline int simple_store##bits(struct x86_vcpu *c, const struct x86_insn *i, u##bits v) {                                \
+    return lin_store##bits(c, i->seg, simple_linear(c, i), v);                                                                   \
+  }                                                                                                                              \
+  static inline int general_load##bits(struct x86_vcpu *c, const struct x86_insn *i, u##bits *out) {                             \
+    return x86_load##bits(c, i->seg, x86_ea(c, i), out);                                                                         \
+  }                                                                                                                              \
+  static inline int general_store##bits(struct x86_vcpu *c, const struct x86_insn *i, u##bits v) {                               \
+    return x86_store##bits(c, i->seg, x86_ea(c, i), v);                                                                          \
+  }
+DEFINE_OPERAND_ACCESS(8) DEFINE_OPERAND_ACCESS(16) DEFINE_OPERAND_ACCESS(32) DEFINE_OPERAND_ACCESS(64)
+static inline int simple_rmw_begin(struct x86_vcpu *c, const struct x86_insn *i, unsigned size, bool locked, void **host) {
+  u64 lin = simple_linear(c, i);
+  struct x86_tlb_entry *e = x86_tlb_slot(c, lin);
+  if (unlikely(((lin + size - 1) & PAGE_MASK) != e->write || e->write != e->read)) return x86_rmw_begin_slow(c, i->seg, lin, size, locked, host);
+  *host = (void *)(uintptr_t)(lin + e->addend);
+  c->rmw.kind = 0;
+  return X86_OK;
+}
+static inline int general_rmw_begin(struct x86_vcpu *c, const struct x86_insn *i, unsigned size, bool locked, void **host) {
+  return x86_rmw_begin(c, i->seg, x86_ea(c, i), size, locked, host);
+}
 
 /* Pushes and pops with the stack's size; nothing changes when they fail. */
 static inline u64 stack_mask(const struct x86_vcpu *c) { return c->code64 ? ~0ull : c->seg[SEG_SS].db ? 0xffffffffull : 0xffffull; }
@@ -104,6 +154,12 @@ static inline int load_size(struct x86_vcpu *c, unsigned seg, u64 ea, unsigned s
   case 4: r = x86_load32(c, seg, ea, &l), *v = l; return r;
   default: return x86_load64(c, seg, ea, v);
   }
+}
+/* The r/m operand, register or memory. */
+static inline int x86_operand(struct x86_vcpu *c, const struct x86_insn *i, u64 *v) {
+  if (i->iflags & X86_I_MEM) return load_size(c, i->seg, x86_ea(c, i), i->opsize, v);
+  *v = get_size(c, i->rm, i->opsize);
+  return X86_OK;
 }
 static inline int push_size(struct x86_vcpu *c, unsigned size, u64 v) {
   u64 sp = (c->regs[RSP] - size) & stack_mask(c);

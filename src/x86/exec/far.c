@@ -85,9 +85,9 @@ static x86_exec_fn *select_plain(const struct x86_decoded *d, struct x86_insn *i
 }
 
 static const struct x86_op_row rows[] = {
-    {ZYDIS_MNEMONIC_CALL, x86_far_select},    {ZYDIS_MNEMONIC_JMP, x86_far_select},     {ZYDIS_MNEMONIC_RET, x86_far_select},
-    {ZYDIS_MNEMONIC_IRET, select_iret},       {ZYDIS_MNEMONIC_IRETD, select_iret},      {ZYDIS_MNEMONIC_IRETQ, select_iret},
-    {ZYDIS_MNEMONIC_SYSCALL, select_plain},   {ZYDIS_MNEMONIC_SYSRET, select_plain},    {ZYDIS_MNEMONIC_SYSENTER, select_plain},
-    {ZYDIS_MNEMONIC_SYSEXIT, select_plain},   {ZYDIS_MNEMONIC_RSM, select_plain},
+    {ZYDIS_MNEMONIC_CALL, x86_far_select},  {ZYDIS_MNEMONIC_JMP, x86_far_select},  {ZYDIS_MNEMONIC_RET, x86_far_select},
+    {ZYDIS_MNEMONIC_IRET, select_iret},     {ZYDIS_MNEMONIC_IRETD, select_iret},   {ZYDIS_MNEMONIC_IRETQ, select_iret},
+    {ZYDIS_MNEMONIC_SYSCALL, select_plain}, {ZYDIS_MNEMONIC_SYSRET, select_plain}, {ZYDIS_MNEMONIC_SYSENTER, select_plain},
+    {ZYDIS_MNEMONIC_SYSEXIT, select_plain}, {ZYDIS_MNEMONIC_RSM, select_plain},
 };
 const struct x86_op_family x86_family_far = {"far", rows, ARRAY_SIZE(rows)};

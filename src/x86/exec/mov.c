@@ -1,6 +1,20 @@
 /* Moves, extensions, exchanges, address and conditional moves. */
 #include "x86/exec/exec.h"
 
+#define DEFINE_MOV_MEM(bits, access)                                                                                             \
+  static int mov##bits##_rm_##access(struct x86_vcpu *c, const struct x86_insn *i) {                                             \
+    u##bits v;                                                                                                                   \
+    int r = access##_load##bits(c, i, &v);                                                                                       \
+    if (unlikely(r)) return r;                                                                                                   \
+    put##bits(c, i->reg, v);                                                                                                     \
+    return X86_OK;                                                                                                               \
+  }                                                                                                                              \
+  static int mov##bits##_mr_##access(struct x86_vcpu *c, const struct x86_insn *i) {                                             \
+    return access##_store##bits(c, i, get##bits(c, i->reg));                                                                     \
+  }                                                                                                                              \
+  static int mov##bits##_mi_##access(struct x86_vcpu *c, const struct x86_insn *i) {                                             \
+    return access##_store##bits(c, i, (u##bits)i->imm);                                                                          \
+  }
 #define DEFINE_MOV(bits)                                                                                                         \
   static int mov##bits##_rr(struct x86_vcpu *c, const struct x86_insn *i) {                                                      \
     put##bits(c, i->rm, get##bits(c, i->reg));                                                                                   \
@@ -10,19 +24,8 @@
     put##bits(c, i->rm, (u##bits)i->imm);                                                                                        \
     return X86_OK;                                                                                                               \
   }                                                                                                                              \
-  static int mov##bits##_rm(struct x86_vcpu *c, const struct x86_insn *i) {                                                      \
-    u##bits v;                                                                                                                   \
-    int r = x86_load##bits(c, i->seg, x86_ea(c, i), &v);                                                                         \
-    if (unlikely(r)) return r;                                                                                                   \
-    put##bits(c, i->reg, v);                                                                                                     \
-    return X86_OK;                                                                                                               \
-  }                                                                                                                              \
-  static int mov##bits##_mr(struct x86_vcpu *c, const struct x86_insn *i) {                                                      \
-    return x86_store##bits(c, i->seg, x86_ea(c, i), get##bits(c, i->reg));                                                       \
-  }                                                                                                                              \
-  static int mov##bits##_mi(struct x86_vcpu *c, const struct x86_insn *i) {                                                      \
-    return x86_store##bits(c, i->seg, x86_ea(c, i), (u##bits)i->imm);                                                            \
-  }                                                                                                                              \
+  DEFINE_MOV_MEM(bits, general)                                                                                                  \
+  DEFINE_MOV_MEM(bits, simple)                                                                                                   \
   static int xchg##bits##_rr(struct x86_vcpu *c, const struct x86_insn *i) {                                                     \
     u##bits a = get##bits(c, i->rm), b = get##bits(c, i->reg);                                                                   \
     put##bits(c, i->rm, b);                                                                                                      \
@@ -32,9 +35,9 @@
   static int xchg##bits##_mr(struct x86_vcpu *c, const struct x86_insn *i) { /* locked without a prefix, too */                  \
     void *p;                                                                                                                     \
     u##bits v = get##bits(c, i->reg);                                                                                            \
-    int r = x86_rmw_begin(c, i->seg, x86_ea(c, i), bits / 8, true, &p);                                                          \
+    int r = general_rmw_begin(c, i, bits / 8, true, &p);                                                                         \
     if (unlikely(r)) return r;                                                                                                   \
-    __asm__ volatile("xchg %0, %1" : "+r"(v), "+m"(*(u##bits *)p) : : "memory");                                                 \
+    __asm__ volatile("xchg %0, %1" : "+r"(v), "+m"(*(x86_u##bits##_unaligned *)p) : : "memory");                                 \
     x86_rmw_end(c);                                                                                                              \
     put##bits(c, i->reg, v);                                                                                                     \
     return X86_OK;                                                                                                               \
@@ -42,19 +45,22 @@
 DEFINE_MOV(8) DEFINE_MOV(16) DEFINE_MOV(32) DEFINE_MOV(64)
 
 #define BY_WIDTH(name, form) {name##8_##form, name##16_##form, name##32_##form, name##64_##form}
+#define MEMORY_FORMS(access)                                                                                                     \
+  [FORM_RM] = BY_WIDTH(mov, rm_##access), [FORM_MR] = BY_WIDTH(mov, mr_##access), [FORM_MI] = BY_WIDTH(mov, mi_##access)
 
-static bool general(const ZydisDecodedOperand *op) {
+static bool general_operand(const ZydisDecodedOperand *op) {
   if (op->type != ZYDIS_OPERAND_TYPE_REGISTER) return true;
   ZydisRegisterClass k = ZydisRegisterGetClass(op->reg.value);
   return k == ZYDIS_REGCLASS_GPR8 || k == ZYDIS_REGCLASS_GPR16 || k == ZYDIS_REGCLASS_GPR32 || k == ZYDIS_REGCLASS_GPR64;
 }
 
 static x86_exec_fn *select_mov(const struct x86_decoded *d, struct x86_insn *i) {
-  static x86_exec_fn *const table[5][4] = {[FORM_RR] = BY_WIDTH(mov, rr), [FORM_RI] = BY_WIDTH(mov, ri), [FORM_RM] = BY_WIDTH(mov, rm),
-                                           [FORM_MR] = BY_WIDTH(mov, mr), [FORM_MI] = BY_WIDTH(mov, mi)};
-  if (!general(&d->ops[0]) || !general(&d->ops[1])) return NULL; /* segment, control and debug registers are others' */
+  static x86_exec_fn *const general[5][4] = {[FORM_RR] = BY_WIDTH(mov, rr), [FORM_RI] = BY_WIDTH(mov, ri), MEMORY_FORMS(general)};
+  static x86_exec_fn *const simple[5][4] = {MEMORY_FORMS(simple)};
+  if (!general_operand(&d->ops[0]) || !general_operand(&d->ops[1])) return NULL; /* segment, control and debug registers are others' */
   enum x86_form f = x86_operands(d, i);
-  return f > FORM_MI || f == FORM_NONE ? NULL : table[f][width_index(i->opsize)];
+  if (f > FORM_MI || f == FORM_NONE) return NULL;
+  return f >= FORM_RM && x86_address_simple(d, i) ? simple[f][width_index(i->opsize)] : general[f][width_index(i->opsize)];
 }
 
 static x86_exec_fn *select_xchg(const struct x86_decoded *d, struct x86_insn *i) {
@@ -64,39 +70,44 @@ static x86_exec_fn *select_xchg(const struct x86_decoded *d, struct x86_insn *i)
 }
 
 /* MOVZX, MOVSX, MOVSXD: source width (i->sub, bytes) and destination width are independent. */
+#define DEFINE_EXTEND_MEM(name, from, to, expr, access)                                                                          \
+  static int name##from##_##to##_##access(struct x86_vcpu *c, const struct x86_insn *i) {                                        \
+    u##from v;                                                                                                                   \
+    int r = access##_load##from(c, i, &v);                                                                                       \
+    if (unlikely(r)) return r;                                                                                                   \
+    put##to(c, i->reg, (u##to)expr);                                                                                             \
+    return X86_OK;                                                                                                               \
+  }
 #define DEFINE_EXTEND(name, from, to, expr)                                                                                      \
   static int name##from##_##to##_r(struct x86_vcpu *c, const struct x86_insn *i) {                                               \
     u##from v = get##from(c, i->reg);                                                                                            \
     put##to(c, i->rm, (u##to)expr);                                                                                              \
     return X86_OK;                                                                                                               \
   }                                                                                                                              \
-  static int name##from##_##to##_m(struct x86_vcpu *c, const struct x86_insn *i) {                                               \
-    u##from v;                                                                                                                   \
-    int r = x86_load##from(c, i->seg, x86_ea(c, i), &v);                                                                         \
-    if (unlikely(r)) return r;                                                                                                   \
-    put##to(c, i->reg, (u##to)expr);                                                                                             \
-    return X86_OK;                                                                                                               \
-  }
+  DEFINE_EXTEND_MEM(name, from, to, expr, general)                                                                               \
+  DEFINE_EXTEND_MEM(name, from, to, expr, simple)
 DEFINE_EXTEND(zx, 8, 16, v) DEFINE_EXTEND(zx, 8, 32, v) DEFINE_EXTEND(zx, 8, 64, v) DEFINE_EXTEND(zx, 16, 16, v) DEFINE_EXTEND(zx, 16, 32, v)
 DEFINE_EXTEND(zx, 16, 64, v) DEFINE_EXTEND(sx, 8, 16, (s8)v) DEFINE_EXTEND(sx, 8, 32, (s8)v) DEFINE_EXTEND(sx, 8, 64, (s64)(s8)v)
 DEFINE_EXTEND(sx, 16, 16, (s16)v) DEFINE_EXTEND(sx, 16, 32, (s16)v) DEFINE_EXTEND(sx, 16, 64, (s64)(s16)v) DEFINE_EXTEND(sx, 32, 64, (s64)(s32)v)
 DEFINE_EXTEND(sx, 32, 32, v)
 
 static x86_exec_fn *select_extend(const struct x86_decoded *d, struct x86_insn *i) {
+#define EXTEND(sign, from, to, name) {sign, from / 8, to / 8, name##from##_##to##_r, name##from##_##to##_general, name##from##_##to##_simple}
   static const struct {
     bool sign;
     u8 from, to;
-    x86_exec_fn *r, *m;
-  } t[] = {{0, 1, 2, zx8_16_r, zx8_16_m},   {0, 1, 4, zx8_32_r, zx8_32_m},   {0, 1, 8, zx8_64_r, zx8_64_m},   {0, 2, 2, zx16_16_r, zx16_16_m},
-           {0, 2, 4, zx16_32_r, zx16_32_m}, {0, 2, 8, zx16_64_r, zx16_64_m}, {1, 1, 2, sx8_16_r, sx8_16_m},   {1, 1, 4, sx8_32_r, sx8_32_m},
-           {1, 1, 8, sx8_64_r, sx8_64_m},   {1, 2, 2, sx16_16_r, sx16_16_m}, {1, 2, 4, sx16_32_r, sx16_32_m}, {1, 2, 8, sx16_64_r, sx16_64_m},
-           {1, 4, 8, sx32_64_r, sx32_64_m}, {1, 4, 4, sx32_32_r, sx32_32_m}, {1, 4, 2, NULL, NULL}};
+    x86_exec_fn *r, *general, *simple;
+  } t[] = {EXTEND(0, 8, 16, zx),  EXTEND(0, 8, 32, zx),  EXTEND(0, 8, 64, zx),  EXTEND(0, 16, 16, zx), EXTEND(0, 16, 32, zx),
+           EXTEND(0, 16, 64, zx), EXTEND(1, 8, 16, sx),  EXTEND(1, 8, 32, sx),  EXTEND(1, 8, 64, sx),  EXTEND(1, 16, 16, sx),
+           EXTEND(1, 16, 32, sx), EXTEND(1, 16, 64, sx), EXTEND(1, 32, 64, sx), EXTEND(1, 32, 32, sx)};
+#undef EXTEND
   bool sign = d->insn.mnemonic != ZYDIS_MNEMONIC_MOVZX;
   enum x86_form f = x86_operands(d, i);
   unsigned from = d->ops[1].size / 8;
   if (from == 4 && i->opsize == 2) from = 2; /* MOVSXD with a 16-bit operand size moves 16 bits (SDM Vol. 2B) */
   for (size_t k = 0; k < ARRAY_SIZE(t); k++)
-    if (t[k].sign == sign && t[k].from == from && t[k].to == i->opsize) return f == FORM_RR ? t[k].r : f == FORM_RM ? t[k].m : NULL;
+    if (t[k].sign == sign && t[k].from == from && t[k].to == i->opsize)
+      return f == FORM_RR ? t[k].r : f != FORM_RM ? NULL : x86_address_simple(d, i) ? t[k].simple : t[k].general;
   return NULL;
 }
 
@@ -113,35 +124,43 @@ static x86_exec_fn *select_lea(const struct x86_decoded *d, struct x86_insn *i) 
 }
 
 /* CMOVcc loads in any case, and with 32 bits clears the upper half even when the condition is false (SDM Vol. 2A). */
-static int cmov_r(struct x86_vcpu *c, const struct x86_insn *i) {
-  u64 v = condition(c->rflags, i->sub) ? get_size(c, i->reg, i->opsize) : get_size(c, i->rm, i->opsize);
-  put_size(c, i->rm, i->opsize, v);
-  return X86_OK;
-}
-static int cmov_m(struct x86_vcpu *c, const struct x86_insn *i) {
-  u64 v;
-  int r = load_size(c, i->seg, x86_ea(c, i), i->opsize, &v);
-  if (r) return r;
-  put_size(c, i->reg, i->opsize, condition(c->rflags, i->sub) ? v : get_size(c, i->reg, i->opsize));
-  return X86_OK;
-}
+#define DEFINE_CMOV(cc, bits)                                                                                                    \
+  static int cmov##bits##_r_##cc(struct x86_vcpu *c, const struct x86_insn *i) {                                                 \
+    put##bits(c, i->rm, condition(c->rflags, cc) ? get##bits(c, i->reg) : get##bits(c, i->rm));                                  \
+    return X86_OK;                                                                                                               \
+  }                                                                                                                              \
+  static int cmov##bits##_m_##cc(struct x86_vcpu *c, const struct x86_insn *i) {                                                 \
+    u##bits v;                                                                                                                   \
+    int r = general_load##bits(c, i, &v);                                                                                        \
+    if (unlikely(r)) return r;                                                                                                   \
+    put##bits(c, i->reg, condition(c->rflags, cc) ? v : get##bits(c, i->reg));                                                   \
+    return X86_OK;                                                                                                               \
+  }
+#define DEFINE_CC(cc)                                                                                                            \
+  DEFINE_CMOV(cc, 16) DEFINE_CMOV(cc, 32) DEFINE_CMOV(cc, 64)                                                                    \
+  static int setcc_r_##cc(struct x86_vcpu *c, const struct x86_insn *i) {                                                        \
+    put8(c, i->rm, condition(c->rflags, cc));                                                                                    \
+    return X86_OK;                                                                                                               \
+  }                                                                                                                              \
+  static int setcc_m_##cc(struct x86_vcpu *c, const struct x86_insn *i) { return general_store8(c, i, condition(c->rflags, cc)); }
+DEFINE_CC(0) DEFINE_CC(1) DEFINE_CC(2) DEFINE_CC(3) DEFINE_CC(4) DEFINE_CC(5) DEFINE_CC(6) DEFINE_CC(7)
+DEFINE_CC(8) DEFINE_CC(9) DEFINE_CC(10) DEFINE_CC(11) DEFINE_CC(12) DEFINE_CC(13) DEFINE_CC(14) DEFINE_CC(15)
+#define BY_CC(name)                                                                                                              \
+  {name##_0, name##_1, name##_2, name##_3, name##_4, name##_5, name##_6, name##_7, name##_8, name##_9, name##_10, name##_11,     \
+   name##_12, name##_13, name##_14, name##_15}
+
 static x86_exec_fn *select_cmov(const struct x86_decoded *d, struct x86_insn *i) {
+  static x86_exec_fn *const r[3][16] = {BY_CC(cmov16_r), BY_CC(cmov32_r), BY_CC(cmov64_r)};
+  static x86_exec_fn *const m[3][16] = {BY_CC(cmov16_m), BY_CC(cmov32_m), BY_CC(cmov64_m)};
   enum x86_form f = x86_operands(d, i);
-  i->sub = d->insn.opcode & 15;
-  return f == FORM_RR ? cmov_r : f == FORM_RM ? cmov_m : NULL;
+  unsigned w = width_index(i->opsize) - 1, cc = d->insn.opcode & 15;
+  return f == FORM_RR ? r[w][cc] : f == FORM_RM ? m[w][cc] : NULL;
 }
 
-static int setcc_r(struct x86_vcpu *c, const struct x86_insn *i) {
-  put8(c, i->rm, condition(c->rflags, i->sub));
-  return X86_OK;
-}
-static int setcc_m(struct x86_vcpu *c, const struct x86_insn *i) {
-  return x86_store8(c, i->seg, x86_ea(c, i), condition(c->rflags, i->sub));
-}
 static x86_exec_fn *select_setcc(const struct x86_decoded *d, struct x86_insn *i) {
+  static x86_exec_fn *const r[16] = BY_CC(setcc_r), *const m[16] = BY_CC(setcc_m);
   enum x86_form f = x86_operands(d, i);
-  i->sub = d->insn.opcode & 15;
-  return f == FORM_R ? setcc_r : f == FORM_M ? setcc_m : NULL;
+  return f == FORM_R ? r[d->insn.opcode & 15] : f == FORM_M ? m[d->insn.opcode & 15] : NULL;
 }
 
 static int bswap(struct x86_vcpu *c, const struct x86_insn *i) {
@@ -170,7 +189,21 @@ static x86_exec_fn *select_movbe(const struct x86_decoded *d, struct x86_insn *i
 /* MOVNTI, MOVDIRI: stores. */
 static x86_exec_fn *select_store(const struct x86_decoded *d, struct x86_insn *i) {
   if (x86_operands(d, i) != FORM_MR) return NULL;
-  return i->opsize == 8 ? mov64_mr : mov32_mr;
+  return i->opsize == 8 ? mov64_mr_general : mov32_mr_general;
+}
+
+/* MOVDIR64B: 64 bytes from memory to ES:[register], which must be aligned (SDM Vol. 2B). */
+static int movdir64b(struct x86_vcpu *c, const struct x86_insn *i) {
+  u8 data[64];
+  u64 to = c->regs[i->reg] & i->ea_mask, lin;
+  int r = x86_read(c, i->seg, x86_ea(c, i), data, 64);
+  if (!r) r = x86_linear(c, SEG_ES, to, 64, ACC_WRITE, &lin);
+  if (!r && (lin & 63)) r = x86_gp0(c);
+  return r ? r : x86_write(c, SEG_ES, to, data, 64);
+}
+static x86_exec_fn *select_movdir64b(const struct x86_decoded *d, struct x86_insn *i) {
+  i->reg = (u8)x86_reg_number(d->ops[0].reg.value);
+  return movdir64b;
 }
 
 /* XLAT: AL = [rBX + AL]. */
@@ -207,7 +240,7 @@ PLAIN(lahf) PLAIN(sahf)
 static const struct x86_op_row rows[] = {
     {ZYDIS_MNEMONIC_MOV, select_mov}, {ZYDIS_MNEMONIC_XCHG, select_xchg}, {ZYDIS_MNEMONIC_MOVZX, select_extend}, {ZYDIS_MNEMONIC_MOVSX, select_extend},
     {ZYDIS_MNEMONIC_MOVSXD, select_extend}, {ZYDIS_MNEMONIC_LEA, select_lea}, {ZYDIS_MNEMONIC_BSWAP, select_bswap}, {ZYDIS_MNEMONIC_MOVBE, select_movbe},
-    {ZYDIS_MNEMONIC_MOVNTI, select_store}, {ZYDIS_MNEMONIC_MOVDIRI, select_store}, {ZYDIS_MNEMONIC_XLAT, select_xlat}, {ZYDIS_MNEMONIC_CBW, select_cbw},
+    {ZYDIS_MNEMONIC_MOVNTI, select_store}, {ZYDIS_MNEMONIC_MOVDIRI, select_store}, {ZYDIS_MNEMONIC_MOVDIR64B, select_movdir64b}, {ZYDIS_MNEMONIC_XLAT, select_xlat}, {ZYDIS_MNEMONIC_CBW, select_cbw},
     {ZYDIS_MNEMONIC_CWDE, select_cwde}, {ZYDIS_MNEMONIC_CDQE, select_cdqe}, {ZYDIS_MNEMONIC_CWD, select_cwd}, {ZYDIS_MNEMONIC_CDQ, select_cdq},
     {ZYDIS_MNEMONIC_CQO, select_cqo}, {ZYDIS_MNEMONIC_LAHF, select_lahf}, {ZYDIS_MNEMONIC_SAHF, select_sahf},
     CMOV(O), CMOV(NO), CMOV(B), CMOV(NB), CMOV(Z), CMOV(NZ), CMOV(BE), CMOV(NBE), CMOV(S), CMOV(NS), CMOV(P), CMOV(NP), CMOV(L), CMOV(NL), CMOV(LE), CMOV(NLE),

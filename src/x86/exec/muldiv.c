@@ -1,17 +1,6 @@
 /* MUL, IMUL, DIV, IDIV.  Quotients that do not fit are found out before the host divides. */
 #include "x86/exec/exec.h"
 
-typedef unsigned __int128 u128;
-typedef __int128 s128;
-
-static int operand(struct x86_vcpu *c, const struct x86_insn *i, u64 *v) {
-  if (!(i->iflags & X86_I_MEM)) {
-    *v = get_size(c, i->rm, i->opsize);
-    return X86_OK;
-  }
-  return load_size(c, i->seg, x86_ea(c, i), i->opsize, v);
-}
-
 #define DEFINE_MUL(name, bits, ins, suffix)                                                                                      \
   static void name##bits(struct x86_vcpu *c, u##bits b) {                                                                        \
     u##bits lo = get##bits(c, RAX), hi;                                                                                          \
@@ -39,7 +28,7 @@ DEFINE_MUL8(imul, "imulb")
 
 static int mul(struct x86_vcpu *c, const struct x86_insn *i) {
   u64 b;
-  int r = operand(c, i, &b);
+  int r = x86_operand(c, i, &b);
   if (r) return r;
   switch (i->opsize) {
   case 1: mul8(c, (u8)b); break;
@@ -51,7 +40,7 @@ static int mul(struct x86_vcpu *c, const struct x86_insn *i) {
 }
 static int imul1(struct x86_vcpu *c, const struct x86_insn *i) {
   u64 b;
-  int r = operand(c, i, &b);
+  int r = x86_operand(c, i, &b);
   if (r) return r;
   switch (i->opsize) {
   case 1: imul8(c, (u8)b); break;
@@ -74,7 +63,7 @@ DEFINE_IMUL2(16) DEFINE_IMUL2(32) DEFINE_IMUL2(64)
 /* Two and three operands: i->reg is the destination; i->sub: the second factor is the immediate, else the destination. */
 static int imul2(struct x86_vcpu *c, const struct x86_insn *i) {
   u64 b, a;
-  int r = operand(c, i, &b);
+  int r = x86_operand(c, i, &b);
   if (r) return r;
   a = i->sub ? i->imm : get_size(c, i->reg, i->opsize);
   u64 v = i->opsize == 8 ? imul2_64(c, a, b) : i->opsize == 4 ? imul2_32(c, (u32)a, (u32)b) : imul2_16(c, (u16)a, (u16)b);
@@ -96,50 +85,79 @@ static x86_exec_fn *select_imul(const struct x86_decoded *d, struct x86_insn *i)
   return imul2;
 }
 
-/* Flags after a division are undefined (SDM Vol. 2A DIV); processors leave them as they were or not: they are kept. */
+/* Flags after a division are undefined (SDM Vol. 2A DIV, IDIV); Intel processors leave them alone, and so do we. */
+
+/* hi:lo / b, hi < b. */
+static inline u64 divide128(u64 hi, u64 lo, u64 b, u64 *rest) {
+  u64 q;
+  __asm__("divq %[y]" : "=a"(q), "=d"(*rest) : "0"(lo), "1"(hi), [y] "r"(b) : "cc");
+  return q;
+}
+
+/* The dividend of 16, 32 or 64 bits for divisors of 1, 2 or 4 bytes. */
+static inline u64 dividend(const struct x86_vcpu *c, unsigned opsize) {
+  if (opsize == 1) return get16(c, RAX);
+  return opsize == 2 ? (u64)get16(c, RDX) << 16 | get16(c, RAX) : (u64)get32(c, RDX) << 32 | get32(c, RAX);
+}
+static inline void put_quotient(struct x86_vcpu *c, unsigned opsize, u64 q, u64 rest) {
+  if (opsize == 1) {
+    put16(c, RAX, (u16)((u8)q | (u16)(u8)rest << 8));
+  } else {
+    put_size(c, RAX, opsize, q);
+    put_size(c, RDX, opsize, rest);
+  }
+}
+
 static int divide_u(struct x86_vcpu *c, const struct x86_insn *i) {
-  u64 b;
-  int r = operand(c, i, &b);
+  u64 b, q, rest;
+  int r = x86_operand(c, i, &b);
   if (r) return r;
-  unsigned bits = i->opsize * 8;
-  u128 a = i->opsize == 1 ? (u128)get16(c, RAX) : ((u128)get_size(c, RDX, i->opsize) << bits) | get_size(c, RAX, i->opsize);
-  if (!b || (u64)(a >> bits) >= b) return x86_fault(c, VEC_DE);
-  u64 q, m;
   if (i->opsize == 8) {
-    __asm__("divq %[y]" : "=a"(q), "=d"(m) : "0"((u64)a), "1"((u64)(a >> 64)), [y] "r"(b) : "cc");
+    if (c->regs[RDX] >= b) return x86_fault(c, VEC_DE); /* also for b = 0 */
+    q = divide128(c->regs[RDX], c->regs[RAX], b, &rest);
   } else {
-    q = (u64)a / b;
-    m = (u64)a % b;
+    u64 a = dividend(c, i->opsize);
+    if (a >> (8 * i->opsize) >= b) return x86_fault(c, VEC_DE);
+    q = a / b;
+    rest = a % b;
   }
-  if (i->opsize == 1) {
-    put16(c, RAX, (u16)(q | m << 8));
-  } else {
-    put_size(c, RAX, i->opsize, q);
-    put_size(c, RDX, i->opsize, m);
-  }
+  put_quotient(c, i->opsize, q, rest);
   return X86_OK;
 }
 
-static s128 sign_extend(u128 v, unsigned bits) { return (s128)(v << (128 - bits)) >> (128 - bits); }
+static inline s64 sign_extend(u64 v, unsigned bits) { return (s64)(v << (64 - bits)) >> (64 - bits); }
+
+/* 128 by 64 bits, on magnitudes; false: the quotient does not fit. */
+static bool divide_s128(u64 hi, u64 lo, s64 b, u64 *q, u64 *rest) {
+  bool negative = (s64)hi < 0, negative_q = negative != (b < 0);
+  u64 magnitude = b < 0 ? 0 - (u64)b : (u64)b;
+  if (negative) {
+    lo = 0 - lo;
+    hi = ~hi + (lo == 0);
+  }
+  if (hi >= magnitude) return false; /* also for b = 0 */
+  u64 uq = divide128(hi, lo, magnitude, rest);
+  if (uq > (1ull << 63) - !negative_q) return false;
+  *q = negative_q ? 0 - uq : uq;
+  if (negative) *rest = 0 - *rest;
+  return true;
+}
 
 static int divide_s(struct x86_vcpu *c, const struct x86_insn *i) {
-  u64 raw;
-  int r = operand(c, i, &raw);
+  u64 raw, q, rest;
+  int r = x86_operand(c, i, &raw);
   if (r) return r;
-  unsigned bits = i->opsize * 8;
-  s128 b = sign_extend(raw, bits);
-  u128 ua = i->opsize == 1 ? (u128)get16(c, RAX) : ((u128)get_size(c, RDX, i->opsize) << bits) | get_size(c, RAX, i->opsize);
-  s128 a = sign_extend(ua, 2 * bits);
-  if (!b) return x86_fault(c, VEC_DE);
-  if (b == -1 && a == (s128)((u128)1 << 127)) return x86_fault(c, VEC_DE);
-  s128 q = a / b, m = a % b;
-  if (q != sign_extend((u128)q, bits)) return x86_fault(c, VEC_DE);
-  if (i->opsize == 1) {
-    put16(c, RAX, (u16)((u8)q | (u16)((u8)m << 8)));
+  if (i->opsize == 8) {
+    if (!divide_s128(c->regs[RDX], c->regs[RAX], (s64)raw, &q, &rest)) return x86_fault(c, VEC_DE);
   } else {
-    put_size(c, RAX, i->opsize, (u64)q);
-    put_size(c, RDX, i->opsize, (u64)m);
+    unsigned bits = 8 * i->opsize;
+    s64 b = sign_extend(raw, bits), a = sign_extend(dividend(c, i->opsize), 2 * bits);
+    if (!b || (b == -1 && a == INT64_MIN)) return x86_fault(c, VEC_DE);
+    q = (u64)(a / b);
+    rest = (u64)(a % b);
+    if ((s64)q != sign_extend(q, bits)) return x86_fault(c, VEC_DE);
   }
+  put_quotient(c, i->opsize, q, rest);
   return X86_OK;
 }
 static x86_exec_fn *select_div(const struct x86_decoded *d, struct x86_insn *i) { return source(d, i, 0), divide_u; }

@@ -1,5 +1,5 @@
-/* Segment registers and descriptor tables: MOV, PUSH, POP and pointer loads of segment registers, LGDT and its kin, LLDT, LTR, LAR, LSL, VERR, VERW,
- * LMSW, SMSW, SWAPGS, the FS and GS base instructions, CLAC and STAC.
+/* Segment registers and descriptor tables: MOV, PUSH, POP and pointer loads of segment registers, LGDT and its kin, LLDT, LTR,
+ * LAR, LSL, VERR, VERW, LMSW, SMSW, SWAPGS, the FS and GS base instructions, CLAC and STAC.
  *
  * Intel SDM Vol. 2, the instructions' operation sections.
  */
@@ -58,8 +58,10 @@ static int exec_pop_sreg(struct x86_vcpu *c, const struct x86_insn *i) {
   if (!r) r = x86_load_seg(c, i->sub, sel);
   if (r) return r;
   /* The pointer moves with the size of the stack it was popped from, also for POP SS. */
-  if (old_mask == 0xffff) put16(c, RSP, (u16)(sp + i->opsize));
-  else c->regs[RSP] = (sp + i->opsize) & old_mask;
+  if (old_mask == 0xffff)
+    put16(c, RSP, (u16)(sp + i->opsize));
+  else
+    c->regs[RSP] = (sp + i->opsize) & old_mask;
   return loaded(c, i);
 }
 
@@ -121,8 +123,12 @@ static int exec_lidt(struct x86_vcpu *c, const struct x86_insn *i) {
 
 /* ---- LDTR, TR ---- */
 
-static int exec_sldt(struct x86_vcpu *c, const struct x86_insn *i) { return umip_refuses(c) ? x86_gp0(c) : store_selector(c, i, c->ldtr.sel); }
-static int exec_str(struct x86_vcpu *c, const struct x86_insn *i) { return umip_refuses(c) ? x86_gp0(c) : store_selector(c, i, c->tr.sel); }
+static int exec_sldt(struct x86_vcpu *c, const struct x86_insn *i) {
+  return umip_refuses(c) ? x86_gp0(c) : store_selector(c, i, c->ldtr.sel);
+}
+static int exec_str(struct x86_vcpu *c, const struct x86_insn *i) {
+  return umip_refuses(c) ? x86_gp0(c) : store_selector(c, i, c->tr.sel);
+}
 
 static int exec_lldt(struct x86_vcpu *c, const struct x86_insn *i) {
   u16 sel;
@@ -139,7 +145,9 @@ static int exec_ltr(struct x86_vcpu *c, const struct x86_insn *i) {
 
 /* ---- machine status word ---- */
 
-static int exec_smsw(struct x86_vcpu *c, const struct x86_insn *i) { return umip_refuses(c) ? x86_gp0(c) : store_selector(c, i, c->cr0); }
+static int exec_smsw(struct x86_vcpu *c, const struct x86_insn *i) {
+  return umip_refuses(c) ? x86_gp0(c) : store_selector(c, i, c->cr0);
+}
 
 /* PE can be set, not cleared. */
 static int exec_lmsw(struct x86_vcpu *c, const struct x86_insn *i) {

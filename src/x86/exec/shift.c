@@ -21,15 +21,18 @@ FOUR(DEFINE_ROTATE, rol) FOUR(DEFINE_ROTATE, ror) FOUR(DEFINE_ROTATE, rcl) FOUR(
 
 static inline unsigned count_mask(unsigned opsize) { return opsize == 8 ? 63 : 31; }
 
+/* ROL and ROR of a register by an immediate other than 1 leave OF (undefined) alone on Intel processors, unlike those by CL or in memory. */
+static inline void set_flags_shift(struct x86_vcpu *c, u32 raw, bool keep_of) { set_flags_mask(c, raw, keep_of ? FL_ARITH & ~FL_OF : FL_ARITH); }
+
 /* form: count in CL (c) or in i->imm, already masked (i).  A zero count still clears the upper half of a 32-bit register, and still writes memory. */
-#define DEFINE_FORM(name, bits, form, n_expr)                                                                                    \
+#define DEFINE_FORM(name, bits, form, n_expr, keep_of)                                                                           \
   static int name##bits##_r##form(struct x86_vcpu *c, const struct x86_insn *i) {                                                \
     u8 n = (u8)(n_expr);                                                                                                         \
     u##bits a = get##bits(c, i->rm);                                                                                             \
     u32 raw;                                                                                                                     \
     if (likely(n)) {                                                                                                             \
       a = name##bits##_do(c, a, n, &raw);                                                                                        \
-      set_flags(c, raw);                                                                                                         \
+      set_flags_shift(c, raw, keep_of);                                                                                          \
     }                                                                                                                            \
     put##bits(c, i->rm, a);                                                                                                      \
     return X86_OK;                                                                                                               \
@@ -46,7 +49,9 @@ static inline unsigned count_mask(unsigned opsize) { return opsize == 8 ? 63 : 3
     return X86_OK;                                                                                                               \
   }
 #define DEFINE_FORMS(name, bits)                                                                                                 \
-  DEFINE_FORM(name, bits, i, i->imm) DEFINE_FORM(name, bits, c, get8(c, RCX * 8) & count_mask(bits / 8))
+  DEFINE_FORM(name, bits, i, i->imm, IS_ROTATE_##name && n != 1)                                                                 \
+  DEFINE_FORM(name, bits, c, get8(c, RCX * 8) & count_mask(bits / 8), false)
+enum { IS_ROTATE_shl, IS_ROTATE_shr = 0, IS_ROTATE_sar = 0, IS_ROTATE_rol = 1, IS_ROTATE_ror = 1, IS_ROTATE_rcl = 0, IS_ROTATE_rcr = 0 };
 #define FORMS(name)                                                                                                              \
   FOUR(DEFINE_FORMS, name)                                                                                                       \
   static x86_exec_fn *select_##name(const struct x86_decoded *d, struct x86_insn *i) {                                           \

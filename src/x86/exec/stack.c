@@ -3,13 +3,13 @@
 
 static int push_r64(struct x86_vcpu *c, const struct x86_insn *i) {
   u64 sp = c->regs[RSP] - 8;
-  int r = x86_store64(c, SEG_SS, sp, c->regs[i->rm]);
+  int r = lin_store64(c, SEG_SS, sp, c->regs[i->rm]);
   if (likely(!r)) c->regs[RSP] = sp;
   return r;
 }
 static int pop_r64(struct x86_vcpu *c, const struct x86_insn *i) {
   u64 v;
-  int r = x86_load64(c, SEG_SS, c->regs[RSP], &v);
+  int r = lin_load64(c, SEG_SS, c->regs[RSP], &v);
   if (unlikely(r)) return r;
   c->regs[RSP] += 8;
   c->regs[i->rm] = v; /* POP RSP: the value wins over the increment */
@@ -28,12 +28,14 @@ static int pop_r(struct x86_vcpu *c, const struct x86_insn *i) {
   if (!r) put_size(c, i->rm, i->opsize, v);
   return r;
 }
-/* The address is computed after RSP was incremented (SDM Vol. 2B POP). */
+/* The address is computed with RSP incremented (SDM Vol. 2B POP). */
 static int pop_m(struct x86_vcpu *c, const struct x86_insn *i) {
-  u64 v, sp = c->regs[RSP];
-  int r = pop_size(c, i->opsize, &v);
-  if (!r) r = store_size(c, i->seg, x86_ea(c, i), i->opsize, v);
-  if (r) c->regs[RSP] = sp;
+  u64 v, mask = stack_mask(c), sp = c->regs[RSP], after = (sp & ~mask) | ((sp + i->opsize) & mask);
+  int r = load_size(c, SEG_SS, sp & mask, i->opsize, &v);
+  if (r) return r;
+  u64 ea = i->base == RSP ? (x86_ea(c, i) + after - sp) & i->ea_mask : x86_ea(c, i);
+  r = store_size(c, i->seg, ea, i->opsize, v);
+  if (!r) set_sp(c, after);
   return r;
 }
 
@@ -99,28 +101,25 @@ static int pushf(struct x86_vcpu *c, const struct x86_insn *i) {
 
 /* SDM Vol. 2B POPF, and tables 4-15 to 4-17: what may change by mode, CPL and IOPL. */
 static int popf(struct x86_vcpu *c, const struct x86_insn *i) {
-  u64 v, sp = c->regs[RSP];
+  u64 v, sp = c->regs[RSP] & stack_mask(c);
   u64 mask = FL_ARITH | FL_TF | FL_DF | FL_NT;
-  int r = pop_size(c, i->opsize, &v);
+  bool virtual_if = x86_v86(c) && x86_iopl(c) < 3;
+  if (virtual_if && (i->opsize != 2 || !(c->cr4 & CR4_VME))) return x86_gp0(c);
+  int r = load_size(c, SEG_SS, sp, i->opsize, &v);
   if (r) return r;
-  if (i->opsize != 2) mask |= FL_AC | FL_ID;
-  if (x86_v86(c)) {
-    if (x86_iopl(c) == 3) {
-      mask |= FL_IF;
-    } else {
-      bool vme = i->opsize == 2 && (c->cr4 & CR4_VME);
-      if (!vme || (v & FL_TF) || ((v & FL_IF) && (c->rflags & FL_VIP))) {
-        c->regs[RSP] = sp;
-        return x86_gp0(c);
-      }
-      mask |= FL_VIF;
-      v = (v & ~(u64)FL_VIF) | (v & FL_IF ? FL_VIF : 0);
-    }
-  } else {
-    if (!x86_protected(c) || c->cpl == 0) mask |= FL_IOPL | FL_IF;
-    else if (c->cpl <= x86_iopl(c)) mask |= FL_IF;
+  if (virtual_if) {
+    if ((v & FL_TF) || ((v & FL_IF) && (c->rflags & FL_VIP))) return x86_gp0(c);
+    mask |= FL_VIF;
+    v = (v & ~(u64)FL_VIF) | (v & FL_IF ? FL_VIF : 0);
+  } else if (c->cpl <= x86_iopl(c)) { /* in v86 mode CPL and IOPL are 3 here */
+    mask |= FL_IF;
   }
-  if (i->opsize != 2) mask |= FL_RF, v &= ~(u64)FL_RF; /* RF is cleared */
+  if (c->cpl == 0) mask |= FL_IOPL | FL_IF;
+  if (i->opsize != 2) {
+    mask |= FL_AC | FL_ID | FL_RF;
+    v &= ~(u64)FL_RF; /* RF is cleared */
+  }
+  set_sp(c, sp + i->opsize);
   x86_set_rflags(c, v, mask);
   return X86_END;
 }

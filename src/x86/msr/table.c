@@ -131,9 +131,10 @@ SETTER(set_x2apic) { return c->lapic && !x86_x2apic_write(c, index, value) ? MSR
 
 /* What this processor is not vulnerable to: guest code runs through checked accesses, none of which the host can speculate past by these flaws
  * (SDM Vol. 4, IA32_ARCH_CAPABILITIES): RDCL_NO, IBRS_ALL, SKIP_L1DFL_VMENTRY, SSB_NO, MDS_NO, PSCHANGE_MC_NO, TAA_NO, SBDR_SSDP_NO, FBSDP_NO, PSDP_NO,
- * BHI_NO, PBRSB_NO, GDS_NO, RFDS_NO. */
+ * BHI_NO, PBRSB_NO, GDS_NO, RFDS_NO, ITS_NO. */
 #define ARCH_CAPS                                                                                                                \
-  (BIT(0) | BIT(1) | BIT(3) | BIT(4) | BIT(5) | BIT(6) | BIT(8) | BIT(13) | BIT(14) | BIT(15) | BIT(20) | BIT(24) | BIT(26) | BIT(27))
+  (BIT(0) | BIT(1) | BIT(3) | BIT(4) | BIT(5) | BIT(6) | BIT(8) | BIT(13) | BIT(14) | BIT(15) | BIT(20) | BIT(24) | BIT(26) | BIT(27) |     \
+   BIT(62))
 
 SETTER(set_misc_enable) {
   u64 old = c->msr->misc_enable;
@@ -263,7 +264,7 @@ const struct x86_msr_row x86_msr_rows[] = {
     ROW(0x34, "SMI_COUNT", get_state, set_state_host, SAVE, IN_STATE(smi_count)),
     ROW(0x3a, "FEAT_CTL", get_state, set_feat_ctl, .flags = MSR_LIST_SAVE | MSR_INTEL, IN_STATE(feat_ctl)),
     ROW(0x3b, "TSC_ADJUST", get_vcpu, set_tsc_adjust, SAVE, IN_VCPU(tsc_adjust)),
-    ROW(0x48, "SPEC_CTRL", get_spec_ctrl, set_spec_ctrl, SAVE, IN_STATE(spec_ctrl), .value = 7),
+    ROW(0x48, "SPEC_CTRL", get_spec_ctrl, set_spec_ctrl, SAVE, IN_STATE(spec_ctrl), .value = 0x407), /* IBRS, STIBP, SSBD, BHI_DIS_S */
     ROW(0x49, "PRED_CMD", NULL, set_pred_cmd, .value = 1),
     ROW(0x79, "UCODE_WRITE", NULL, set_ignore),
     ROW(0x8b, "UCODE_REV", get_state, set_ucode_rev, FEATURE, IN_STATE(ucode_rev)),

@@ -1,10 +1,12 @@
-/* What one KVM_RUN costs above the architecture: prints nanoseconds per round trip, and with a halt and wake-up between two threads. */
+/* What one KVM_RUN costs above the architecture: prints nanoseconds per round trip, and with a halt and wake-up between two
+ * threads. */
 #include <pthread.h>
 #include <stdio.h>
 #include "base/evloop.h"
 #include "fake_arch.h"
 
-#define ROUNDS 2000000u
+#define BATCH   1000u
+#define BATCHES 2000u
 
 static int halt_step(struct fake_vcpu *c) {
   (*(u64 *)c->arg)++;
@@ -20,19 +22,23 @@ static void *run_thread(void *arg) {
 int main(void) {
   struct machine m;
   machine_up(&m, 1);
-  for (unsigned i = 0; i < 1000; i++) uvirt_ioctl(m.vcpu_fd[0], KVM_RUN, NULL);
-  u64 t = clock_now_ns();
-  for (unsigned i = 0; i < ROUNDS; i++) uvirt_ioctl(m.vcpu_fd[0], KVM_RUN, NULL);
-  printf("run %.1f ns\n", (double)(clock_now_ns() - t) / ROUNDS);
+  u64 best = ~0ull; /* the best of many short batches: other load on the machine does not count */
+  for (unsigned k = 0; k < BATCHES; k++) {
+    u64 start = clock_now_ns();
+    for (unsigned i = 0; i < BATCH; i++) uvirt_ioctl(m.vcpu_fd[0], KVM_RUN, NULL);
+    best = MIN(best, clock_now_ns() - start);
+  }
+  printf("run %.1f ns\n", (double)best / BATCH);
 
   u64 wakes = 0;
   m.vcpu[0]->step = halt_step;
   m.vcpu[0]->arg = &wakes;
   pthread_t thread;
   pthread_create(&thread, NULL, run_thread, &m);
-  t = clock_now_ns();
+  u64 t = clock_now_ns();
   for (u64 i = 1; i <= 20000; i++) {
-    while (READ_ONCE(wakes) < i) {}
+    while (READ_ONCE(wakes) < i) {
+    }
     m.vcpu[0]->runnable = true;
     vcpu_wake(&m.vcpu[0]->core);
   }

@@ -1,12 +1,17 @@
 /* The fake architecture behind /dev/kvm of the core tests, and the machine they use. */
+#include <sched.h>
 #include "fake_arch.h"
 
 _Atomic int fake_vms_alive, fake_vcpus_alive;
 
 static int check_extension(struct vm *vm, long cap) { return cap == FAKE_CAP ? (vm ? 8 : 7) : 0; }
 
-static int vm_enable_cap(struct vm *vm, u32 cap, u32 flags, const u64 *args) { return cap == FAKE_CAP && !flags ? (int)args[0] : -EINVAL; }
-static int vcpu_enable_cap(struct vcpu *vcpu, u32 cap, u32 flags, const u64 *args) { return cap == FAKE_CAP && !flags ? (int)args[1] : -EINVAL; }
+static int vm_enable_cap(struct vm *vm, u32 cap, u32 flags, const u64 *args) {
+  return cap == FAKE_CAP && !flags ? (int)args[0] : -EINVAL;
+}
+static int vcpu_enable_cap(struct vcpu *vcpu, u32 cap, u32 flags, const u64 *args) {
+  return cap == FAKE_CAP && !flags ? (int)args[1] : -EINVAL;
+}
 
 static int vm_create_fake(struct vm *vm, unsigned long type) {
   if (type) return -EINVAL;
@@ -44,7 +49,7 @@ static int loop(struct fake_vcpu *c) {
   for (;;) {
     u64 taken;
     handle_requests(c, &taken);
-    if ((taken & BIT(REQ_EXIT)) || READ_ONCE(c->core.run->immediate_exit)) return -EINTR;
+    if ((taken & BIT(REQ_EXIT)) || __atomic_load_n(&c->core.run->immediate_exit, __ATOMIC_RELAXED)) return -EINTR;
     int r = c->step ? c->step(c) : FAKE_EXIT;
     c->steps++;
     if (r == FAKE_HALT) r = halt(c);
@@ -90,8 +95,10 @@ static int set_pin(struct irq_route_entry *e, struct vm *vm, int source, int lev
   struct fake_vm *f = fake_vm(vm);
   f->last_source = source;
   f->line[e->chip.pin] = level;
-  if (level) f->raises[e->chip.pin]++;
-  else f->lowers[e->chip.pin]++;
+  if (level)
+    f->raises[e->chip.pin]++;
+  else
+    f->lowers[e->chip.pin]++;
   return e->chip.pin == 63 ? -1 : 1; /* pin 63 is masked */
 }
 
@@ -205,7 +212,7 @@ void machine_up(struct machine *m, unsigned n) {
   }
 }
 
-void machine_down(struct machine *m) {
+void machine_down_fds(struct machine *m) {
   for (unsigned i = 0; i < m->n; i++) {
     munmap(m->run[i], 3 * PAGE_SIZE);
     assert_int_equal(uvirt_close(m->vcpu_fd[i]), 0);
@@ -213,6 +220,31 @@ void machine_down(struct machine *m) {
   assert_int_equal(uvirt_close(m->vm_fd), 0);
   assert_int_equal(uvirt_close(m->kvm), 0);
   munmap(m->ram, m->ram_size);
+}
+
+void machine_down(struct machine *m) {
+  machine_down_fds(m);
   assert_int_equal(fake_vms_alive, 0);
   assert_int_equal(fake_vcpus_alive, 0);
+}
+
+static void *run_thread(void *arg) { return (void *)(intptr_t)call((int)(intptr_t)arg, KVM_RUN, NULL); }
+
+void machine_start(struct machine *m, unsigned i, fake_step *step, void *arg) {
+  m->vcpu[i]->step = step;
+  m->vcpu[i]->arg = arg;
+  assert_int_equal(pthread_create(&m->thread[i], NULL, run_thread, (void *)(intptr_t)m->vcpu_fd[i]), 0);
+}
+
+int machine_stop(struct machine *m, unsigned i) {
+  void *r;
+  __atomic_store_n(&m->run[i]->immediate_exit, 1, __ATOMIC_RELAXED); /* also for a thread that has not come to KVM_RUN yet */
+  vcpu_request(&m->vcpu[i]->core, REQ_EXIT);
+  pthread_join(m->thread[i], &r);
+  m->run[i]->immediate_exit = 0;
+  return (int)(intptr_t)r;
+}
+
+void machine_turns(struct machine *m, unsigned i, u64 n) {
+  for (u64 until = m->vcpu[i]->steps + n; m->vcpu[i]->steps < until;) sched_yield();
 }

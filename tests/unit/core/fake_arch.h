@@ -9,6 +9,7 @@
 #include <cmocka.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -29,7 +30,7 @@ struct fake_vm {
   _Atomic bool irqchip;
   _Atomic int prepared, committed, refuse_slots; /* slot hooks */
   enum slot_change last_change;
-  _Atomic int line[64];       /* last level by chip pin */
+  _Atomic int line[64]; /* last level by chip pin */
   _Atomic int raises[64], lowers[64];
   _Atomic int last_source;
   _Atomic u64 last_msi_data;
@@ -37,8 +38,8 @@ struct fake_vm {
 };
 
 struct fake_vcpu;
-/* One turn of the guest, between vcpu_enter() and vcpu_leave().  0 goes on; FAKE_EXIT leaves with what is in run; FAKE_HALT halts; negative
- * errno leaves with it. */
+/* One turn of the guest, between vcpu_enter() and vcpu_leave().  0 goes on; FAKE_EXIT leaves with what is in run; FAKE_HALT
+ * halts; negative errno leaves with it. */
 typedef int fake_step(struct fake_vcpu *c);
 enum { FAKE_EXIT = 1, FAKE_HALT = 2 };
 
@@ -64,6 +65,7 @@ struct machine {
   struct fake_vm *vm;
   struct fake_vcpu *vcpu[8];
   struct kvm_run *run[8];
+  pthread_t thread[8];
   u8 *ram;
   size_t ram_size;
 };
@@ -71,6 +73,20 @@ struct machine {
 /* A VM with n vCPUs and 1 MiB of memory at 0 in slot 0. */
 void machine_up(struct machine *m, unsigned n);
 void machine_down(struct machine *m);
+/* Closes and unmaps, and asserts nothing about what is left. */
+void machine_down_fds(struct machine *m);
+
+#ifdef __SANITIZE_THREAD__
+#define SKIP_UNDER_TSAN() skip()
+#else
+#define SKIP_UNDER_TSAN() (void)0
+#endif
+
+/* Runs a vCPU on a thread of its own until machine_stop(), which returns KVM_RUN's result. */
+void machine_start(struct machine *m, unsigned i, fake_step *step, void *arg);
+int machine_stop(struct machine *m, unsigned i);
+/* Waits until the vCPU has made n more turns. */
+void machine_turns(struct machine *m, unsigned i, u64 n);
 
 /* -errno instead of -1. */
 int call(int fd, unsigned long request, void *arg);

@@ -79,8 +79,10 @@ static void many_timers(void **state) {
   u64 now = clock_now_ns();
   for (unsigned n = 0; n < 5000; n++) {
     struct tick *t = &k[rand() % 500];
-    if (rand() % 4) evtimer_arm(&t->timer, now + (u64)(rand() % 100) * MS);
-    else evtimer_cancel(&t->timer, rand() % 2);
+    if (rand() % 4)
+      evtimer_arm(&t->timer, now + (u64)(rand() % 100) * MS);
+    else
+      evtimer_cancel(&t->timer, rand() % 2);
   }
   for (unsigned i = 0; i < 500; i++) {
     evtimer_cancel(&k[i].timer, true);
@@ -162,10 +164,14 @@ static void faults(void **state) {
   munmap(p, PAGE_SIZE);
 }
 
+static volatile int *volatile nowhere = (int *)16;
 static sigjmp_buf client_env;
-static void client_handler(int sig, siginfo_t *info, void *context) { siglongjmp(client_env, info->si_addr == (void *)16 ? 1 : 2); }
+static void client_handler(int sig, siginfo_t *info, void *context) {
+  siglongjmp(client_env, info->si_addr == (void *)16 ? 1 : 2);
+}
 
 /* In a child, for it changes what the process does with faults. */
+static volatile uintptr_t wild = 16; /* unmapped; volatile, so that the compiler does not see it */
 static int child_faults(void) {
   struct sigaction sa = {.sa_sigaction = client_handler, .sa_flags = SA_SIGINFO};
   sigaction(SIGSEGV, &sa, NULL);
@@ -173,13 +179,13 @@ static int child_faults(void) {
   char c;
   if (fault_copy(&c, NULL, 1) != -EFAULT) return 1;
   if (sigsetjmp(client_env, 1) == 0) {
-    *(volatile int *)16 = 0;
+    *nowhere = 0;
     return 2;
   }
   sigaction(SIGSEGV, &(struct sigaction){.sa_handler = SIG_DFL}, NULL);
   fault_install();
   if (fault_copy(&c, NULL, 1) != -EFAULT) return 3;
-  *(volatile int *)16 = 0; /* dies of SIGSEGV */
+  *nowhere = 0; /* dies of SIGSEGV */
   return 4;
 }
 
@@ -199,6 +205,7 @@ static void count_signal(int sig, siginfo_t *info, void *context) {
 }
 
 static void gate(void **state) {
+  SKIP_UNDER_TSAN(); /* it delays signals */
   struct sigaction sa = {.sa_sigaction = count_signal, .sa_flags = SA_SIGINFO};
   handled = 0;
   sigaction(SIGUSR1, &sa, NULL);
@@ -236,8 +243,39 @@ static void gate(void **state) {
   sigaction(SIGUSR1, &(struct sigaction){.sa_handler = SIG_DFL}, NULL);
 }
 
+static void client_view(void **state) {
+  SKIP_UNDER_TSAN();
+  struct sigaction a = {.sa_sigaction = count_signal, .sa_flags = SA_SIGINFO | SA_RESTART}, b = {.sa_handler = SIG_IGN}, old;
+  handled = 0;
+  assert_int_equal(signals_client_sigaction(SIGUSR1, &a, &old), 0);
+  assert_ptr_equal(old.sa_handler, SIG_DFL);
+  signals_enter();
+  raise(SIGUSR1);
+  assert_int_equal(handled, 0); /* behind the gate at once */
+  signals_leave();
+  assert_int_equal(handled, 1);
+  assert_int_equal(signals_client_sigaction(SIGUSR1, &b, &old), 0);
+  assert_ptr_equal(old.sa_sigaction, count_signal);
+  assert_int_equal(old.sa_flags & ~0x04000000, SA_SIGINFO | SA_RESTART);
+  assert_int_equal(signals_client_sigaction(SIGUSR1, NULL, &old), 0);
+  assert_ptr_equal(old.sa_handler, SIG_IGN);
+  raise(SIGUSR1);
+  assert_int_equal(signals_client_sigaction(SIGUSR1, &(struct sigaction){.sa_handler = SIG_DFL}, NULL), 0);
+  assert_int_equal(signals_client_sigaction(SIGKILL, &a, NULL), -1);
+  assert_int_equal(signals_client_sigaction(1000, &a, NULL), -1);
+  /* The fault handlers: ours stays in front. */
+  struct sigaction first;
+  fault_install();
+  assert_int_equal(signals_client_sigaction(SIGSEGV, &a, &first), 0);
+  assert_int_equal(signals_client_sigaction(SIGSEGV, &first, &old), 0);
+  assert_ptr_equal(old.sa_sigaction, count_signal);
+  char c;
+  assert_int_equal(fault_copy(&c, NULL, 1), -EFAULT);
+}
+
 /* What stands behind the gate for a signal without handler is still the default action. */
 static void gate_default(void **state) {
+  SKIP_UNDER_TSAN();
   int status;
   pid_t pid = fork();
   if (!pid) {
@@ -270,8 +308,9 @@ static void process(void **state) {
 int main(void) {
   process_init();
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(timers), cmocka_unit_test(many_timers), cmocka_unit_test(descriptors), cmocka_unit_test(faults),
-      cmocka_unit_test(forwarding), cmocka_unit_test(gate), cmocka_unit_test(gate_default), cmocka_unit_test(process),
+      cmocka_unit_test(timers),      cmocka_unit_test(many_timers),  cmocka_unit_test(descriptors),
+      cmocka_unit_test(faults),      cmocka_unit_test(forwarding),   cmocka_unit_test(gate),
+      cmocka_unit_test(client_view), cmocka_unit_test(gate_default), cmocka_unit_test(process),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,36 +1,36 @@
 /* KVM_SET_USER_MEMORY_REGION: refusals, look-up, changes, and that running vCPUs are waited for. */
-#include <pthread.h>
-#include "base/evloop.h"
 #include "fake_arch.h"
 
 #define MB (1u << 20)
 
-static const struct memslot *find(struct machine *m, unsigned as, u64 gpa) { return memslot_find(vm_memslots(&m->vm->core, as), gpa >> PAGE_SHIFT); }
+static const struct memslot *find(struct machine *m, unsigned as, u64 gpa) {
+  return memslot_find(vm_memslots(&m->vm->core, as), gpa >> PAGE_SHIFT);
+}
 
 static void refusals(void **state) {
   struct machine m;
   machine_up(&m, 0);
   u8 *p = map_pages(4);
   int vm = m.vm_fd;
-  assert_int_equal(set_slot(vm, 1, 4, MB, 4096, p), -EINVAL);             /* flags */
-  assert_int_equal(set_slot(vm, 1, 0, MB + 1, 4096, p), -EINVAL);         /* alignment */
+  assert_int_equal(set_slot(vm, 1, 4, MB, 4096, p), -EINVAL);     /* flags */
+  assert_int_equal(set_slot(vm, 1, 0, MB + 1, 4096, p), -EINVAL); /* alignment */
   assert_int_equal(set_slot(vm, 1, 0, MB, 4097, p), -EINVAL);
   assert_int_equal(set_slot(vm, 1, 0, MB, 4096, p + 1), -EINVAL);
-  assert_int_equal(set_slot(vm, 1, 0, ~0xfffull, 8192, p), -EINVAL);      /* wrap */
-  assert_int_equal(set_slot(vm, 1, 0, MB, 1ull << 43, p), -EINVAL);       /* 2^31 pages */
+  assert_int_equal(set_slot(vm, 1, 0, ~0xfffull, 8192, p), -EINVAL);             /* wrap */
+  assert_int_equal(set_slot(vm, 1, 0, MB, 1ull << 43, p), -EINVAL);              /* 2^31 pages */
   assert_int_equal(set_slot(vm, 1, 0, MB, 4096, (void *)(1ull << 47)), -EINVAL); /* not a user address */
   assert_int_equal(set_slot(vm, 1, 0, MB, 4096, (void *)~0xfffull), -EINVAL);
-  assert_int_equal(set_slot(vm, 32764, 0, MB, 4096, p), -EINVAL);         /* id */
-  assert_int_equal(set_slot(vm, 2u << 16, 0, MB, 4096, p), -EINVAL);      /* address space */
-  assert_int_equal(set_slot(vm, 1, 0, MB, 0, p), -EINVAL);                /* delete what is not there */
+  assert_int_equal(set_slot(vm, 32764, 0, MB, 4096, p), -EINVAL);             /* id */
+  assert_int_equal(set_slot(vm, 2u << 16, 0, MB, 4096, p), -EINVAL);          /* address space */
+  assert_int_equal(set_slot(vm, 1, 0, MB, 0, p), -EINVAL);                    /* delete what is not there */
   assert_int_equal(set_slot(vm, 0, 0, 0, m.ram_size, m.ram + 4096), -EINVAL); /* other hva */
-  assert_int_equal(set_slot(vm, 0, 0, 0, 4096, m.ram), -EINVAL);          /* other size */
+  assert_int_equal(set_slot(vm, 0, 0, 0, 4096, m.ram), -EINVAL);              /* other size */
   assert_int_equal(set_slot(vm, 0, KVM_MEM_READONLY, 0, m.ram_size, m.ram), -EINVAL);
-  assert_int_equal(set_slot(vm, 1, 0, MB - 4096, 8192, p), -EEXIST);      /* overlap */
+  assert_int_equal(set_slot(vm, 1, 0, MB - 4096, 8192, p), -EEXIST); /* overlap */
   assert_int_equal(set_slot(vm, 1, 0, 0, 4096, p), -EEXIST);
   assert_int_equal(set_slot(vm, 1, 0, 4096, 4096, p), -EEXIST);
-  assert_int_equal(set_slot(vm, 1 << 16, 0, 0, 4096, p), 0);              /* another address space */
-  assert_int_equal(set_slot(vm, 0, 0, 0, m.ram_size, m.ram), 0);          /* no change */
+  assert_int_equal(set_slot(vm, 1 << 16, 0, 0, 4096, p), 0);     /* another address space */
+  assert_int_equal(set_slot(vm, 0, 0, 0, m.ram_size, m.ram), 0); /* no change */
   assert_int_equal(call(vm, KVM_SET_USER_MEMORY_REGION, (void *)8), -EFAULT);
   assert_int_equal(m.vm->committed, 2);
   munmap(p, 4 * PAGE_SIZE);
@@ -80,7 +80,7 @@ static void random_changes(void **state) {
   unsigned base[64], pages[64] = {0};
   memset(owner, 0xff, sizeof(owner));
   srand(1);
-  for (unsigned round = 0; round < 600; round++) {
+  for (unsigned round = 0; round < 250; round++) {
     unsigned id = (unsigned)rand() % 64, at = (unsigned)rand() % 250, n = 1 + (unsigned)rand() % 6;
     if (pages[id]) {
       if (rand() % 2) {
@@ -123,8 +123,8 @@ static void every_slot(void **state) {
   machine_down(&m);
 }
 
-/* The guest reads through a host address it looked up once and looks up again only after REQ_TLB_FLUSH.  The client unmaps right after
- * the slot is gone: any late use would crash. */
+/* The guest reads through a host address it looked up once and looks up again only after REQ_TLB_FLUSH.  The client unmaps right
+ * after the slot is gone: any late use would crash. */
 struct stale {
   const u8 *host;
   u64 flushes;
@@ -143,32 +143,21 @@ static int stale_step(struct fake_vcpu *c) {
   return 0;
 }
 
-static void *run_thread(void *arg) { return (void *)(intptr_t)call(*(int *)arg, KVM_RUN, NULL); }
-
 static void changes_under_running_vcpus(void **state) {
   struct machine m;
   struct stale stale[3] = {0};
-  pthread_t t[3];
   machine_up(&m, 3);
-  for (unsigned i = 0; i < 3; i++) {
-    m.vcpu[i]->step = stale_step;
-    m.vcpu[i]->arg = &stale[i];
-    pthread_create(&t[i], NULL, run_thread, &m.vcpu_fd[i]);
-  }
-  for (unsigned round = 0; round < 60; round++) {
+  for (unsigned i = 0; i < 3; i++) machine_start(&m, i, stale_step, &stale[i]);
+  for (unsigned round = 0; round < 25; round++) {
     u8 *p = map_pages(1);
     *p = 0x77;
     assert_int_equal(set_slot(m.vm_fd, 9, 0, 8 * MB, 4096, p), 0);
-    u64 before = stale[round % 3].reads;
-    for (u64 end = clock_now_ns() + 50000; clock_now_ns() < end && stale[round % 3].reads == before;) sched_yield();
+    machine_turns(&m, round % 3, 1);
     assert_int_equal(set_slot(m.vm_fd, 9, 0, 8 * MB, 0, p), 0);
     munmap(p, PAGE_SIZE);
   }
   for (unsigned i = 0; i < 3; i++) {
-    void *r;
-    vcpu_request(&m.vcpu[i]->core, REQ_EXIT);
-    pthread_join(t[i], &r);
-    assert_int_equal((intptr_t)r, -EINTR);
+    assert_int_equal(machine_stop(&m, i), -EINTR);
     assert_true(m.vcpu[i]->flushes > 0);
   }
   machine_down(&m);
@@ -206,8 +195,12 @@ static void copies(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(refusals), cmocka_unit_test(changes), cmocka_unit_test(random_changes), cmocka_unit_test(every_slot),
-      cmocka_unit_test(changes_under_running_vcpus), cmocka_unit_test(copies),
+      cmocka_unit_test(refusals),
+      cmocka_unit_test(changes),
+      cmocka_unit_test(random_changes),
+      cmocka_unit_test(every_slot),
+      cmocka_unit_test(changes_under_running_vcpus),
+      cmocka_unit_test(copies),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

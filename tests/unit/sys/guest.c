@@ -10,10 +10,12 @@
 #include <cmocka.h>
 #include "guest.h"
 
-#define PML4 0x1000u
-#define PDPT 0x2000u
-#define PD   0x3000u
-#define GDT  0x4000u
+#define PML4     0x1000u
+#define PDPT     0x2000u
+#define PD       0x3000u
+#define GDT      0x4000u
+#define IDT      0x4100u
+#define HANDLERS 0x4800u
 
 int guest_ioctl(int fd, unsigned long request, void *arg) {
   int r = uvirt_ioctl(fd, request, arg);
@@ -98,6 +100,50 @@ void guest_code64(struct guest *g, unsigned cpu, const void *begin, const void *
   s.efer = 0x500;
   assert_int_equal(guest_ioctl(g->cpu[cpu], KVM_SET_SREGS, &s), 0);
   place(g, cpu, begin, end);
+}
+
+static void word(struct guest *g, uint32_t at, uint64_t v) { memcpy(g->memory + at, &v, sizeof(v)); }
+
+void guest_code32_pae(struct guest *g, const void *begin, const void *end) {
+  struct kvm_sregs s;
+  word(g, PAE_PDPT, 0x6a001), word(g, PAE_PDPT + 8, 0x6d001);
+  word(g, 0x6a000, 0x83);                          /* identity */
+  word(g, 0x6d000, 0x6e003), word(g, 0x6e000, PAE_PAGE_A | 3);
+  word(g, PAE_PDPTE_B - 1, 0x6c003), word(g, 0x6c000, PAE_PAGE_B | 3);
+  word(g, PAE_PAGE_A, 0xa), word(g, PAE_PAGE_B, 0xb);
+  assert_int_equal(guest_ioctl(g->cpu[0], KVM_GET_SREGS, &s), 0);
+  s.cs = (struct kvm_segment){.limit = ~0u, .selector = 24, .type = 11, .present = 1, .s = 1, .db = 1, .g = 1};
+  s.ds = s.es = s.fs = s.gs = s.ss = (struct kvm_segment){.limit = ~0u, .selector = 16, .type = 3, .present = 1, .s = 1, .db = 1, .g = 1};
+  s.cr3 = PAE_PDPT;
+  s.cr4 = 0x20;
+  s.cr0 = 0x80000031;
+  s.efer = 0;
+  assert_int_equal(guest_ioctl(g->cpu[0], KVM_SET_SREGS, &s), 0);
+  place(g, 0, begin, end);
+}
+
+void guest_catch_exceptions(struct guest *g, bool mode64) {
+  struct kvm_sregs s;
+  word(g, GDT + 8, 0x00af9b000000ffff);
+  word(g, GDT + 16, 0x00cf93000000ffff);
+  word(g, GDT + 24, 0x00cf9b000000ffff);
+  for (unsigned v = 0; v < 32; v++) {
+    const uint8_t handler[3] = {0xb3, (uint8_t)(0x80 | v), 0xf4}; /* mov $v, %bl; hlt */
+    memcpy(g->memory + HANDLERS + 4 * v, handler, sizeof(handler));
+    uint64_t gate = (HANDLERS + 4 * v) | (mode64 ? 8ull : 24ull) << 16 | 0x8e00ull << 32;
+    if (!mode64) word(g, IDT + 8 * v, gate);
+    else word(g, IDT + 16 * v, gate), word(g, IDT + 16 * v + 8, 0);
+  }
+  assert_int_equal(guest_ioctl(g->cpu[0], KVM_GET_SREGS, &s), 0);
+  s.gdt.base = GDT, s.gdt.limit = 31;
+  s.idt.base = IDT, s.idt.limit = 0x1ff;
+  assert_int_equal(guest_ioctl(g->cpu[0], KVM_SET_SREGS, &s), 0);
+}
+
+int guest_run_vector(struct guest *g) {
+  assert_int_equal(guest_run(g, 0), KVM_EXIT_HLT);
+  uint64_t rbx = guest_regs(g, 0).rbx;
+  return rbx & 0x80 ? (int)(rbx & 0x1f) : -1;
 }
 
 int guest_run(struct guest *g, unsigned cpu) {

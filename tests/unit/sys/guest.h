@@ -29,6 +29,16 @@ int guest_ioctl(int fd, unsigned long request, void *arg);
 /* Puts code at GUEST_CODE and vCPU 0 there, in real mode or in 64-bit mode (identity mapped, CPL 0). */
 void guest_code16(struct guest *g, const void *begin, const void *end);
 void guest_code64(struct guest *g, unsigned cpu, const void *begin, const void *end);
+/* Puts vCPU 0 at code in 32-bit PAE paging: identity for the first 2 MiB, and at 1 GiB the page PAE_PAGE_A, until PDPTE 1 is made PAE_PDPTE_B. */
+#define PAE_PDPT    0x5000u
+#define PAE_PDPTE_B 0x6f001u
+#define PAE_PAGE_A  0x20000u
+#define PAE_PAGE_B  0x21000u
+void guest_code32_pae(struct guest *g, const void *begin, const void *end);
+/* Exceptions of vCPU 0 end in HLT with the vector in BL, bit 7 set; the faulting RIP and error code are on the stack. */
+void guest_catch_exceptions(struct guest *g, bool mode64);
+/* Runs vCPU 0 to HLT: the vector it ended with, or -1 when it came to an end of its own. */
+int guest_run_vector(struct guest *g);
 /* KVM_RUN; the exit reason, or -errno. */
 int guest_run(struct guest *g, unsigned cpu);
 

@@ -66,7 +66,7 @@ static void bad_values_are_refused(void **state) {
       {0x2ff, 2, false},                 {0x200, 6, true},           {0x200, 0x106, false},       {0x201, 0x800, true},
       {0x201, 1, false},                 {0x250, 0x0606060606060606, true}, {0x250, 2, false},    {0xc0000082, 0x7fffffffffff, true},
       {0xc0000082, 0x800000000000, false}, {0xc0000103, 1, true},    {0xda0, 1, false},           {0x400, ~0ull, true},
-      {0x400, 1, false},                 {0x4b564d05, 2, false},     {0xc0010015, 1, false},      {0x48, 7, true},
+      {0x400, 1, false},                 {0x4b564d05, 2, false},     {0xc0010015, 1, false},      {0x48, 0x407, true},
       {0x48, 8, false},                  {0x210, 0, false},
   };
   struct guest g;
