@@ -34,18 +34,33 @@ static int exit_with(struct x86_vcpu *c, u32 reason) {
   return X86_EXIT;
 }
 
-/* Takes the pending requests and acts on them.  X86_OK or X86_EXIT. */
+/* An exit comes before some of the taken requests were acted on: they wait for the next entry. */
+static int exit_keeping(struct x86_vcpu *c, u64 rest) {
+  atomic_fetch_or_explicit(&c->core.requests, rest, memory_order_relaxed);
+  return X86_EXIT;
+}
+
+/* Translations may be older than a slot change: they go before anything uses them. */
+static void drop_stale(struct x86_vcpu *c) {
+  if (likely(!(atomic_load_explicit(&c->core.requests, memory_order_relaxed) & BIT(REQ_TLB_FLUSH)))) return;
+  atomic_fetch_and_explicit(&c->core.requests, ~BIT(REQ_TLB_FLUSH), memory_order_acq_rel);
+  x86_mmu_flush_all(c, true);
+  vcpu_requests_done(&c->core);
+}
+
+/* Takes the pending requests and acts on them.  X86_OK, X86_EXIT, or -EINTR. */
 static int handle_requests(struct x86_vcpu *c) {
   u64 req = atomic_exchange_explicit(&c->core.requests, 0, memory_order_acq_rel);
   if (req & BIT(REQ_TLB_FLUSH)) x86_mmu_flush_all(c, true);
   vcpu_requests_done(&c->core);
-  if (req & BIT(REQ_TRIPLE_FAULT) && c->triple_fault) {
-    c->triple_fault = false;
-    return exit_with(c, KVM_EXIT_SHUTDOWN);
-  }
   if (req & BIT(REQ_CLOCK)) x86_pv_clock_update(c);
   if (req & BIT(REQ_APIC)) x86_lapic_sync(c);
-  if (req & BIT(REQ_EOI_EXIT) && x86_lapic_eoi_exit(c)) return X86_EXIT;
+  if (req & BIT(REQ_TRIPLE_FAULT) && c->triple_fault) {
+    c->triple_fault = false;
+    exit_with(c, KVM_EXIT_SHUTDOWN);
+    return exit_keeping(c, req & (BIT(REQ_EVENT) | BIT(REQ_EOI_EXIT)));
+  }
+  if (req & BIT(REQ_EOI_EXIT) && x86_lapic_eoi_exit(c)) return exit_keeping(c, req & BIT(REQ_EVENT));
   if (req & BIT(REQ_EVENT)) {
     u64 ip = c->rip;
     int r = x86_take_events(c);
@@ -53,7 +68,7 @@ static int handle_requests(struct x86_vcpu *c) {
     if (r) return r;
   }
   if (window_open(c)) return exit_with(c, KVM_EXIT_IRQ_WINDOW_OPEN);
-  return X86_OK;
+  return req & BIT(REQ_EXIT) ? -EINTR : X86_OK;
 }
 
 /* Not running: waits.  X86_OK when there is something to do, X86_EXIT, or -EINTR. */
@@ -90,10 +105,8 @@ static int loop(struct x86_vcpu *c) {
   for (;;) {
     int r = X86_OK;
     if (atomic_load_explicit(&c->core.requests, memory_order_relaxed)) {
-      bool leave = atomic_load_explicit(&c->core.requests, memory_order_relaxed) & BIT(REQ_EXIT);
       r = after_run(c, handle_requests(c));
       if (r) return r;
-      if (leave) return -EINTR;
     }
     if (unlikely(READ_ONCE(run->immediate_exit))) return -EINTR;
     if (unlikely(c->mp_state != KVM_MP_STATE_RUNNABLE)) {
@@ -109,6 +122,7 @@ static int loop(struct x86_vcpu *c) {
 /* Finishes what the last exit left open. */
 static int complete_io(struct x86_vcpu *c) {
   int (*fn)(struct x86_vcpu *) = c->complete_io;
+  drop_stale(c);
   if (!fn) return X86_OK;
   c->complete_io = NULL;
   return after_run(c, fn(c));
@@ -170,8 +184,9 @@ int x86_vcpu_run(struct vcpu *v) {
 
 int x86_vcpu_complete_io(struct vcpu *v) {
   struct x86_vcpu *c = x86_vcpu(v);
-  if (!c->complete_io) return 0;
-  int r = guarded(c, complete_io);
+  int r = x86_sync_regs_in(c);
+  if (r || !c->complete_io) return r;
+  r = guarded(c, complete_io);
   save_run(c);
   return r == X86_EXIT ? 1 : r;
 }

@@ -71,7 +71,7 @@ static void report(const struct diff_case *k, const struct diff_state *h, const 
   if (h->ip != e->ip) printf("    rip: host %llx engine %llx\n", (unsigned long long)h->ip, (unsigned long long)e->ip);
   u64 f = (h->rflags ^ e->rflags) & flags_compared(k);
   if (f) printf("    flags: host %llx engine %llx differ in %llx\n", (unsigned long long)h->rflags, (unsigned long long)e->rflags, (unsigned long long)f);
-  for (unsigned n = 0; n < 16; n++)
+  for (unsigned n = 0; n < (k->mode32 ? 8 : 16); n++)
     if (h->gpr[n] != e->gpr[n]) printf("    %s: host %llx engine %llx\n", names[n], (unsigned long long)h->gpr[n], (unsigned long long)e->gpr[n]);
 }
 

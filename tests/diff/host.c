@@ -21,7 +21,7 @@ const u8 arena_map[ARENA_PAGES] = {PAGE_GONE, PAGE_RW, PAGE_RW, PAGE_RO, PAGE_GO
 
 #define INT3        0xcc
 /* The way out, from either mode: jmp *0(%rip) and behind it the address of host_exit. */
-#define EXIT_AT   (CODE_BASE + CODE_SIZE - 16)
+#define EXIT_AT   (CODE_BASE + CODE_SIZE - 14) /* the address is aligned: EFLAGS.AC may be set */
 #define USER_CS32 0x23
 #define USER_CS   0x33
 #define USER_DS   0x2b

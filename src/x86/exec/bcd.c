@@ -48,10 +48,13 @@ static int aam(struct x86_vcpu *c, const struct x86_insn *i) {
   return X86_OK;
 }
 
+/* CF, AF and OF are undefined; processors leave those of the addition. */
 static int aad(struct x86_vcpu *c, const struct x86_insn *i) {
-  u8 al = (u8)(get8(c, 0) + get8(c, 1) * (u8)i->imm);
+  u8 al = get8(c, 0), tens = (u8)(get8(c, 1) * (u8)i->imm);
+  u32 raw;
+  __asm__("add %[y], %[x]" CATCH_FLAGS : [x] "+&r"(al), "=&a"(raw) : [y] "r"(tens) : "cc");
   put16(c, RAX, al);
-  set_result_flags(c, al, 0);
+  set_flags(c, raw);
   return X86_OK;
 }
 

@@ -85,24 +85,23 @@ static x86_exec_fn *select_bound(const struct x86_decoded *d, struct x86_insn *i
 
 static int arpl(struct x86_vcpu *c, const struct x86_insn *i) {
   if (!x86_protected(c) || x86_v86(c)) return x86_ud(c);
-  u16 src = get16(c, i->reg), dst, *p = &dst;
-  void *host = NULL;
-  if (i->iflags & X86_I_MEM) {
-    int r = x86_rmw_begin(c, i->seg, x86_ea(c, i), 2, false, &host);
+  u64 dst;
+  unsigned rpl = get16(c, i->reg) & 3;
+  int r = x86_operand(c, i, &dst);
+  if (r) return r;
+  bool adjust = (dst & 3) < rpl;
+  if (adjust) { /* only then the destination is written */
+    dst = (dst & ~3ull) | rpl;
+    if (i->iflags & X86_I_MEM) r = x86_store16(c, i->seg, x86_ea(c, i), (u16)dst);
+    else put16(c, i->rm, (u16)dst);
     if (r) return r;
-    p = host;
-  } else {
-    dst = get16(c, i->rm);
   }
-  bool adjust = (*p & 3) < (src & 3);
-  if (adjust) *p = (u16)((*p & ~3) | (src & 3));
-  if (host) x86_rmw_end(c);
-  else if (adjust) put16(c, i->rm, dst);
   c->rflags = (c->rflags & ~(u64)FL_ZF) | (adjust ? FL_ZF : 0);
   return X86_OK;
 }
 static x86_exec_fn *select_arpl(const struct x86_decoded *d, struct x86_insn *i) {
   x86_operands(d, i);
+  i->opsize = 2;
   return arpl;
 }
 

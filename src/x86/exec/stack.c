@@ -70,13 +70,12 @@ static int pusha(struct x86_vcpu *c, const struct x86_insn *i) {
   return X86_OK;
 }
 static int popa(struct x86_vcpu *c, const struct x86_insn *i) {
-  u64 mask = stack_mask(c), sp = c->regs[RSP], v[8];
-  for (unsigned n = 0; n < 8; n++) {
-    int r = load_size(c, SEG_SS, (sp + n * i->opsize) & mask, i->opsize, &v[n]);
+  u64 mask = stack_mask(c), sp = c->regs[RSP], v;
+  for (unsigned n = 0; n < 8; n++) { /* a fault leaves what was popped before it in place; RSP has not moved, so it can run again */
+    int r = load_size(c, SEG_SS, (sp + n * i->opsize) & mask, i->opsize, &v);
     if (r) return r;
+    if (7 - n != RSP) put_size(c, 7 - n, i->opsize, v);
   }
-  for (unsigned n = 0; n < 8; n++)
-    if (7 - n != RSP) put_size(c, 7 - n, i->opsize, v[n]);
   set_sp(c, sp + 8 * i->opsize);
   return X86_OK;
 }
