@@ -126,41 +126,47 @@ def net(uvirt, tmp):
     script = """ip link set lo up; ip link set eth0 up
 udhcpc -i eth0 -s /etc/udhcpc.sh -n -q && echo dhcp-ok
 ip addr show eth0
-echo listening
+echo listening-1
 nc -l -p 7000 > /tmp/got
 sha256sum /tmp/got
+echo listening-2
 nc -l -p 7000 < /tmp/got
 echo test-end
 """
     guest = Guest(uvirt, tmp, script, args=["--net", f"user,hostfwd=tcp:127.0.0.1:{port}-:7000"])
     p = subprocess.Popen(guest.command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    lines, ready = [], threading.Event()
+    lines, marks = [], {"listening-1": threading.Event(), "listening-2": threading.Event()}
 
     def reader():
         for line in p.stdout:
             lines.append(line.decode(errors="replace"))
-            if "listening" in lines[-1]:
-                ready.set()
-        ready.set()
+            for mark, event in marks.items():
+                if mark in lines[-1]:
+                    event.set()
+        for event in marks.values():
+            event.set()
+
+    def connect(mark):
+        check(marks[mark].wait(TIMEOUT) and p.poll() is None, f"the guest did not get to {mark}", "".join(lines))
+        time.sleep(3)  # nc starts right behind the mark
+        return socket.create_connection(("127.0.0.1", port), timeout=120)
 
     t = threading.Thread(target=reader)
     t.start()
     try:
-        check(ready.wait(TIMEOUT) and p.poll() is None, "the guest did not listen", "".join(lines))
-        time.sleep(1)
-        with socket.create_connection(("127.0.0.1", port), timeout=120) as s:
+        with connect("listening-1") as s:
             s.sendall(data)
             s.shutdown(socket.SHUT_WR)
             while s.recv(65536):
                 pass
-        time.sleep(2)
         back = b""
-        with socket.create_connection(("127.0.0.1", port), timeout=120) as s:
+        with connect("listening-2") as s:
             while len(back) < len(data):
                 part = s.recv(65536)
                 if not part:
                     break
                 back += part
+        check(len(back) == len(data), f"got {len(back)} bytes back, not {len(data)}", "".join(lines))
         code = p.wait(TIMEOUT)
     finally:
         p.kill()
