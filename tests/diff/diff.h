@@ -72,7 +72,15 @@ u64 host_next_slot(void); /* where the next case's code will lie */
 /* ---- engine.c ---- */
 void engine_init(u8 *code); /* the code area's bytes: readable in both */
 void engine_set_mode(bool mode32); /* 64-bit or compatibility mode */
+/* The flags the decoded instruction claims to read and write; false: it does not decode. */
+bool engine_flags(const struct diff_case *k, u8 *read, u8 *written);
 void engine_run(const struct diff_case *k, struct diff_state *out);
+
+/* ---- encodings.c ---- */
+u64 check_encodings(void); /* number of encodings refused by the decoder and run by the host */
+
+/* ---- flags.c ---- */
+bool check_flags(struct diff_case *k); /* false: the decoder's flag sets are wrong for this case */
 
 /* ---- compare.c ---- */
 /* true: equal (as far as defined).  Prints a report of the first few differences per mnemonic. */

@@ -145,6 +145,15 @@ static void load(struct x86_vcpu *c, const struct diff_case *k) {
   if (k->ext) diff_ext.load(c, &k->in);
 }
 
+bool engine_flags(const struct diff_case *k, u8 *read, u8 *written) {
+  struct x86_decode_ctx ctx = {.mode = cpu->mode & X86_MODE_SIZE, .cpuid = cpuid, .vm = x86_vm_of(cpu)};
+  struct x86_insn i = {0};
+  x86_decode(&ctx, k->code, sizeof(k->code), &i);
+  *read = i.flags_read;
+  *written = i.flags_written;
+  return i.fn != x86_exec_ud;
+}
+
 void engine_run(const struct diff_case *k, struct diff_state *out) {
   struct x86_vcpu *c = cpu;
   struct x86_decode_ctx ctx = {.mode = c->mode & X86_MODE_SIZE, .cpuid = cpuid, .vm = x86_vm_of(c)};

@@ -21,7 +21,8 @@ const u8 arena_map[ARENA_PAGES] = {PAGE_GONE, PAGE_RW, PAGE_RW, PAGE_RO, PAGE_GO
 
 #define INT3        0xcc
 /* The way out, from either mode: jmp *0(%rip) and behind it the address of host_exit. */
-#define EXIT_AT   (CODE_BASE + CODE_SIZE - 14) /* the address is aligned: EFLAGS.AC may be set */
+#define EXIT_PAGE 0x1a340000ull
+#define EXIT_AT   (EXIT_PAGE + PAGE_SIZE - 14) /* the address is aligned: EFLAGS.AC may be set */
 #define USER_CS32 0x23
 #define USER_CS   0x33
 #define USER_DS   0x2b
@@ -43,10 +44,16 @@ static void map_code(void) {
   if (code == MAP_FAILED || x == MAP_FAILED) die("code area");
   close(fd);
   memset(code, INT3, CODE_SIZE);
+}
+
+static void map_exit(void) {
   static const u8 jump[6] = {0xff, 0x25};
   u64 to = (u64)(uintptr_t)host_exit;
-  memcpy(code + (EXIT_AT - CODE_BASE), jump, 6);
-  memcpy(code + (EXIT_AT - CODE_BASE) + 6, &to, 8);
+  u8 *p = mmap((void *)EXIT_PAGE, PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+  if (p == MAP_FAILED) die("exit page");
+  memcpy((u8 *)EXIT_AT, jump, 6);
+  memcpy((u8 *)EXIT_AT + 6, &to, 8);
+  mprotect(p, PAGE_SIZE, PROT_READ | PROT_EXEC);
 }
 
 static void map_arena(void) {
@@ -111,6 +118,7 @@ static void install_handlers(void) {
 
 u8 *host_init(void) {
   map_code();
+  map_exit();
   map_arena();
   install_handlers();
   if (syscall(SYS_arch_prctl, ARCH_SET_GS, DIFF_GS_BASE)) die("GS base");

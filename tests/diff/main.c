@@ -47,6 +47,8 @@ static void usage(FILE *f) {
         "  --family NAME   only instructions of one family (alu, mov, string, ...)\n"
         "  --mnemonic NAME only one instruction\n"
         "  --mode 32|64    compatibility or 64-bit mode (default 64)\n"
+        "  --flags         instead: the decoder's sets of flags read and written against the host\n"
+        "  --encodings     instead: what the decoder refuses must be undefined on the host\n"
         "  --summary       a line per mnemonic at the end\n",
         f);
 }
@@ -62,12 +64,20 @@ static u64 number(const char *s) {
 struct options {
   u64 cases, seed;
   const char *family, *mnemonic;
-  bool summary, mode32;
+  bool summary, mode32, encodings, flags;
 };
 
 static bool parse(int argc, char **argv, struct options *o) {
   for (int n = 1; n < argc; n++) {
     const char *a = argv[n], *v = n + 1 < argc ? argv[n + 1] : NULL;
+    if (!strcmp(a, "--flags")) {
+      o->flags = true;
+      continue;
+    }
+    if (!strcmp(a, "--encodings")) {
+      o->encodings = true;
+      continue;
+    }
     if (!strcmp(a, "--summary")) {
       o->summary = true;
       continue;
@@ -93,6 +103,10 @@ static u64 run(const struct options *o) {
   bool terminal = isatty(2);
   for (u64 n = 0; n < o->cases; n++) {
     gen_case(&k);
+    if (o->flags) {
+      differences += !check_flags(&k);
+      continue;
+    }
     host_run(&k, &host);
     engine_run(&k, &engine);
     unsigned m = k.insn.mnemonic;
@@ -137,6 +151,11 @@ int main(int argc, char **argv) {
   engine_set_mode(o.mode32);
   k.mode32 = o.mode32;
   host_fill_arena();
+  if (o.encodings) {
+    u64 n = check_encodings();
+    printf("%llu encodings refused that the host runs\n", (unsigned long long)n);
+    return n != 0;
+  }
   unsigned mnemonics = gen_init(o.family, o.mnemonic, o.mode32);
   if (!mnemonics) {
     fprintf(stderr, "diff: no such instructions\n");

@@ -29,12 +29,15 @@ void x86_get_vcpu_events(struct x86_vcpu *c, struct kvm_vcpu_events *e);
 int x86_set_vcpu_events(struct x86_vcpu *c, struct kvm_vcpu_events *e);
 
 /* Handlers by file: state.c, events.c, tables.c, device.c. */
-ioctl_fn x86_ioctl_get_regs, x86_ioctl_set_regs, x86_ioctl_get_sregs, x86_ioctl_set_sregs, x86_ioctl_get_sregs2, x86_ioctl_set_sregs2;
-ioctl_fn x86_ioctl_get_fpu, x86_ioctl_set_fpu, x86_ioctl_get_xsave, x86_ioctl_set_xsave, x86_ioctl_get_xsave2, x86_ioctl_get_xcrs, x86_ioctl_set_xcrs;
+ioctl_fn x86_ioctl_get_regs, x86_ioctl_set_regs, x86_ioctl_get_sregs, x86_ioctl_set_sregs, x86_ioctl_get_sregs2,
+    x86_ioctl_set_sregs2;
+ioctl_fn x86_ioctl_get_fpu, x86_ioctl_set_fpu, x86_ioctl_get_xsave, x86_ioctl_set_xsave, x86_ioctl_get_xsave2, x86_ioctl_get_xcrs,
+    x86_ioctl_set_xcrs;
 ioctl_fn x86_ioctl_translate;
 ioctl_fn x86_ioctl_get_events, x86_ioctl_set_events, x86_ioctl_get_debugregs, x86_ioctl_set_debugregs, x86_ioctl_set_guest_debug;
 ioctl_fn x86_ioctl_get_mp_state, x86_ioctl_set_mp_state, x86_ioctl_interrupt, x86_ioctl_nmi, x86_ioctl_smi;
-ioctl_fn x86_ioctl_set_cpuid, x86_ioctl_set_cpuid2, x86_ioctl_get_cpuid2, x86_ioctl_get_supported_cpuid, x86_ioctl_get_emulated_cpuid;
+ioctl_fn x86_ioctl_set_cpuid, x86_ioctl_set_cpuid2, x86_ioctl_get_cpuid2, x86_ioctl_get_supported_cpuid,
+    x86_ioctl_get_emulated_cpuid;
 ioctl_fn x86_ioctl_get_msrs, x86_ioctl_set_msrs, x86_ioctl_get_feature_msrs, x86_ioctl_msr_list, x86_ioctl_feature_msr_list;
 
 #endif

@@ -6,10 +6,10 @@
 #include "x86/pv/pv.h"
 
 #define QUIRKS                                                                                                                   \
-  (KVM_X86_QUIRK_LINT0_REENABLED | KVM_X86_QUIRK_CD_NW_CLEARED | KVM_X86_QUIRK_LAPIC_MMIO_HOLE | KVM_X86_QUIRK_OUT_7E_INC_RIP |     \
+  (KVM_X86_QUIRK_LINT0_REENABLED | KVM_X86_QUIRK_CD_NW_CLEARED | KVM_X86_QUIRK_LAPIC_MMIO_HOLE | KVM_X86_QUIRK_OUT_7E_INC_RIP |  \
    KVM_X86_QUIRK_MISC_ENABLE_NO_MWAIT | KVM_X86_QUIRK_FIX_HYPERCALL_INSN | KVM_X86_QUIRK_MWAIT_NEVER_UD_FAULTS)
 #define GUEST_DEBUG                                                                                                              \
-  (KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP | KVM_GUESTDBG_USE_HW_BP | KVM_GUESTDBG_USE_SW_BP | KVM_GUESTDBG_INJECT_BP |       \
+  (KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP | KVM_GUESTDBG_USE_HW_BP | KVM_GUESTDBG_USE_SW_BP | KVM_GUESTDBG_INJECT_BP |    \
    KVM_GUESTDBG_INJECT_DB | KVM_GUESTDBG_BLOCKIRQ)
 #define CLOCK_FLAGS    (KVM_CLOCK_TSC_STABLE | KVM_CLOCK_REALTIME | KVM_CLOCK_HOST_TSC)
 #define X2APIC_FLAGS   (KVM_X2APIC_API_USE_32BIT_IDS | KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK)
@@ -92,7 +92,9 @@ static int enable_quirks(struct x86_vm *vm, const u64 *args) {
   return 0;
 }
 
-static int enable_quirks2(struct x86_vm *vm, const u64 *args) { return args[0] & ~(u64)QUIRKS ? -EINVAL : enable_quirks(vm, args); }
+static int enable_quirks2(struct x86_vm *vm, const u64 *args) {
+  return args[0] & ~(u64)QUIRKS ? -EINVAL : enable_quirks(vm, args);
+}
 
 static int enable_split_irqchip(struct x86_vm *vm, const u64 *args) {
   if (args[0] > 4096) return -EINVAL; /* MAX_NR_RESERVED_IOAPIC_PINS */

@@ -13,8 +13,12 @@
 /* ---- KVM_GET/SET_VCPU_EVENTS (api.rst 4.31, 4.32) ---- */
 
 /* INT3 and INTO happen again when their instruction runs again. */
-static bool soft_exception(unsigned vector) { return vector == VEC_BP || vector == VEC_OF; }
-static bool has_payload(const struct x86_fault *ex) { return ex->vector == VEC_DB || ex->vector == VEC_PF; }
+static bool soft_exception(unsigned vector) {
+  return vector == VEC_BP || vector == VEC_OF;
+}
+static bool has_payload(const struct x86_fault *ex) {
+  return ex->vector == VEC_DB || ex->vector == VEC_PF;
+}
 
 static void get_exception(struct x86_vcpu *c, struct kvm_vcpu_events *e, bool payloads) {
   const struct x86_fault *ex = &c->exception.ex;
@@ -52,7 +56,7 @@ void x86_get_vcpu_events(struct x86_vcpu *c, struct kvm_vcpu_events *e) {
 }
 
 #define EVENT_FLAGS                                                                                                              \
-  (KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SIPI_VECTOR | KVM_VCPUEVENT_VALID_SHADOW | KVM_VCPUEVENT_VALID_SMM |       \
+  (KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SIPI_VECTOR | KVM_VCPUEVENT_VALID_SHADOW | KVM_VCPUEVENT_VALID_SMM |    \
    KVM_VCPUEVENT_VALID_PAYLOAD | KVM_VCPUEVENT_VALID_TRIPLE_FAULT)
 
 /* Fields that the flags do not make valid are cleared. */
@@ -61,14 +65,17 @@ static int check_events(const struct x86_vcpu *c, struct kvm_vcpu_events *e) {
   if (e->flags & ~(u32)EVENT_FLAGS) return -EINVAL;
   if (e->flags & KVM_VCPUEVENT_VALID_PAYLOAD) {
     if (!vm->exception_payload) return -EINVAL;
-    if (e->exception.pending) e->exception.injected = 0;
-    else e->exception_has_payload = 0;
+    if (e->exception.pending)
+      e->exception.injected = 0;
+    else
+      e->exception_has_payload = 0;
   } else {
     e->exception.pending = 0;
     e->exception_has_payload = 0;
   }
   if ((e->exception.injected || e->exception.pending) && (e->exception.nr > 31 || e->exception.nr == VEC_NMI)) return -EINVAL;
-  if ((e->flags & KVM_VCPUEVENT_VALID_SMM) && (e->smi.smm || e->smi.pending) && c->mp_state == KVM_MP_STATE_INIT_RECEIVED) return -EINVAL;
+  if ((e->flags & KVM_VCPUEVENT_VALID_SMM) && (e->smi.smm || e->smi.pending) && c->mp_state == KVM_MP_STATE_INIT_RECEIVED)
+    return -EINVAL;
   if ((e->flags & KVM_VCPUEVENT_VALID_TRIPLE_FAULT) && !vm->triple_fault_event) return -EINVAL;
   return 0;
 }
@@ -76,9 +83,12 @@ static int check_events(const struct x86_vcpu *c, struct kvm_vcpu_events *e) {
 static void set_exception(struct x86_vcpu *c, const struct kvm_vcpu_events *e) {
   c->exception.injected = e->exception.injected;
   c->exception.pending = e->exception.pending;
-  c->exception.ex = (struct x86_fault){.vector = e->exception.nr, .has_error = e->exception.has_error_code, .error = e->exception.error_code};
-  if (e->exception_has_payload) c->exception.ex.payload = e->exception_payload;
-  else if (e->exception.nr == VEC_PF) c->exception.ex.payload = c->cr2; /* CR2 is already what it should be */
+  c->exception.ex =
+      (struct x86_fault){.vector = e->exception.nr, .has_error = e->exception.has_error_code, .error = e->exception.error_code};
+  if (e->exception_has_payload)
+    c->exception.ex.payload = e->exception_payload;
+  else if (e->exception.nr == VEC_PF)
+    c->exception.ex.payload = c->cr2; /* CR2 is already what it should be */
 }
 
 static void set_smm(struct x86_vcpu *c, const struct kvm_vcpu_events *e) {
@@ -90,8 +100,10 @@ static void set_smm(struct x86_vcpu *c, const struct kvm_vcpu_events *e) {
   atomic_store(&c->smi_pending, e->smi.pending);
   if (e->smi.smm) c->smm_nmi_mask = e->smi.smm_inside_nmi;
   if (!c->lapic) return;
-  if (e->smi.latched_init) atomic_fetch_or(&c->apic_events, APIC_EVENT_INIT);
-  else atomic_fetch_and(&c->apic_events, ~APIC_EVENT_INIT);
+  if (e->smi.latched_init)
+    atomic_fetch_or(&c->apic_events, APIC_EVENT_INIT);
+  else
+    atomic_fetch_and(&c->apic_events, ~APIC_EVENT_INIT);
 }
 
 int x86_set_vcpu_events(struct x86_vcpu *c, struct kvm_vcpu_events *e) {
@@ -121,7 +133,9 @@ long x86_ioctl_get_events(struct ioctl_ctx *ctx, void *data) {
   return 0;
 }
 
-long x86_ioctl_set_events(struct ioctl_ctx *ctx, void *data) { return x86_set_vcpu_events(x86_vcpu(ctx->vcpu), data); }
+long x86_ioctl_set_events(struct ioctl_ctx *ctx, void *data) {
+  return x86_set_vcpu_events(x86_vcpu(ctx->vcpu), data);
+}
 
 /* ---- debug ---- */
 
@@ -179,12 +193,15 @@ static bool mp_state_valid(const struct x86_vcpu *c, u32 state) {
   switch (state) {
   case KVM_MP_STATE_UNINITIALIZED:
   case KVM_MP_STATE_HALTED:
-  case KVM_MP_STATE_AP_RESET_HOLD: return c->lapic;
+  case KVM_MP_STATE_AP_RESET_HOLD:
+    return c->lapic;
   case KVM_MP_STATE_INIT_RECEIVED:
   case KVM_MP_STATE_SIPI_RECEIVED: /* SMM blocks INIT, and a pending SMI comes first */
     return c->lapic && !c->smm && !atomic_load((_Atomic bool *)&c->smi_pending);
-  case KVM_MP_STATE_RUNNABLE: return true;
-  default: return false;
+  case KVM_MP_STATE_RUNNABLE:
+    return true;
+  default:
+    return false;
   }
 }
 

@@ -10,9 +10,15 @@
 #define MMU_PAGES_MIN        64
 #define TSC_KHZ_MAX          0x7fffffffull
 
-static struct x86_vm *vm_of(struct ioctl_ctx *ctx) { return x86_vm(ctx->vm); }
-static struct x86_vcpu *vcpu_of(struct ioctl_ctx *ctx) { return x86_vcpu(ctx->vcpu); }
-static bool has_vcpus(struct ioctl_ctx *ctx) { return atomic_load(&ctx->vm->n_vcpus) != 0; }
+static struct x86_vm *vm_of(struct ioctl_ctx *ctx) {
+  return x86_vm(ctx->vm);
+}
+static struct x86_vcpu *vcpu_of(struct ioctl_ctx *ctx) {
+  return x86_vcpu(ctx->vcpu);
+}
+static bool has_vcpus(struct ioctl_ctx *ctx) {
+  return atomic_load(&ctx->vm->n_vcpus) != 0;
+}
 
 /* ---- system ---- */
 
@@ -22,9 +28,13 @@ static long mce_cap(struct ioctl_ctx *ctx, void *data) {
 }
 
 /* KVM_CAP_SYS_ATTRIBUTES: group 0, the XSAVE components a guest may have. */
-static bool sys_attr_known(const struct kvm_device_attr *a) { return !a->group && a->attr == KVM_X86_XCOMP_GUEST_SUPP; }
+static bool sys_attr_known(const struct kvm_device_attr *a) {
+  return !a->group && a->attr == KVM_X86_XCOMP_GUEST_SUPP;
+}
 
-static long sys_has_attr(struct ioctl_ctx *ctx, void *data) { return sys_attr_known(data) ? 0 : -ENXIO; }
+static long sys_has_attr(struct ioctl_ctx *ctx, void *data) {
+  return sys_attr_known(data) ? 0 : -ENXIO;
+}
 
 static long sys_get_attr(struct ioctl_ctx *ctx, void *data) {
   const struct kvm_device_attr *a = data;
@@ -32,7 +42,8 @@ static long sys_get_attr(struct ioctl_ctx *ctx, void *data) {
   return sys_attr_known(a) ? copy_to_user((void *)(uintptr_t)a->addr, &xcr0, sizeof(xcr0)) : -ENXIO;
 }
 
-#define ROW(request_, arg_, locks_, fn_) {.request = request_, .name = #request_, .arg = arg_, .locks = locks_, .fn = fn_}
+#define ROW(request_, arg_, locks_, fn_)                                                                                         \
+  { .request = request_, .name = #request_, .arg = arg_, .locks = locks_, .fn = fn_ }
 
 const struct ioctl_row x86_system_ioctls[] = {
     ROW(KVM_GET_MSR_INDEX_LIST, ARG_USER, LOCK_NONE, x86_ioctl_msr_list),
@@ -74,20 +85,34 @@ static long set_nr_mmu_pages(struct ioctl_ctx *ctx, void *data) {
   return 0;
 }
 
-static long get_nr_mmu_pages(struct ioctl_ctx *ctx, void *data) { return (long)vm_of(ctx)->clock->mmu_pages; }
+static long get_nr_mmu_pages(struct ioctl_ctx *ctx, void *data) {
+  return (long)vm_of(ctx)->clock->mmu_pages;
+}
 
-static long create_irqchip(struct ioctl_ctx *ctx, void *data) { return x86_irqchip_create(vm_of(ctx)); }
+static long create_irqchip(struct ioctl_ctx *ctx, void *data) {
+  return x86_irqchip_create(vm_of(ctx));
+}
 
 static long create_pit(struct ioctl_ctx *ctx, void *data) {
   struct kvm_pit_config speaker = {.flags = KVM_PIT_SPEAKER_DUMMY};
   return x86_pit_create(vm_of(ctx), &speaker);
 }
 
-static long create_pit2(struct ioctl_ctx *ctx, void *data) { return x86_pit_create(vm_of(ctx), data); }
-static long get_irqchip(struct ioctl_ctx *ctx, void *data) { return x86_irqchip_get(vm_of(ctx), data); }
-static long set_irqchip(struct ioctl_ctx *ctx, void *data) { return x86_irqchip_set(vm_of(ctx), data); }
-static long get_pit2(struct ioctl_ctx *ctx, void *data) { return x86_pit_get(vm_of(ctx), data); }
-static long set_pit2(struct ioctl_ctx *ctx, void *data) { return x86_pit_set(vm_of(ctx), data); }
+static long create_pit2(struct ioctl_ctx *ctx, void *data) {
+  return x86_pit_create(vm_of(ctx), data);
+}
+static long get_irqchip(struct ioctl_ctx *ctx, void *data) {
+  return x86_irqchip_get(vm_of(ctx), data);
+}
+static long set_irqchip(struct ioctl_ctx *ctx, void *data) {
+  return x86_irqchip_set(vm_of(ctx), data);
+}
+static long get_pit2(struct ioctl_ctx *ctx, void *data) {
+  return x86_pit_get(vm_of(ctx), data);
+}
+static long set_pit2(struct ioctl_ctx *ctx, void *data) {
+  return x86_pit_set(vm_of(ctx), data);
+}
 
 /* The old form is the new one without flags. */
 static long get_pit(struct ioctl_ctx *ctx, void *data) {
@@ -117,7 +142,9 @@ static long get_clock(struct ioctl_ctx *ctx, void *data) {
   return 0;
 }
 
-static long set_clock(struct ioctl_ctx *ctx, void *data) { return x86_vm_clock_set(vm_of(ctx), data); }
+static long set_clock(struct ioctl_ctx *ctx, void *data) {
+  return x86_vm_clock_set(vm_of(ctx), data);
+}
 
 static long vm_set_tsc_khz(struct ioctl_ctx *ctx, void *data) {
   u32 khz = (u32)ctx->value;
@@ -126,8 +153,12 @@ static long vm_set_tsc_khz(struct ioctl_ctx *ctx, void *data) {
   return 0;
 }
 
-static long vm_get_tsc_khz(struct ioctl_ctx *ctx, void *data) { return (long)vm_of(ctx)->tsc_khz; }
-static long set_msr_filter(struct ioctl_ctx *ctx, void *data) { return x86_msr_filter_set(vm_of(ctx), data); }
+static long vm_get_tsc_khz(struct ioctl_ctx *ctx, void *data) {
+  return (long)vm_of(ctx)->tsc_khz;
+}
+static long set_msr_filter(struct ioctl_ctx *ctx, void *data) {
+  return x86_msr_filter_set(vm_of(ctx), data);
+}
 
 const struct ioctl_row x86_vm_ioctls[] = {
     ROW(KVM_SET_TSS_ADDR, ARG_VALUE, LOCK_VM, set_tss_addr),
@@ -155,18 +186,36 @@ _Static_assert(ARRAY_SIZE(x86_vm_ioctls) == X86_N_VM_IOCTLS, "api.h");
 
 /* ---- vCPU ---- */
 
-static long get_lapic(struct ioctl_ctx *ctx, void *data) { return vcpu_of(ctx)->lapic ? x86_lapic_get_state(vcpu_of(ctx), data) : -EINVAL; }
-static long set_lapic(struct ioctl_ctx *ctx, void *data) { return vcpu_of(ctx)->lapic ? x86_lapic_set_state(vcpu_of(ctx), data) : -EINVAL; }
-static long setup_mce(struct ioctl_ctx *ctx, void *data) { return x86_mce_setup(vcpu_of(ctx), *(const u64 *)data); }
-static long inject_mce(struct ioctl_ctx *ctx, void *data) { return x86_mce_inject(vcpu_of(ctx), data); }
-static long vcpu_set_tsc_khz(struct ioctl_ctx *ctx, void *data) { return x86_tsc_set_khz(vcpu_of(ctx), (u32)ctx->value); }
-static long vcpu_get_tsc_khz(struct ioctl_ctx *ctx, void *data) { return (long)vcpu_of(ctx)->tsc_khz; }
-static long clock_stopped(struct ioctl_ctx *ctx, void *data) { return x86_pv_clock_stopped(vcpu_of(ctx)); }
+static long get_lapic(struct ioctl_ctx *ctx, void *data) {
+  return vcpu_of(ctx)->lapic ? x86_lapic_get_state(vcpu_of(ctx), data) : -EINVAL;
+}
+static long set_lapic(struct ioctl_ctx *ctx, void *data) {
+  return vcpu_of(ctx)->lapic ? x86_lapic_set_state(vcpu_of(ctx), data) : -EINVAL;
+}
+static long setup_mce(struct ioctl_ctx *ctx, void *data) {
+  return x86_mce_setup(vcpu_of(ctx), *(const u64 *)data);
+}
+static long inject_mce(struct ioctl_ctx *ctx, void *data) {
+  return x86_mce_inject(vcpu_of(ctx), data);
+}
+static long vcpu_set_tsc_khz(struct ioctl_ctx *ctx, void *data) {
+  return x86_tsc_set_khz(vcpu_of(ctx), (u32)ctx->value);
+}
+static long vcpu_get_tsc_khz(struct ioctl_ctx *ctx, void *data) {
+  return (long)vcpu_of(ctx)->tsc_khz;
+}
+static long clock_stopped(struct ioctl_ctx *ctx, void *data) {
+  return x86_pv_clock_stopped(vcpu_of(ctx));
+}
 
 /* KVM_CAP_VCPU_ATTRIBUTES: the TSC offset. */
-static bool vcpu_attr_known(const struct kvm_device_attr *a) { return a->group == KVM_VCPU_TSC_CTRL && a->attr == KVM_VCPU_TSC_OFFSET; }
+static bool vcpu_attr_known(const struct kvm_device_attr *a) {
+  return a->group == KVM_VCPU_TSC_CTRL && a->attr == KVM_VCPU_TSC_OFFSET;
+}
 
-static long vcpu_has_attr(struct ioctl_ctx *ctx, void *data) { return vcpu_attr_known(data) ? 0 : -ENXIO; }
+static long vcpu_has_attr(struct ioctl_ctx *ctx, void *data) {
+  return vcpu_attr_known(data) ? 0 : -ENXIO;
+}
 
 static long vcpu_get_attr(struct ioctl_ctx *ctx, void *data) {
   const struct kvm_device_attr *a = data;

@@ -63,13 +63,32 @@ long x86_ioctl_set_regs(struct ioctl_ctx *ctx, void *data) {
 /* ---- special registers ---- */
 
 static struct kvm_segment to_kvm(const struct x86_seg *s) {
-  return (struct kvm_segment){.base = s->base, .limit = s->limit, .selector = s->sel, .type = s->type, .present = s->present, .dpl = s->dpl,
-                              .db = s->db, .s = s->s, .l = s->l, .g = s->g, .avl = s->avl, .unusable = s->unusable};
+  return (struct kvm_segment){.base = s->base,
+                              .limit = s->limit,
+                              .selector = s->sel,
+                              .type = s->type,
+                              .present = s->present,
+                              .dpl = s->dpl,
+                              .db = s->db,
+                              .s = s->s,
+                              .l = s->l,
+                              .g = s->g,
+                              .avl = s->avl,
+                              .unusable = s->unusable};
 }
 
 static void from_kvm(struct x86_seg *s, const struct kvm_segment *k) {
-  *s = (struct x86_seg){.base = k->base, .limit = k->limit, .sel = k->selector, .type = k->type & 15, .s = k->s & 1, .dpl = k->dpl & 3,
-                        .present = k->present & 1, .avl = k->avl & 1, .l = k->l & 1, .db = k->db & 1, .g = k->g & 1,
+  *s = (struct x86_seg){.base = k->base,
+                        .limit = k->limit,
+                        .sel = k->selector,
+                        .type = k->type & 15,
+                        .s = k->s & 1,
+                        .dpl = k->dpl & 3,
+                        .present = k->present & 1,
+                        .avl = k->avl & 1,
+                        .l = k->l & 1,
+                        .db = k->db & 1,
+                        .g = k->g & 1,
                         .unusable = k->unusable || !k->present};
   x86_seg_update(s);
 }
@@ -107,15 +126,20 @@ static bool sregs_valid(const struct x86_vcpu *c, const struct kvm_sregs *s) {
   return x86_cr0_bits_valid(s->cr0) && x86_cr4_bits_valid(c, s->cr4);
 }
 
-static bool pae_paging(const struct x86_vcpu *c) { return (c->cr0 & CR0_PG) && (c->cr4 & CR4_PAE) && !(c->efer & EFER_LMA); }
+static bool pae_paging(const struct x86_vcpu *c) {
+  return (c->cr0 & CR0_PG) && (c->cr4 & CR4_PAE) && !(c->efer & EFER_LMA);
+}
 
 /* A failure leaves the entries as they were: user space may not have set up memory yet. */
-static void reload_pdptrs(struct x86_vcpu *c, void *arg) { x86_mmu_load_pdptrs(c, c->cr3); }
+static void reload_pdptrs(struct x86_vcpu *c, void *arg) {
+  x86_mmu_load_pdptrs(c, c->cr3);
+}
 
 /* Old clients do not wake the boot processor after a reset. */
 static bool is_boot_state(struct x86_vcpu *c) {
   const struct x86_seg *cs = &c->seg[SEG_CS];
-  return c->core.id == x86_vm_of(c)->boot_cpu_id && c->rip == RESET_RIP && cs->sel == 0xf000 && cs->base == 0xffff0000u && !(c->cr0 & CR0_PE);
+  return c->core.id == x86_vm_of(c)->boot_cpu_id && c->rip == RESET_RIP && cs->sel == 0xf000 && cs->base == 0xffff0000u &&
+         !(c->cr0 & CR0_PE);
 }
 
 static int set_common(struct x86_vcpu *c, const struct kvm_sregs *s, const u64 *pdptrs) {
@@ -135,8 +159,10 @@ static int set_common(struct x86_vcpu *c, const struct kvm_sregs *s, const u64 *
   from_kvm(&c->tr, &s->tr);
   from_kvm(&c->ldtr, &s->ldt);
   x86_mmu_mode_changed(c);
-  if (pdptrs) memcpy(c->pdptr, pdptrs, sizeof(c->pdptr));
-  else if (pae_paging(c)) with_memory(c, reload_pdptrs, NULL);
+  if (pdptrs)
+    memcpy(c->pdptr, pdptrs, sizeof(c->pdptr));
+  else if (pae_paging(c))
+    with_memory(c, reload_pdptrs, NULL);
   x86_mode_changed(c);
   x86_mmu_rights_changed(c);
   if (is_boot_state(c)) c->mp_state = KVM_MP_STATE_RUNNABLE;
@@ -162,7 +188,9 @@ long x86_ioctl_get_sregs(struct ioctl_ctx *ctx, void *data) {
   return 0;
 }
 
-long x86_ioctl_set_sregs(struct ioctl_ctx *ctx, void *data) { return x86_set_sregs(x86_vcpu(ctx->vcpu), data); }
+long x86_ioctl_set_sregs(struct ioctl_ctx *ctx, void *data) {
+  return x86_set_sregs(x86_vcpu(ctx->vcpu), data);
+}
 
 long x86_ioctl_get_sregs2(struct ioctl_ctx *ctx, void *data) {
   struct x86_vcpu *c = x86_vcpu(ctx->vcpu);
@@ -222,7 +250,9 @@ long x86_ioctl_set_fpu(struct ioctl_ctx *ctx, void *data) {
   return 0;
 }
 
-static size_t xsave_size(void) { return MAX(x86_xsave_size(x86_xcr0_supported()), sizeof(struct kvm_xsave)); }
+static size_t xsave_size(void) {
+  return MAX(x86_xsave_size(x86_xcr0_supported()), sizeof(struct kvm_xsave));
+}
 
 long x86_ioctl_get_xsave(struct ioctl_ctx *ctx, void *data) {
   struct x86_vcpu *c = x86_vcpu(ctx->vcpu);

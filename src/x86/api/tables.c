@@ -65,6 +65,14 @@ long x86_ioctl_get_cpuid2(struct ioctl_ctx *ctx, void *data) {
   return r ? r : copy_to_user(ctx->user, &head, sizeof(head));
 }
 
+/* KVM_GET_EMULATED_CPUID wants the padding of the array it fills to be zero. */
+static int check_padding(const void *user, struct kvm_cpuid_entry2 *room, u32 n) {
+  if (copy_from_user(room, user, n * sizeof(*room))) return -EINVAL;
+  for (u32 k = 0; k < n; k++)
+    if (room[k].padding[0] || room[k].padding[1] || room[k].padding[2]) return -EINVAL;
+  return 0;
+}
+
 static long get_table(struct ioctl_ctx *ctx, int (*fill)(struct kvm_cpuid_entry2 *entries, u32 max, u32 *n), bool padding_zero) {
   struct kvm_cpuid2 head;
   int r = copy_from_user(&head, ctx->user, sizeof(head));
@@ -72,14 +80,9 @@ static long get_table(struct ioctl_ctx *ctx, int (*fill)(struct kvm_cpuid_entry2
   if (head.nent < 1) return -E2BIG;
   u32 max = MIN(head.nent, (u32)X86_CPUID_MAX_ENTRIES);
   char *user = (char *)ctx->user + sizeof(head);
-  struct kvm_cpuid_entry2 *entries = copy_array(user, max, sizeof(*entries), &r);
-  if (r == -EFAULT && !padding_zero) { /* the array is only written */
-    entries = calloc(max, sizeof(*entries));
-    r = entries ? 0 : -ENOMEM;
-  }
-  if (r) return padding_zero && r == -EFAULT ? -EINVAL : r;
-  for (u32 k = 0; padding_zero && k < max; k++)
-    if (entries[k].padding[0] || entries[k].padding[1] || entries[k].padding[2]) r = -EINVAL;
+  struct kvm_cpuid_entry2 *entries = calloc(max, sizeof(*entries));
+  if (!entries) return -ENOMEM;
+  if (padding_zero) r = check_padding(user, entries, max);
   if (!r) r = fill(entries, max, &head.nent);
   if (!r) r = copy_to_user(user, entries, head.nent * sizeof(*entries));
   if (!r) r = copy_to_user(ctx->user, &head, sizeof(head));
@@ -87,8 +90,12 @@ static long get_table(struct ioctl_ctx *ctx, int (*fill)(struct kvm_cpuid_entry2
   return r;
 }
 
-long x86_ioctl_get_supported_cpuid(struct ioctl_ctx *ctx, void *data) { return get_table(ctx, x86_cpuid_supported, false); }
-long x86_ioctl_get_emulated_cpuid(struct ioctl_ctx *ctx, void *data) { return get_table(ctx, x86_cpuid_emulated, true); }
+long x86_ioctl_get_supported_cpuid(struct ioctl_ctx *ctx, void *data) {
+  return get_table(ctx, x86_cpuid_supported, false);
+}
+long x86_ioctl_get_emulated_cpuid(struct ioctl_ctx *ctx, void *data) {
+  return get_table(ctx, x86_cpuid_emulated, true);
+}
 
 /* ---- MSRs ---- */
 
@@ -102,7 +109,9 @@ static int get_one(struct x86_vcpu *c, struct kvm_msr_entry *e) {
   if (!r) e->data = v;
   return r;
 }
-static int set_one(struct x86_vcpu *c, struct kvm_msr_entry *e) { return x86_msr_set_host(c, e->index, e->data); }
+static int set_one(struct x86_vcpu *c, struct kvm_msr_entry *e) {
+  return x86_msr_set_host(c, e->index, e->data);
+}
 static int feature_one(struct x86_vcpu *c, struct kvm_msr_entry *e) {
   u64 v = 0;
   int r = x86_msr_feature(e->index, &v);
@@ -126,9 +135,15 @@ static long msr_io(struct ioctl_ctx *ctx, msr_one *one, bool write_back) {
   return r ? r : (long)done;
 }
 
-long x86_ioctl_get_msrs(struct ioctl_ctx *ctx, void *data) { return msr_io(ctx, get_one, true); }
-long x86_ioctl_set_msrs(struct ioctl_ctx *ctx, void *data) { return msr_io(ctx, set_one, false); }
-long x86_ioctl_get_feature_msrs(struct ioctl_ctx *ctx, void *data) { return msr_io(ctx, feature_one, true); }
+long x86_ioctl_get_msrs(struct ioctl_ctx *ctx, void *data) {
+  return msr_io(ctx, get_one, true);
+}
+long x86_ioctl_set_msrs(struct ioctl_ctx *ctx, void *data) {
+  return msr_io(ctx, set_one, false);
+}
+long x86_ioctl_get_feature_msrs(struct ioctl_ctx *ctx, void *data) {
+  return msr_io(ctx, feature_one, true);
+}
 
 struct index_list {
   u32 n;
@@ -153,5 +168,9 @@ static long msr_list(struct ioctl_ctx *ctx, u32 list) {
   return copy_to_user((char *)ctx->user + sizeof(struct kvm_msr_list), l.index, l.n * sizeof(u32));
 }
 
-long x86_ioctl_msr_list(struct ioctl_ctx *ctx, void *data) { return msr_list(ctx, MSR_LIST_SAVE); }
-long x86_ioctl_feature_msr_list(struct ioctl_ctx *ctx, void *data) { return msr_list(ctx, MSR_LIST_FEATURE); }
+long x86_ioctl_msr_list(struct ioctl_ctx *ctx, void *data) {
+  return msr_list(ctx, MSR_LIST_SAVE);
+}
+long x86_ioctl_feature_msr_list(struct ioctl_ctx *ctx, void *data) {
+  return msr_list(ctx, MSR_LIST_FEATURE);
+}

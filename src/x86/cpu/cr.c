@@ -1,14 +1,15 @@
 /* Control registers, EFER and XCR0: what may be written, and what follows from a write.
  *
- * Manuals: Intel SDM Vol. 3A 2.5 (control registers), 4.1 (paging modes), 4.4.1 (PDPTE registers), 9.8.5 (entering IA-32e mode); Vol. 1 13.3 (XCR0). */
+ * Manuals: Intel SDM Vol. 3A 2.5 (control registers), 4.1 (paging modes), 4.4.1 (PDPTE registers), 9.8.5 (entering IA-32e mode);
+ * Vol. 1 13.3 (XCR0). */
 #include "x86/cpu/cr.h"
 #include "x86/cpuid/cpuid.h"
 #include "x86/mmu/access.h"
 #include "x86/x86.h"
 
-#define CR0_DEFINED   (CR0_PE | CR0_MP | CR0_EM | CR0_TS | CR0_ET | CR0_NE | CR0_WP | CR0_AM | CR0_NW | CR0_CD | CR0_PG)
-#define CR3_NO_FLUSH  BIT(63)
-#define CR3_PCID      0xfffull
+#define CR0_DEFINED  (CR0_PE | CR0_MP | CR0_EM | CR0_TS | CR0_ET | CR0_NE | CR0_WP | CR0_AM | CR0_NW | CR0_CD | CR0_PG)
+#define CR3_NO_FLUSH BIT(63)
+#define CR3_PCID     0xfffull
 
 /* Changes of these reload the PDPTE registers (SDM Vol. 3A 4.4.1). */
 #define CR0_PDPTE (CR0_CD | CR0_NW | CR0_PG)
@@ -51,8 +52,10 @@ int x86_set_cr0(struct x86_vcpu *c, u64 v) {
   c->cr0 = v;
   if ((changed & CR0_PG) && (c->efer & EFER_LME)) c->efer = v & CR0_PG ? c->efer | EFER_LMA : c->efer & ~(u64)EFER_LMA;
   if (changed & (CR0_PE | CR0_PG)) x86_mode_changed(c);
-  if (changed & CR0_MMU) x86_mmu_mode_changed(c);
-  else if (changed & CR0_AM) x86_mmu_rights_changed(c);
+  if (changed & CR0_MMU)
+    x86_mmu_mode_changed(c);
+  else if (changed & CR0_AM)
+    x86_mmu_rights_changed(c);
   return X86_OK;
 }
 
@@ -81,18 +84,22 @@ static const struct {
   u32 bit;
   u8 feature;
 } cr4_bits[] = {
-    {CR4_OSXSAVE, X86_FEATURE_XSAVE}, {CR4_SMEP, X86_FEATURE_SMEP}, {CR4_SMAP, X86_FEATURE_SMAP}, {CR4_FSGSBASE, X86_FEATURE_FSGSBASE},
-    {CR4_PKE, X86_FEATURE_PKU},       {CR4_LA57, X86_FEATURE_LA57}, {CR4_UMIP, X86_FEATURE_UMIP}, {CR4_PCIDE, X86_FEATURE_PCID},
+    {CR4_OSXSAVE, X86_FEATURE_XSAVE},     {CR4_SMEP, X86_FEATURE_SMEP},  {CR4_SMAP, X86_FEATURE_SMAP},
+    {CR4_FSGSBASE, X86_FEATURE_FSGSBASE}, {CR4_PKE, X86_FEATURE_PKU},    {CR4_LA57, X86_FEATURE_LA57},
+    {CR4_UMIP, X86_FEATURE_UMIP},         {CR4_PCIDE, X86_FEATURE_PCID},
 };
 
 bool x86_cr4_bits_valid(const struct x86_vcpu *c, u64 v) {
-  u64 allowed = CR4_VME | CR4_PVI | CR4_TSD | CR4_DE | CR4_PSE | CR4_PAE | CR4_MCE | CR4_PGE | CR4_PCE | CR4_OSFXSR | CR4_OSXMMEXCPT;
+  u64 allowed =
+      CR4_VME | CR4_PVI | CR4_TSD | CR4_DE | CR4_PSE | CR4_PAE | CR4_MCE | CR4_PGE | CR4_PCE | CR4_OSFXSR | CR4_OSXMMEXCPT;
   for (unsigned k = 0; k < ARRAY_SIZE(cr4_bits); k++)
     if (x86_has(c, (enum x86_feature)cr4_bits[k].feature)) allowed |= cr4_bits[k].bit;
   return !(v & ~allowed);
 }
 
-bool x86_cr0_bits_valid(u64 v) { return cr0_valid(v); }
+bool x86_cr0_bits_valid(u64 v) {
+  return cr0_valid(v);
+}
 
 int x86_set_cr4(struct x86_vcpu *c, u64 v) {
   u64 changed = v ^ c->cr4;
@@ -114,12 +121,16 @@ int x86_set_cr4(struct x86_vcpu *c, u64 v) {
 
 int x86_set_cr8(struct x86_vcpu *c, u64 v) {
   if (v & ~0xfull) return x86_gp0(c);
-  if (c->lapic) x86_lapic_set_cr8(c, v);
-  else c->cr8 = v;
+  if (c->lapic)
+    x86_lapic_set_cr8(c, v);
+  else
+    c->cr8 = v;
   return X86_OK;
 }
 
-u64 x86_get_cr8(struct x86_vcpu *c) { return c->lapic ? x86_lapic_get_cr8(c) : c->cr8; }
+u64 x86_get_cr8(struct x86_vcpu *c) {
+  return c->lapic ? x86_lapic_get_cr8(c) : c->cr8;
+}
 
 /* ---- EFER ---- */
 

@@ -6,15 +6,17 @@
 #include "x86/cpu/tsc.h"
 #include "x86/pv/pv.h"
 
-#define MUL_SHIFT         48
-#define TOLERANCE_PPM     250
-#define MAX_KHZ           0x7fffffffull
-#define CALIBRATION_NS    20000000
-#define NS_PER_SEC        1000000000ull
+#define MUL_SHIFT      48
+#define TOLERANCE_PPM  250
+#define MAX_KHZ        0x7fffffffull
+#define CALIBRATION_NS 20000000
+#define NS_PER_SEC     1000000000ull
 
 typedef unsigned __int128 u128;
 
-u64 x86_host_tsc(void) { return __rdtsc(); }
+u64 x86_host_tsc(void) {
+  return __rdtsc();
+}
 
 /* ---- the host's frequency ---- */
 
@@ -57,11 +59,17 @@ u64 x86_host_tsc_khz(void) {
 
 /* ---- reading ---- */
 
-static u64 scale(const struct x86_vcpu *c, u64 host_tsc) { return likely(!c->tsc_scaled) ? host_tsc : (u64)((u128)host_tsc * c->tsc_mul >> MUL_SHIFT); }
+static u64 scale(const struct x86_vcpu *c, u64 host_tsc) {
+  return likely(!c->tsc_scaled) ? host_tsc : (u64)((u128)host_tsc * c->tsc_mul >> MUL_SHIFT);
+}
 
-u64 x86_host_to_guest_tsc(struct x86_vcpu *c, u64 host_tsc) { return scale(c, host_tsc) + c->tsc_offset; }
+u64 x86_host_to_guest_tsc(struct x86_vcpu *c, u64 host_tsc) {
+  return scale(c, host_tsc) + c->tsc_offset;
+}
 
-u64 x86_guest_tsc(struct x86_vcpu *c) { return x86_host_to_guest_tsc(c, __rdtsc()); }
+u64 x86_guest_tsc(struct x86_vcpu *c) {
+  return x86_host_to_guest_tsc(c, __rdtsc());
+}
 
 u64 x86_tsc_deadline_to_ns(struct x86_vcpu *c, u64 tsc) {
   u64 now = x86_guest_tsc(c);

@@ -22,11 +22,12 @@ struct x86_cpuid {
   bool amd;        /* vendor AuthenticAMD or HygonGenuine */
   bool pv_enforce; /* KVM_CAP_ENFORCE_PV_FEATURE_CPUID */
   u8 maxphyaddr;
-  u32 edx7;         /* leaf 7 EDX: X86_CPUID_7_EDX_* */
-  u32 pv_features;  /* EAX of the KVM feature leaf */
-  u64 xcr0;         /* components that leaf 0xD lets the guest enable */
+  u32 edx7;                                                 /* leaf 7 EDX: X86_CPUID_7_EDX_* */
+  u32 pv_features;                                          /* EAX of the KVM feature leaf */
+  u64 xcr0;                                                 /* components that leaf 0xD lets the guest enable */
   struct kvm_cpuid_entry2 *leaf1, *leaf7, *leafd0, *leafd1; /* the entries that follow run-time state; NULL where absent */
-  u64 config[X86_CPUID_FEATURE_WORDS]; /* features without the run-time bits: what x86_vcpu.isa numbers.  Other vCPUs compare it under isa_lock */
+  u64 config[X86_CPUID_FEATURE_WORDS]; /* features without the run-time bits: what x86_vcpu.isa numbers.  Other vCPUs compare it
+                                          under isa_lock */
 };
 
 /* The guest may use a paravirtual feature (KVM_* of features.h); always, unless user space enforces the CPUID bits. */

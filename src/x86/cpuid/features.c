@@ -21,6 +21,7 @@ enum origin {
 };
 
 #define IS(origin, name) [X86_FEATURE_##name] = origin
+/* clang-format off */
 static const u8 origins[X86_FEATURE_COUNT] = {
     IS(ENGINE, FPU), IS(ENGINE, VME), IS(ENGINE, DE), IS(ENGINE, PSE), IS(ENGINE, TSC), IS(ENGINE, MSR), IS(ENGINE, PAE),
     IS(ENGINE, MCE), IS(ENGINE, CX8), IS(ENGINE, APIC), IS(ENGINE, SEP), IS(ENGINE, MTRR), IS(ENGINE, PGE), IS(ENGINE, MCA),
@@ -46,6 +47,7 @@ static const u8 origins[X86_FEATURE_COUNT] = {
     IS(ENGINE, KVM_PV_UNHALT), IS(ENGINE, KVM_PV_TLB_FLUSH), IS(ENGINE, KVM_PV_SEND_IPI), IS(ENGINE, KVM_POLL_CONTROL),
     IS(ENGINE, KVM_PV_SCHED_YIELD), IS(ENGINE, KVM_CLOCK_STABLE),
 };
+/* clang-format on */
 #undef IS
 
 static bool host_bit(enum x86_feature f) {
@@ -65,11 +67,16 @@ static bool host_is_amd(void) {
 static bool works(enum x86_feature f) {
   if (f == X86_FEATURE_PKU && !(x86_xcr0_supported() & BIT(9))) return false;
   switch (origins[f]) {
-  case ENGINE: return true;
-  case NATIVE: return x86_native_supports(f);
-  case HOST: return host_bit(f);
-  case VENDOR: return host_is_amd();
-  default: return false;
+  case ENGINE:
+    return true;
+  case NATIVE:
+    return x86_native_supports(f);
+  case HOST:
+    return host_bit(f);
+  case VENDOR:
+    return host_is_amd();
+  default:
+    return false;
   }
 }
 
@@ -90,14 +97,21 @@ u32 x86_engine_word(u32 leaf, u32 subleaf, unsigned reg) {
   u32 word = 0;
   for (unsigned f = 0; f < X86_FEATURE_COUNT; f++) {
     const struct x86_feature_row *row = &x86_feature_rows[f];
-    if (row->leaf == leaf && row->subleaf == subleaf && row->reg == reg && x86_engine_has((enum x86_feature)f)) word |= 1u << row->bit;
+    if (row->leaf == leaf && row->subleaf == subleaf && row->reg == reg && x86_engine_has((enum x86_feature)f))
+      word |= 1u << row->bit;
   }
   return word;
 }
 
-bool x86_cpuid_has(const struct x86_cpuid *id, enum x86_feature f) { return id->features[f / 64] >> (f % 64) & 1; }
-bool x86_has(const struct x86_vcpu *c, enum x86_feature f) { return x86_cpuid_has(c->cpuid, f); }
-bool x86_is_amd(const struct x86_vcpu *c) { return c->cpuid->amd; }
+bool x86_cpuid_has(const struct x86_cpuid *id, enum x86_feature f) {
+  return id->features[f / 64] >> (f % 64) & 1;
+}
+bool x86_has(const struct x86_vcpu *c, enum x86_feature f) {
+  return x86_cpuid_has(c->cpuid, f);
+}
+bool x86_is_amd(const struct x86_vcpu *c) {
+  return c->cpuid->amd;
+}
 
 bool x86_pv_has(const struct x86_vcpu *c, enum x86_feature f) {
   return !c->cpuid->pv_enforce || (c->cpuid->pv_features >> x86_feature_rows[f].bit & 1);
@@ -109,8 +123,8 @@ static const u8 runtime_features[] = {X86_FEATURE_OSXSAVE, X86_FEATURE_OSPKE, X8
 /* Guards config and isa of all vCPUs.  Innermost. */
 static pthread_mutex_t isa_lock = PTHREAD_MUTEX_INITIALIZER;
 
-/* The number of another vCPU of the VM with this configuration, else one that no vCPU uses.  A vCPU that has run cannot change its number, so
- * blocks of one configuration never meet another under the same number. */
+/* The number of another vCPU of the VM with this configuration, else one that no vCPU uses.  A vCPU that has run cannot change
+ * its number, so blocks of one configuration never meet another under the same number. */
 static int isa_choose(struct x86_vcpu *c, const u64 *config) {
   u64 used[4] = {0};
   unsigned n = atomic_load_explicit(&c->core.vm->n_vcpus, memory_order_acquire);

@@ -33,13 +33,19 @@ static struct kvm_cpuid_entry2 host_leaf(u32 function, u32 index) {
 
 static void copy_host(struct builder *b, u32 function, u32 index, u32 flags) {
   struct kvm_cpuid_entry2 h = host_leaf(function, index);
-  *add(b, function, index, flags) =
-      (struct kvm_cpuid_entry2){.function = function, .index = index, .flags = flags, .eax = h.eax, .ebx = h.ebx, .ecx = h.ecx, .edx = h.edx};
+  *add(b, function, index, flags) = (struct kvm_cpuid_entry2){
+      .function = function, .index = index, .flags = flags, .eax = h.eax, .ebx = h.ebx, .ecx = h.ecx, .edx = h.edx};
 }
 
-static void leaf_host(struct builder *b, u32 function) { copy_host(b, function, 0, 0); }
-static void leaf_zero(struct builder *b, u32 function) { add(b, function, 0, 0); }
-static void leaf_indexed_zero(struct builder *b, u32 function) { add(b, function, 0, KVM_CPUID_FLAG_SIGNIFCANT_INDEX); }
+static void leaf_host(struct builder *b, u32 function) {
+  copy_host(b, function, 0, 0);
+}
+static void leaf_zero(struct builder *b, u32 function) {
+  add(b, function, 0, 0);
+}
+static void leaf_indexed_zero(struct builder *b, u32 function) {
+  add(b, function, 0, KVM_CPUID_FLAG_SIGNIFCANT_INDEX);
+}
 
 static void leaf_0(struct builder *b, u32 function) {
   struct kvm_cpuid_entry2 h = host_leaf(0, 0), *e = add(b, 0, 0, 0);
@@ -62,9 +68,12 @@ static void leaf_caches(struct builder *b, u32 function) {
   while (!b->error && (host_leaf(function, index++).eax & 0x1f));
 }
 
-static void leaf_6(struct builder *b, u32 function) { add(b, 6, 0, 0)->eax = x86_engine_word(6, 0, CPUID_EAX); }
+static void leaf_6(struct builder *b, u32 function) {
+  add(b, 6, 0, 0)->eax = x86_engine_word(6, 0, CPUID_EAX);
+}
 
-/* Controls of speculation that the guest may set, and whose effect it has anyway: so its kernel does without the costly ways around them. */
+/* Controls of speculation that the guest may set, and whose effect it has anyway: so its kernel does without the costly ways
+ * around them. */
 #define LEAF_7_2_BHI_CTRL 0x10u
 #define LEAF_7_2_MCDT_NO  0x20u
 
@@ -73,7 +82,8 @@ static void leaf_7(struct builder *b, u32 function) {
   e->eax = 2;
   e->ebx = x86_engine_word(7, 0, CPUID_EBX);
   e->ecx = x86_engine_word(7, 0, CPUID_ECX);
-  e->edx = x86_engine_word(7, 0, CPUID_EDX) | X86_CPUID_7_EDX_SPEC_CTRL | X86_CPUID_7_EDX_STIBP | X86_CPUID_7_EDX_ARCH_CAPS | X86_CPUID_7_EDX_SSBD;
+  e->edx = x86_engine_word(7, 0, CPUID_EDX) | X86_CPUID_7_EDX_SPEC_CTRL | X86_CPUID_7_EDX_STIBP | X86_CPUID_7_EDX_ARCH_CAPS |
+           X86_CPUID_7_EDX_SSBD;
   add(b, 7, 1, KVM_CPUID_FLAG_SIGNIFCANT_INDEX)->eax = x86_engine_word(7, 1, CPUID_EAX);
   add(b, 7, 2, KVM_CPUID_FLAG_SIGNIFCANT_INDEX)->edx = LEAF_7_2_BHI_CTRL | LEAF_7_2_MCDT_NO;
 }
@@ -105,7 +115,9 @@ static void leaf_kvm(struct builder *b, u32 function) {
   e->ebx = signature[0], e->ecx = signature[1], e->edx = signature[2];
 }
 
-static void leaf_kvm_features(struct builder *b, u32 function) { add(b, function, 0, 0)->eax = x86_engine_word(function, 0, CPUID_EAX); }
+static void leaf_kvm_features(struct builder *b, u32 function) {
+  add(b, function, 0, 0)->eax = x86_engine_word(function, 0, CPUID_EAX);
+}
 
 static void leaf_80000000(struct builder *b, u32 function) {
   struct kvm_cpuid_entry2 h = host_leaf(function, 0), *e = add(b, function, 0, 0);
@@ -128,7 +140,9 @@ static void leaf_80000006(struct builder *b, u32 function) {
   if (b->n) b->entries[b->n - 1].edx &= ~0x30000u; /* reserved */
 }
 
-static void leaf_80000007(struct builder *b, u32 function) { add(b, function, 0, 0)->edx = x86_engine_word(function, 0, CPUID_EDX); }
+static void leaf_80000007(struct builder *b, u32 function) {
+  add(b, function, 0, 0)->edx = x86_engine_word(function, 0, CPUID_EDX);
+}
 
 static void leaf_80000008(struct builder *b, u32 function) {
   struct kvm_cpuid_entry2 h = host_leaf(function, 0), *e = add(b, function, 0, 0);
@@ -138,7 +152,9 @@ static void leaf_80000008(struct builder *b, u32 function) {
 }
 
 /* Execution of LFENCE is always serialising here. */
-static void leaf_80000021(struct builder *b, u32 function) { add(b, function, 0, 0)->eax = BIT(2); }
+static void leaf_80000021(struct builder *b, u32 function) {
+  add(b, function, 0, 0)->eax = BIT(2);
+}
 
 /* One row per range of leaves; what no row names is shown as zeros. */
 static const struct {
@@ -194,7 +210,7 @@ int x86_cpuid_supported(struct kvm_cpuid_entry2 *entries, u32 max, u32 *n) {
 int x86_cpuid_emulated(struct kvm_cpuid_entry2 *entries, u32 max, u32 *n) {
   struct builder b = {.entries = entries, .max = max};
   add(&b, 0, 0, 0)->eax = 7;
-  add(&b, 1, 0, 0)->ecx = 1u << 22; /* MOVBE */
+  add(&b, 1, 0, 0)->ecx = 1u << 22;                               /* MOVBE */
   add(&b, 7, 0, KVM_CPUID_FLAG_SIGNIFCANT_INDEX)->ecx = 1u << 22; /* RDPID */
   *n = b.n;
   return b.error;

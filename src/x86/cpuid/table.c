@@ -1,6 +1,7 @@
 /* A vCPU's CPUID table: setting it, what the guest reads, and the bits that follow run-time state.
  *
- * Run-time bits are refreshed one by one by the event that changes them; the entries they are in are found once, when the table is set. */
+ * Run-time bits are refreshed one by one by the event that changes them; the entries they are in are found once, when the table
+ * is set. */
 #include <asm/kvm_para.h>
 #include <errno.h>
 #include <stdlib.h>
@@ -8,14 +9,15 @@
 #include "x86/cpuid/cpuid.h"
 #include "x86/mmu/access.h"
 
-#define MISC_ENABLE_MWAIT   BIT(18)
-#define APIC_BASE_ENABLE    BIT(11)
-#define XSAVE_LEGACY_SIZE   576u /* legacy region and header */
-#define XSAVE_EXTENDED      0x7ffffffffffffffcull
+#define MISC_ENABLE_MWAIT BIT(18)
+#define APIC_BASE_ENABLE  BIT(11)
+#define XSAVE_LEGACY_SIZE 576u /* legacy region and header */
+#define XSAVE_EXTENDED    0x7ffffffffffffffcull
 
 struct kvm_cpuid_entry2 *x86_cpuid_find(struct kvm_cpuid_entry2 *entries, u32 n, u32 function, u32 index) {
   for (u32 k = 0; k < n; k++)
-    if (entries[k].function == function && (!(entries[k].flags & KVM_CPUID_FLAG_SIGNIFCANT_INDEX) || entries[k].index == index)) return &entries[k];
+    if (entries[k].function == function && (!(entries[k].flags & KVM_CPUID_FLAG_SIGNIFCANT_INDEX) || entries[k].index == index))
+      return &entries[k];
   return NULL;
 }
 
@@ -83,7 +85,9 @@ void x86_cpuid_cr4_changed(struct x86_vcpu *c, u64 changed) {
   if (changed & CR4_PKE) show(id, X86_FEATURE_OSPKE, id->leaf7, c->cr4 & CR4_PKE);
 }
 
-void x86_cpuid_apic_changed(struct x86_vcpu *c) { show(c->cpuid, X86_FEATURE_APIC, c->cpuid->leaf1, c->apic_base & APIC_BASE_ENABLE); }
+void x86_cpuid_apic_changed(struct x86_vcpu *c) {
+  show(c->cpuid, X86_FEATURE_APIC, c->cpuid->leaf1, c->apic_base & APIC_BASE_ENABLE);
+}
 
 void x86_cpuid_mwait_changed(struct x86_vcpu *c) {
   u64 misc_enable;
@@ -205,18 +209,23 @@ void x86_cpuid_destroy(struct x86_vcpu *c) {
   c->cpuid = NULL;
 }
 
-u64 x86_cpuid_xcr0(const struct x86_vcpu *c) { return c->cpuid->n ? c->cpuid->xcr0 : x86_xcr0_supported(); }
+u64 x86_cpuid_xcr0(const struct x86_vcpu *c) {
+  return c->cpuid->n ? c->cpuid->xcr0 : x86_xcr0_supported();
+}
 
 /* ---- reading ---- */
 
-/* Leaves beyond their class's maximum read as the highest basic leaf on Intel's processors, as zeros on AMD's (SDM Vol. 2A, CPUID; APM Vol. 3, CPUID).
- * Hypervisor leaves are classes of 256 each. */
+/* Leaves beyond their class's maximum read as the highest basic leaf on Intel's processors, as zeros on AMD's (SDM Vol. 2A,
+ * CPUID; APM Vol. 3, CPUID). Hypervisor leaves are classes of 256 each. */
 static struct kvm_cpuid_entry2 *out_of_range(const struct x86_cpuid *id, u32 *function, u32 index) {
   struct kvm_cpuid_entry2 *basic = find(id, 0, 0), *class;
   if (!basic || id->amd) return NULL;
-  if (*function >> 28 == 4) class = find(id, *function & 0xffffff00u, 0);
-  else if (*function >= 0xc0000000u) class = find(id, 0xc0000000u, 0);
-  else class = find(id, *function & 0x80000000u, 0);
+  if (*function >> 28 == 4)
+    class = find(id, *function & 0xffffff00u, 0);
+  else if (*function >= 0xc0000000u)
+    class = find(id, 0xc0000000u, 0);
+  else
+    class = find(id, *function & 0x80000000u, 0);
   if (class && *function <= class->eax) return NULL;
   *function = basic->eax;
   return find(id, basic->eax, index);

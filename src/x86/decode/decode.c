@@ -100,16 +100,16 @@ static void fill_operands(const struct x86_decoded *d, struct x86_insn *i) {
 
 enum { CF = 1, PF = 2, AF = 4, ZF = 8, SF = 16, OF = 32, ALL = 63 };
 
-/* Where Zydis 4.0's tables are wrong or silent.  read: flags that the result or any flag left behind depends on; written: flags that are always
- * written.  A flag that an instruction may leave alone is not in written, so that its earlier value stays alive. */
+/* Where Zydis 4.0's tables are wrong or silent.  written: every flag that may change.  read: every flag whose old value may show in the result or in
+ * another flag, or that is in `written` and yet may survive.  So what is written and not read is dead before the instruction.  (diff --flags) */
 static const struct {
   u16 mnemonic;
   u8 read, written;
 } flag_corrections[] = {
-    /* undefined flags that processors leave alone (SDM Vol. 2): they must not count as overwritten */
+    /* undefined flags that some processors leave alone (SDM Vol. 2) */
     {ZYDIS_MNEMONIC_BT, 0, CF},   {ZYDIS_MNEMONIC_BTS, 0, CF},  {ZYDIS_MNEMONIC_BTR, 0, CF},  {ZYDIS_MNEMONIC_BTC, 0, CF},
-    {ZYDIS_MNEMONIC_ROL, OF, CF}, {ZYDIS_MNEMONIC_ROR, OF, CF}, {ZYDIS_MNEMONIC_RCL, CF | OF, CF}, {ZYDIS_MNEMONIC_RCR, CF | OF, CF},
-    {ZYDIS_MNEMONIC_DIV, 0, 0},   {ZYDIS_MNEMONIC_IDIV, 0, 0},  {ZYDIS_MNEMONIC_BSF, ALL & ~ZF, ZF}, {ZYDIS_MNEMONIC_BSR, ALL & ~ZF, ZF},
+    {ZYDIS_MNEMONIC_ROL, OF, CF | OF}, {ZYDIS_MNEMONIC_ROR, OF, CF | OF}, {ZYDIS_MNEMONIC_RCL, CF | OF, CF | OF}, {ZYDIS_MNEMONIC_RCR, CF | OF, CF | OF},
+    {ZYDIS_MNEMONIC_DIV, 0, 0},   {ZYDIS_MNEMONIC_IDIV, 0, 0},  {ZYDIS_MNEMONIC_BSF, ALL & ~ZF, ALL}, {ZYDIS_MNEMONIC_BSR, ALL & ~ZF, ALL},
     {ZYDIS_MNEMONIC_CMPXCHG8B, 0, ZF}, {ZYDIS_MNEMONIC_CMPXCHG16B, 0, ZF}, {ZYDIS_MNEMONIC_TZCNT, 0, ALL}, {ZYDIS_MNEMONIC_LZCNT, 0, ALL},
     {ZYDIS_MNEMONIC_ADCX, CF, CF}, {ZYDIS_MNEMONIC_ADOX, OF, OF}, {ZYDIS_MNEMONIC_SAHF, 0, ALL & ~OF}, {ZYDIS_MNEMONIC_LAHF, ALL & ~OF, 0},
     {ZYDIS_MNEMONIC_PUSHF, ALL, 0}, {ZYDIS_MNEMONIC_PUSHFD, ALL, 0}, {ZYDIS_MNEMONIC_PUSHFQ, ALL, 0},
@@ -136,7 +136,6 @@ static void fill_flags(const ZydisDecodedInstruction *insn, struct x86_insn *i) 
     }
   if (insn->attributes & (ZYDIS_ATTRIB_HAS_REP | ZYDIS_ATTRIB_HAS_REPE | ZYDIS_ATTRIB_HAS_REPNE)) {
     i->flags_read |= i->flags_written;
-    i->flags_written = 0;
   }
 }
 

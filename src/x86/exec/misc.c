@@ -68,14 +68,17 @@ static x86_exec_fn *select_io(const struct x86_decoded *d, struct x86_insn *i) {
   return is_in ? in : out;
 }
 
+static s64 sign_extend(u64 v, unsigned bits) { return (s64)(v << (64 - bits)) >> (64 - bits); }
 static int bound(struct x86_vcpu *c, const struct x86_insn *i) {
-  u64 lo, hi, ea = x86_ea(c, i);
-  int r = load_size(c, i->seg, ea, i->opsize, &lo);
-  if (!r) r = load_size(c, i->seg, (ea + i->opsize) & i->ea_mask, i->opsize, &hi);
+  u64 bound[2], ea = x86_ea(c, i);
+  unsigned bits = 8 * i->opsize;
+  s64 v = sign_extend(c->regs[i->reg], bits);
+  int r = load_size(c, i->seg, ea, i->opsize, &bound[0]);
   if (r) return r;
-  s64 v = i->opsize == 4 ? (s32)c->regs[i->reg] : (s16)c->regs[i->reg];
-  s64 l = i->opsize == 4 ? (s32)lo : (s16)lo, h = i->opsize == 4 ? (s32)hi : (s16)hi;
-  return v < l || v > h ? x86_fault(c, VEC_BR) : X86_OK;
+  if (v < sign_extend(bound[0], bits)) return x86_fault(c, VEC_BR); /* the upper bound is not even read */
+  r = load_size(c, i->seg, (ea + i->opsize) & i->ea_mask, i->opsize, &bound[1]);
+  if (r) return r;
+  return v > sign_extend(bound[1], bits) ? x86_fault(c, VEC_BR) : X86_OK;
 }
 static x86_exec_fn *select_bound(const struct x86_decoded *d, struct x86_insn *i) {
   i->reg = (u8)x86_reg_number(d->ops[0].reg.value);

@@ -16,7 +16,9 @@ static void put_edx_eax(struct x86_vcpu *c, u64 v) {
   c->regs[RAX] = (u32)v;
   c->regs[RDX] = v >> 32;
 }
-static u64 edx_eax(const struct x86_vcpu *c) { return (u32)c->regs[RAX] | c->regs[RDX] << 32; }
+static u64 edx_eax(const struct x86_vcpu *c) {
+  return (u32)c->regs[RAX] | c->regs[RDX] << 32;
+}
 
 /* ---- MSRs, time ---- */
 
@@ -36,7 +38,9 @@ static int exec_wrmsr(struct x86_vcpu *c, const struct x86_insn *i) {
   return r ? r : X86_END;
 }
 
-static bool tsc_refused(const struct x86_vcpu *c) { return (c->cr4 & CR4_TSD) && c->cpl; }
+static bool tsc_refused(const struct x86_vcpu *c) {
+  return (c->cr4 & CR4_TSD) && c->cpl;
+}
 
 static int exec_rdtsc(struct x86_vcpu *c, const struct x86_insn *i) {
   if (unlikely(tsc_refused(c))) return x86_gp0(c);
@@ -57,7 +61,9 @@ static int exec_rdpid(struct x86_vcpu *c, const struct x86_insn *i) {
 }
 
 /* No counters are announced: every counter number is out of range. */
-static int exec_rdpmc(struct x86_vcpu *c, const struct x86_insn *i) { return x86_gp0(c); }
+static int exec_rdpmc(struct x86_vcpu *c, const struct x86_insn *i) {
+  return x86_gp0(c);
+}
 
 /* ---- CPUID, hints ---- */
 
@@ -72,8 +78,12 @@ static int exec_cpuid(struct x86_vcpu *c, const struct x86_insn *i) {
   return X86_OK;
 }
 
-static int exec_nop(struct x86_vcpu *c, const struct x86_insn *i) { return X86_OK; }
-static int exec_serialize(struct x86_vcpu *c, const struct x86_insn *i) { return X86_END; }
+static int exec_nop(struct x86_vcpu *c, const struct x86_insn *i) {
+  return X86_OK;
+}
+static int exec_serialize(struct x86_vcpu *c, const struct x86_insn *i) {
+  return X86_END;
+}
 static int exec_cache_flush_all(struct x86_vcpu *c, const struct x86_insn *i) {
   NEED_CPL0(c);
   return X86_OK;
@@ -97,7 +107,8 @@ static int exec_hlt(struct x86_vcpu *c, const struct x86_insn *i) {
   return X86_END;
 }
 
-/* The other vendor's instruction is replaced in place by the guest vendor's and runs again (KVM_X86_QUIRK_FIX_HYPERCALL_INSN), or is #UD. */
+/* The other vendor's instruction is replaced in place by the guest vendor's and runs again (KVM_X86_QUIRK_FIX_HYPERCALL_INSN), or
+ * is #UD. */
 static int fix_hypercall(struct x86_vcpu *c, const struct x86_insn *i) {
   static const u8 vmcall[3] = {0x0f, 0x01, 0xc1}, vmmcall[3] = {0x0f, 0x01, 0xd9};
   if (x86_vm_of(c)->disabled_quirks & KVM_X86_QUIRK_FIX_HYPERCALL_INSN) return x86_ud(c);
@@ -107,12 +118,18 @@ static int fix_hypercall(struct x86_vcpu *c, const struct x86_insn *i) {
   return r ? r : X86_RESTART;
 }
 
-static int exec_vmcall(struct x86_vcpu *c, const struct x86_insn *i) { return x86_is_amd(c) ? fix_hypercall(c, i) : x86_hypercall(c); }
-static int exec_vmmcall(struct x86_vcpu *c, const struct x86_insn *i) { return x86_is_amd(c) ? x86_hypercall(c) : fix_hypercall(c, i); }
+static int exec_vmcall(struct x86_vcpu *c, const struct x86_insn *i) {
+  return x86_is_amd(c) ? fix_hypercall(c, i) : x86_hypercall(c);
+}
+static int exec_vmmcall(struct x86_vcpu *c, const struct x86_insn *i) {
+  return x86_is_amd(c) ? x86_hypercall(c) : fix_hypercall(c, i);
+}
 
 /* cpu/: leaves SMM.  X86_BRANCH on success. */
 int x86_rsm(struct x86_vcpu *c) __attribute__((weak));
-static int exec_rsm(struct x86_vcpu *c, const struct x86_insn *i) { return c->smm && x86_rsm ? x86_rsm(c) : x86_ud(c); }
+static int exec_rsm(struct x86_vcpu *c, const struct x86_insn *i) {
+  return c->smm && x86_rsm ? x86_rsm(c) : x86_ud(c);
+}
 
 /* ---- protection keys ---- */
 
@@ -162,10 +179,14 @@ static int exec_invpcid(struct x86_vcpu *c, const struct x86_insn *i) {
   if (type > INVPCID_ALL || desc[0] >> 12) return x86_gp0(c);
   if (type <= INVPCID_CONTEXT && desc[0] && !(c->cr4 & CR4_PCIDE)) return x86_gp0(c);
   if (type == INVPCID_ADDRESS && !x86_canonical(c, desc[1])) return x86_gp0(c);
-  if (type >= INVPCID_ALL_GLOBAL) x86_mmu_flush_all(c, type == INVPCID_ALL_GLOBAL);
-  else if (desc[0] != current) return X86_END;
-  else if (type == INVPCID_CONTEXT) x86_mmu_flush_all(c, false);
-  else x86_mmu_flush_page(c, desc[1]);
+  if (type >= INVPCID_ALL_GLOBAL)
+    x86_mmu_flush_all(c, type == INVPCID_ALL_GLOBAL);
+  else if (desc[0] != current)
+    return X86_END;
+  else if (type == INVPCID_CONTEXT)
+    x86_mmu_flush_all(c, false);
+  else
+    x86_mmu_flush_page(c, desc[1]);
   return X86_END;
 }
 
@@ -237,8 +258,9 @@ static x86_exec_fn *select_clzero(const struct x86_decoded *d, struct x86_insn *
   static const struct {
     ZydisInstructionAttributes prefix;
     u8 seg;
-  } overrides[] = {{ZYDIS_ATTRIB_HAS_SEGMENT_CS, SEG_CS}, {ZYDIS_ATTRIB_HAS_SEGMENT_SS, SEG_SS}, {ZYDIS_ATTRIB_HAS_SEGMENT_DS, SEG_DS},
-                   {ZYDIS_ATTRIB_HAS_SEGMENT_ES, SEG_ES}, {ZYDIS_ATTRIB_HAS_SEGMENT_FS, SEG_FS}, {ZYDIS_ATTRIB_HAS_SEGMENT_GS, SEG_GS}};
+  } overrides[] = {{ZYDIS_ATTRIB_HAS_SEGMENT_CS, SEG_CS}, {ZYDIS_ATTRIB_HAS_SEGMENT_SS, SEG_SS},
+                   {ZYDIS_ATTRIB_HAS_SEGMENT_DS, SEG_DS}, {ZYDIS_ATTRIB_HAS_SEGMENT_ES, SEG_ES},
+                   {ZYDIS_ATTRIB_HAS_SEGMENT_FS, SEG_FS}, {ZYDIS_ATTRIB_HAS_SEGMENT_GS, SEG_GS}};
   for (unsigned k = 0; k < ARRAY_SIZE(overrides); k++)
     if (d->insn.attributes & overrides[k].prefix) i->seg = overrides[k].seg;
   return exec_clzero;
@@ -248,8 +270,13 @@ static const struct x86_op_row rows[] = {
 #define SIMPLE_ROW(mnemonic, handler, end) {M(mnemonic), select_##mnemonic},
     SIMPLE(SIMPLE_ROW)
 #undef SIMPLE_ROW
-    {M(CLZERO), select_clzero},     {M(RDPID), select_rdpid},       {M(INVPCID), select_invpcid},   {M(MOV), x86_select_mov_cr_dr},
-    {M(CLTS), x86_select_clts},     {M(RDRAND), x86_select_random}, {M(RDSEED), x86_select_random},
+        {M(CLZERO), select_clzero},
+    {M(RDPID), select_rdpid},
+    {M(INVPCID), select_invpcid},
+    {M(MOV), x86_select_mov_cr_dr},
+    {M(CLTS), x86_select_clts},
+    {M(RDRAND), x86_select_random},
+    {M(RDSEED), x86_select_random},
 };
 
 const struct x86_op_family x86_family_system = {.name = "system", .rows = rows, .n = ARRAY_SIZE(rows)};

@@ -17,8 +17,10 @@ static void look(void) {
 static bool from_host(bool seed, u64 *v) {
   u8 ok;
   if (seed ? !host_rdseed : !host_rdrand) return false;
-  if (seed) __asm__ volatile("rdseed %0; setc %1" : "=r"(*v), "=qm"(ok) : : "cc");
-  else __asm__ volatile("rdrand %0; setc %1" : "=r"(*v), "=qm"(ok) : : "cc");
+  if (seed)
+    __asm__ volatile("rdseed %0; setc %1" : "=r"(*v), "=qm"(ok) : : "cc");
+  else
+    __asm__ volatile("rdrand %0; setc %1" : "=r"(*v), "=qm"(ok) : : "cc");
   return ok;
 }
 
@@ -31,8 +33,12 @@ static int finish(struct x86_vcpu *c, const struct x86_insn *i, bool seed) {
   return X86_OK;
 }
 
-static int exec_rdrand(struct x86_vcpu *c, const struct x86_insn *i) { return finish(c, i, false); }
-static int exec_rdseed(struct x86_vcpu *c, const struct x86_insn *i) { return finish(c, i, true); }
+static int exec_rdrand(struct x86_vcpu *c, const struct x86_insn *i) {
+  return finish(c, i, false);
+}
+static int exec_rdseed(struct x86_vcpu *c, const struct x86_insn *i) {
+  return finish(c, i, true);
+}
 
 x86_exec_fn *x86_select_random(const struct x86_decoded *d, struct x86_insn *i) {
   pthread_once(&once, look);

@@ -6,8 +6,12 @@
 
 /* i->sub: number of the control or debug register; i->rm: the general one; i->opsize: 4, or 8 in 64-bit mode. */
 
-static u64 operand(const struct x86_vcpu *c, const struct x86_insn *i) { return i->opsize == 8 ? c->regs[i->rm] : (u32)c->regs[i->rm]; }
-static void put_operand(struct x86_vcpu *c, const struct x86_insn *i, u64 v) { c->regs[i->rm] = i->opsize == 8 ? v : (u32)v; }
+static u64 operand(const struct x86_vcpu *c, const struct x86_insn *i) {
+  return i->opsize == 8 ? c->regs[i->rm] : (u32)c->regs[i->rm];
+}
+static void put_operand(struct x86_vcpu *c, const struct x86_insn *i, u64 v) {
+  c->regs[i->rm] = i->opsize == 8 ? v : (u32)v;
+}
 
 /* ---- control registers ---- */
 
@@ -24,8 +28,8 @@ static int set_cr2(struct x86_vcpu *c, u64 v) {
 }
 
 static int exec_mov_to_cr(struct x86_vcpu *c, const struct x86_insn *i) {
-  static int (*const set[9])(struct x86_vcpu *c, u64 v) = {
-      [0] = x86_set_cr0, [2] = set_cr2, [3] = x86_set_cr3, [4] = x86_set_cr4, [8] = x86_set_cr8};
+  static int (*const set[9])(struct x86_vcpu * c,
+                             u64 v) = {[0] = x86_set_cr0, [2] = set_cr2, [3] = x86_set_cr3, [4] = x86_set_cr4, [8] = x86_set_cr8};
   if (unlikely(c->cpl)) return x86_gp0(c);
   int r = set[i->sub](c, operand(c, i));
   return r ? r : X86_END;

@@ -22,8 +22,12 @@ static int set(struct x86_vcpu *c, u32 index, bool host, u64 value) {
   return row->set(c, row, index, host, value);
 }
 
-int x86_msr_get_host(struct x86_vcpu *c, u32 index, u64 *value) { return get(c, index, true, value) ? -EINVAL : 0; }
-int x86_msr_set_host(struct x86_vcpu *c, u32 index, u64 value) { return set(c, index, true, value) ? -EINVAL : 0; }
+int x86_msr_get_host(struct x86_vcpu *c, u32 index, u64 *value) {
+  return get(c, index, true, value) ? -EINVAL : 0;
+}
+int x86_msr_set_host(struct x86_vcpu *c, u32 index, u64 value) {
+  return set(c, index, true, value) ? -EINVAL : 0;
+}
 
 /* ---- exits (KVM_CAP_X86_USER_SPACE_MSR) ---- */
 
@@ -33,7 +37,9 @@ static int skip_instruction(struct x86_vcpu *c) {
   return c->mode & X86_MODE_SINGLE ? x86_after_single_step(c) : X86_OK;
 }
 
-static int complete_write(struct x86_vcpu *c) { return c->core.run->msr.error ? x86_gp0(c) : skip_instruction(c); }
+static int complete_write(struct x86_vcpu *c) {
+  return c->core.run->msr.error ? x86_gp0(c) : skip_instruction(c);
+}
 
 static int complete_read(struct x86_vcpu *c) {
   const struct kvm_run *run = c->core.run;
@@ -44,7 +50,9 @@ static int complete_read(struct x86_vcpu *c) {
 }
 
 static u32 reason_of(int result) {
-  return result == MSR_UNKNOWN ? KVM_MSR_EXIT_REASON_UNKNOWN : result == MSR_FILTERED ? KVM_MSR_EXIT_REASON_FILTER : KVM_MSR_EXIT_REASON_INVAL;
+  return result == MSR_UNKNOWN    ? KVM_MSR_EXIT_REASON_UNKNOWN
+         : result == MSR_FILTERED ? KVM_MSR_EXIT_REASON_FILTER
+                                  : KVM_MSR_EXIT_REASON_INVAL;
 }
 
 /* A refused access: #GP(0), unless user space wants to see it. */

@@ -59,8 +59,10 @@ int x86_msr_filter_set(struct x86_vm *vm, const struct kvm_msr_filter *filter) {
   if (!f) return -ENOMEM;
   f->default_allow = !(filter->flags & KVM_MSR_FILTER_DEFAULT_DENY);
   for (unsigned k = 0; k < KVM_MSR_FILTER_MAX_RANGES && !r; k++) r = add_range(f, &filter->ranges[k]);
-  if (r) filter_free(f);
-  else publish(vm, f);
+  if (r)
+    filter_free(f);
+  else
+    publish(vm, f);
   return r;
 }
 
@@ -80,7 +82,8 @@ static bool decide(const struct x86_msr_filter *f, u32 index, u32 access) {
 }
 
 bool x86_msr_allowed(struct x86_vm *vm, u32 index, u32 access) {
-  if (likely(!vm->msr_filter) || (index >= 0x800 && index <= 0x8ff)) return true; /* api.rst 4.135: x2APIC registers are never filtered */
+  if (likely(!vm->msr_filter) || (index >= 0x800 && index <= 0x8ff))
+    return true; /* api.rst 4.135: x2APIC registers are never filtered */
   rcu_read_lock();
   const struct x86_msr_filter *f = rcu_dereference(vm->msr_filter);
   bool allowed = !f || decide(f, index, access);

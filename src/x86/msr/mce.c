@@ -21,7 +21,9 @@
 #define HWCR_STATUS_WR  BIT(18)
 #define LVT_CMCI        0x2f0u
 
-static unsigned banks(const struct x86_vcpu *c) { return c->msr->mcg_cap & 0xff; }
+static unsigned banks(const struct x86_vcpu *c) {
+  return c->msr->mcg_cap & 0xff;
+}
 
 /* One of the four registers of a bank, or CTL2; NULL past the last bank. */
 static u64 *bank_slot(struct x86_vcpu *c, u32 index) {
@@ -49,8 +51,8 @@ int x86_mce_get(struct x86_vcpu *c, const struct x86_msr_row *row, u32 index, bo
   return MSR_OK;
 }
 
-/* MCi_CTL takes all ones or zero, but some kernels leave bit 10 of bank 4 (AMD errata) or bit 0 clear; MCi_STATUS is only cleared, except on AMD
- * with HWCR.McStatusWrEn (APM Vol. 2 9.3.2). */
+/* MCi_CTL takes all ones or zero, but some kernels leave bit 10 of bank 4 (AMD errata) or bit 0 clear; MCi_STATUS is only
+ * cleared, except on AMD with HWCR.McStatusWrEn (APM Vol. 2 9.3.2). */
 static bool bank_value_valid(const struct x86_vcpu *c, u32 index, bool host, u64 v) {
   unsigned reg = (index - MSR_MC0_CTL) & 3;
   if (reg == 0) return !v || (v | BIT(10) | 1) == ~0ull;

@@ -8,8 +8,12 @@
 #define MTRR_VAR0     0x200u
 
 /* Memory types as bits: UC 0, WC 1, WT 4, WP 5, WB 6; the PAT also has UC- 7. */
-static bool mtrr_type(u64 t) { return t < 8 && (1u << t & 0x73); }
-static bool pat_type(u64 t) { return t < 8 && (1u << t & 0xf3); }
+static bool mtrr_type(u64 t) {
+  return t < 8 && (1u << t & 0x73);
+}
+static bool pat_type(u64 t) {
+  return t < 8 && (1u << t & 0xf3);
+}
 
 static bool each_byte(u64 v, bool (*valid)(u64 type)) {
   for (unsigned shift = 0; shift < 64; shift += 8)

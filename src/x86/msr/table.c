@@ -1,6 +1,7 @@
 /* The registers: one row each, in ascending order.  Handlers are in the owning files, or the plain ones of this file.
  *
- * Manuals: Intel SDM Vol. 4; AMD APM Vol. 2 appendix A; Documentation/virt/kvm/x86/msr.rst.  What a register is allowed to hold follows Linux 6.1's KVM. */
+ * Manuals: Intel SDM Vol. 4; AMD APM Vol. 2 appendix A; Documentation/virt/kvm/x86/msr.rst.  What a register is allowed to hold
+ * follows Linux 6.1's KVM. */
 #include <errno.h>
 #include <asm/kvm_para.h>
 #include <stdlib.h>
@@ -16,8 +17,12 @@
 
 /* ---- plain handlers ---- */
 
-static u64 *state_slot(struct x86_vcpu *c, const struct x86_msr_row *row) { return (u64 *)((char *)c->msr + row->offset); }
-static u64 *vcpu_slot(struct x86_vcpu *c, const struct x86_msr_row *row) { return (u64 *)((char *)c + row->offset); }
+static u64 *state_slot(struct x86_vcpu *c, const struct x86_msr_row *row) {
+  return (u64 *)((char *)c->msr + row->offset);
+}
+static u64 *vcpu_slot(struct x86_vcpu *c, const struct x86_msr_row *row) {
+  return (u64 *)((char *)c + row->offset);
+}
 
 GETTER(get_const) {
   *value = row->value;
@@ -31,11 +36,19 @@ GETTER(get_vcpu) {
   *value = *vcpu_slot(c, row);
   return MSR_OK;
 }
-GETTER(get_vcpu_host) { return host ? get_vcpu(c, row, index, host, value) : MSR_INVAL; }
-GETTER(get_inval) { return MSR_INVAL; }
+GETTER(get_vcpu_host) {
+  return host ? get_vcpu(c, row, index, host, value) : MSR_INVAL;
+}
+GETTER(get_inval) {
+  return MSR_INVAL;
+}
 
-SETTER(set_ignore) { return MSR_OK; }
-SETTER(set_inval) { return MSR_INVAL; }
+SETTER(set_ignore) {
+  return MSR_OK;
+}
+SETTER(set_inval) {
+  return MSR_INVAL;
+}
 SETTER(set_state) {
   *state_slot(c, row) = value;
   return MSR_OK;
@@ -44,13 +57,21 @@ SETTER(set_vcpu) {
   *vcpu_slot(c, row) = value;
   return MSR_OK;
 }
-SETTER(set_state_host) { return host ? set_state(c, row, index, host, value) : MSR_INVAL; }
-SETTER(set_vcpu_host) { return host ? set_vcpu(c, row, index, host, value) : MSR_INVAL; }
-SETTER(set_zero) { return value ? MSR_INVAL : MSR_OK; }
+SETTER(set_state_host) {
+  return host ? set_state(c, row, index, host, value) : MSR_INVAL;
+}
+SETTER(set_vcpu_host) {
+  return host ? set_vcpu(c, row, index, host, value) : MSR_INVAL;
+}
+SETTER(set_zero) {
+  return value ? MSR_INVAL : MSR_OK;
+}
 
 /* ---- system calls and segment bases ---- */
 
-SETTER(set_canonical) { return x86_canonical(c, value) ? set_vcpu(c, row, index, host, value) : MSR_INVAL; }
+SETTER(set_canonical) {
+  return x86_canonical(c, value) ? set_vcpu(c, row, index, host, value) : MSR_INVAL;
+}
 
 /* AMD keeps 64 bits and drops non-canonical ones when used; Intel faults: KVM makes the value canonical for both. */
 SETTER(set_sysenter) {
@@ -58,9 +79,13 @@ SETTER(set_sysenter) {
   return set_vcpu(c, row, index, host, (u64)((s64)(value << unused) >> unused));
 }
 
-SETTER(set_sysenter_cs) { return set_vcpu(c, row, index, host, (u32)value); }
+SETTER(set_sysenter_cs) {
+  return set_vcpu(c, row, index, host, (u32)value);
+}
 
-static unsigned base_segment(u32 index) { return index == 0xc0000100u ? SEG_FS : SEG_GS; }
+static unsigned base_segment(u32 index) {
+  return index == 0xc0000100u ? SEG_FS : SEG_GS;
+}
 
 GETTER(get_segment_base) {
   *value = c->seg[base_segment(index)].base;
@@ -74,10 +99,16 @@ SETTER(set_segment_base) {
   return MSR_OK;
 }
 
-SETTER(set_efer) { return x86_set_efer(c, value, host) ? MSR_INVAL : MSR_OK; }
+SETTER(set_efer) {
+  return x86_set_efer(c, value, host) ? MSR_INVAL : MSR_OK;
+}
 
-static bool has_tsc_aux(const struct x86_vcpu *c) { return x86_has(c, X86_FEATURE_RDTSCP) || x86_has(c, X86_FEATURE_RDPID); }
-GETTER(get_tsc_aux) { return host || has_tsc_aux(c) ? get_vcpu(c, row, index, host, value) : MSR_INVAL; }
+static bool has_tsc_aux(const struct x86_vcpu *c) {
+  return x86_has(c, X86_FEATURE_RDTSCP) || x86_has(c, X86_FEATURE_RDPID);
+}
+GETTER(get_tsc_aux) {
+  return host || has_tsc_aux(c) ? get_vcpu(c, row, index, host, value) : MSR_INVAL;
+}
 SETTER(set_tsc_aux) {
   if (!host && !has_tsc_aux(c)) return MSR_INVAL;
   if (!x86_is_amd(c) && value >> 32) return MSR_INVAL;
@@ -92,14 +123,18 @@ GETTER(get_tsc) {
   return MSR_OK;
 }
 SETTER(set_tsc) {
-  if (host) x86_tsc_write_host(c, value);
-  else x86_tsc_write_guest(c, value);
+  if (host)
+    x86_tsc_write_host(c, value);
+  else
+    x86_tsc_write_guest(c, value);
   return MSR_OK;
 }
 SETTER(set_tsc_adjust) {
   if (!x86_has(c, X86_FEATURE_TSC_ADJUST)) return MSR_OK;
-  if (host) c->tsc_adjust = value;
-  else x86_tsc_adjust_write_guest(c, value);
+  if (host)
+    c->tsc_adjust = value;
+  else
+    x86_tsc_adjust_write_guest(c, value);
   return MSR_OK;
 }
 GETTER(get_deadline) {
@@ -114,9 +149,15 @@ SETTER(set_deadline) {
 
 /* ---- APIC ---- */
 
-SETTER(set_apic_base) { return x86_apic_base_write(c, value, host) ? MSR_INVAL : MSR_OK; }
-GETTER(get_x2apic) { return c->lapic && !x86_x2apic_read(c, index, value) ? MSR_OK : MSR_INVAL; }
-SETTER(set_x2apic) { return c->lapic && !x86_x2apic_write(c, index, value) ? MSR_OK : MSR_INVAL; }
+SETTER(set_apic_base) {
+  return x86_apic_base_write(c, value, host) ? MSR_INVAL : MSR_OK;
+}
+GETTER(get_x2apic) {
+  return c->lapic && !x86_x2apic_read(c, index, value) ? MSR_OK : MSR_INVAL;
+}
+SETTER(set_x2apic) {
+  return c->lapic && !x86_x2apic_write(c, index, value) ? MSR_OK : MSR_INVAL;
+}
 
 /* ---- features and their control ---- */
 
@@ -129,12 +170,12 @@ SETTER(set_x2apic) { return c->lapic && !x86_x2apic_write(c, index, value) ? MSR
 #define FEAT_CTL_HOST        (BIT(0) | BIT(1) | BIT(2) | BIT(17) | BIT(18) | BIT(20))
 #define DEBUGCTL_LBR_BTF     3ull
 
-/* What this processor is not vulnerable to: guest code runs through checked accesses, none of which the host can speculate past by these flaws
- * (SDM Vol. 4, IA32_ARCH_CAPABILITIES): RDCL_NO, IBRS_ALL, SKIP_L1DFL_VMENTRY, SSB_NO, MDS_NO, PSCHANGE_MC_NO, TAA_NO, SBDR_SSDP_NO, FBSDP_NO, PSDP_NO,
- * BHI_NO, PBRSB_NO, GDS_NO, RFDS_NO, ITS_NO. */
+/* What this processor is not vulnerable to: guest code runs through checked accesses, none of which the host can speculate past
+ * by these flaws (SDM Vol. 4, IA32_ARCH_CAPABILITIES): RDCL_NO, IBRS_ALL, SKIP_L1DFL_VMENTRY, SSB_NO, MDS_NO, PSCHANGE_MC_NO,
+ * TAA_NO, SBDR_SSDP_NO, FBSDP_NO, PSDP_NO, BHI_NO, PBRSB_NO, GDS_NO, RFDS_NO, ITS_NO. */
 #define ARCH_CAPS                                                                                                                \
-  (BIT(0) | BIT(1) | BIT(3) | BIT(4) | BIT(5) | BIT(6) | BIT(8) | BIT(13) | BIT(14) | BIT(15) | BIT(20) | BIT(24) | BIT(26) | BIT(27) |     \
-   BIT(62))
+  (BIT(0) | BIT(1) | BIT(3) | BIT(4) | BIT(5) | BIT(6) | BIT(8) | BIT(13) | BIT(14) | BIT(15) | BIT(20) | BIT(24) | BIT(26) |    \
+   BIT(27) | BIT(62))
 
 SETTER(set_misc_enable) {
   u64 old = c->msr->misc_enable;
@@ -149,27 +190,43 @@ SETTER(set_misc_enable) {
   return MSR_OK;
 }
 
-static bool has_bits(const struct x86_vcpu *c, u32 edx7) { return c->cpuid->edx7 & edx7; }
+static bool has_bits(const struct x86_vcpu *c, u32 edx7) {
+  return c->cpuid->edx7 & edx7;
+}
 #define SPEC_CTRL_FEATURES (X86_CPUID_7_EDX_SPEC_CTRL | X86_CPUID_7_EDX_STIBP | X86_CPUID_7_EDX_SSBD)
-GETTER(get_spec_ctrl) { return host || has_bits(c, SPEC_CTRL_FEATURES) ? get_state(c, row, index, host, value) : MSR_INVAL; }
+GETTER(get_spec_ctrl) {
+  return host || has_bits(c, SPEC_CTRL_FEATURES) ? get_state(c, row, index, host, value) : MSR_INVAL;
+}
 SETTER(set_spec_ctrl) {
   if (!host && !has_bits(c, SPEC_CTRL_FEATURES)) return MSR_INVAL;
   return value & ~row->value ? MSR_INVAL : set_state(c, row, index, host, value);
 }
-SETTER(set_pred_cmd) { return (host || has_bits(c, X86_CPUID_7_EDX_SPEC_CTRL)) && !(value & ~row->value) ? MSR_OK : MSR_INVAL; }
-GETTER(get_arch_caps) { return host || has_bits(c, X86_CPUID_7_EDX_ARCH_CAPS) ? get_state(c, row, index, host, value) : MSR_INVAL; }
+SETTER(set_pred_cmd) {
+  return (host || has_bits(c, X86_CPUID_7_EDX_SPEC_CTRL)) && !(value & ~row->value) ? MSR_OK : MSR_INVAL;
+}
+GETTER(get_arch_caps) {
+  return host || has_bits(c, X86_CPUID_7_EDX_ARCH_CAPS) ? get_state(c, row, index, host, value) : MSR_INVAL;
+}
 
-GETTER(get_perf_caps) { return host || x86_has(c, X86_FEATURE_PDCM) ? get_state(c, row, index, host, value) : MSR_INVAL; }
-SETTER(set_perf_caps) { return host && !value ? MSR_OK : MSR_INVAL; } /* there is no PMU to describe */
+GETTER(get_perf_caps) {
+  return host || x86_has(c, X86_FEATURE_PDCM) ? get_state(c, row, index, host, value) : MSR_INVAL;
+}
+SETTER(set_perf_caps) {
+  return host && !value ? MSR_OK : MSR_INVAL;
+} /* there is no PMU to describe */
 
 SETTER(set_feat_ctl) {
   if (!host && (c->msr->feat_ctl & FEAT_CTL_LOCKED)) return MSR_INVAL;
   return value & ~(host ? FEAT_CTL_HOST : FEAT_CTL_LOCKED) ? MSR_INVAL : set_state(c, row, index, host, value);
 }
 
-SETTER(set_ucode_rev) { return host ? set_state(c, row, index, host, value) : MSR_OK; }
+SETTER(set_ucode_rev) {
+  return host ? set_state(c, row, index, host, value) : MSR_OK;
+}
 
-GETTER(get_platform_info) { return host || !x86_vm_of(c)->clock->hide_platform_info ? get_state(c, row, index, host, value) : MSR_INVAL; }
+GETTER(get_platform_info) {
+  return host || !x86_vm_of(c)->clock->hide_platform_info ? get_state(c, row, index, host, value) : MSR_INVAL;
+}
 SETTER(set_platform_info) {
   if (!host || (!(value & PLATFORM_CPUID_FAULT) && (c->msr->misc_features & 1))) return MSR_INVAL;
   return set_state(c, row, index, host, value);
@@ -180,9 +237,13 @@ SETTER(set_misc_features) {
 }
 
 /* Branch tracing is not there: its bits are dropped, others refused. */
-SETTER(set_debugctl) { return value & ~DEBUGCTL_LBR_BTF ? MSR_INVAL : MSR_OK; }
+SETTER(set_debugctl) {
+  return value & ~DEBUGCTL_LBR_BTF ? MSR_INVAL : MSR_OK;
+}
 
-GETTER(get_xss) { return host || x86_has(c, X86_FEATURE_XSAVES) ? get_vcpu(c, row, index, host, value) : MSR_INVAL; }
+GETTER(get_xss) {
+  return host || x86_has(c, X86_FEATURE_XSAVES) ? get_vcpu(c, row, index, host, value) : MSR_INVAL;
+}
 SETTER(set_xss) {
   if ((!host && !x86_has(c, X86_FEATURE_XSAVES)) || value) return MSR_INVAL; /* no supervisor components */
   c->xss = value;
@@ -198,11 +259,15 @@ SETTER(set_hwcr) {
   return MSR_OK;
 }
 
-SETTER(set_de_cfg) { return value & ~row->value ? MSR_INVAL : set_state(c, row, index, host, value); }
+SETTER(set_de_cfg) {
+  return value & ~row->value ? MSR_INVAL : set_state(c, row, index, host, value);
+}
 
 /* ---- KVM ---- */
 
-static bool pv(const struct x86_vcpu *c, u64 feature) { return x86_pv_has(c, (enum x86_feature)feature); }
+static bool pv(const struct x86_vcpu *c, u64 feature) {
+  return x86_pv_has(c, (enum x86_feature)feature);
+}
 
 GETTER(get_wall_clock) {
   if (!pv(c, row->value)) return MSR_UNKNOWN;
@@ -246,12 +311,15 @@ SETTER(set_poll_control) {
 
 /* ---- rows ---- */
 
-#define ROW(first_, name_, get_, set_, ...) {.first = first_, .last = first_, .name = name_, .get = get_, .set = set_, __VA_ARGS__}
-#define RANGE(first_, last_, name_, get_, set_, ...) {.first = first_, .last = last_, .name = name_, .get = get_, .set = set_, __VA_ARGS__}
+#define ROW(first_, name_, get_, set_, ...)                                                                                      \
+  { .first = first_, .last = first_, .name = name_, .get = get_, .set = set_, __VA_ARGS__ }
+#define RANGE(first_, last_, name_, get_, set_, ...)                                                                             \
+  { .first = first_, .last = last_, .name = name_, .get = get_, .set = set_, __VA_ARGS__ }
 #define SAVE    .flags = MSR_LIST_SAVE
 #define FEATURE .flags = MSR_LIST_SAVE | MSR_LIST_FEATURE
 #define ONLY(v) .flags = v
 
+/* clang-format off */
 const struct x86_msr_row x86_msr_rows[] = {
     RANGE(0x0, 0x1, "P5_MC_ADDR", get_const, NULL, .value = 0),
     ROW(0x10, "TSC", get_tsc, set_tsc, SAVE),
@@ -337,21 +405,25 @@ const struct x86_msr_row x86_msr_rows[] = {
     ROW(0xc001102a, "BU_CFG2", get_const, set_ignore, .value = 0),
     ROW(0xc001102c, "EX_CFG", get_const, set_ignore, .value = 0),
 };
+/* clang-format on */
 const unsigned x86_n_msr_rows = ARRAY_SIZE(x86_msr_rows);
 
 const struct x86_msr_row *x86_msr_find(u32 index) {
   unsigned low = 0, high = x86_n_msr_rows;
   while (low < high) {
     unsigned mid = (low + high) / 2;
-    if (index > x86_msr_rows[mid].last) low = mid + 1;
-    else high = mid;
+    if (index > x86_msr_rows[mid].last)
+      low = mid + 1;
+    else
+      high = mid;
   }
   return low < x86_n_msr_rows && index >= x86_msr_rows[low].first ? &x86_msr_rows[low] : NULL;
 }
 
 void x86_msr_list(u32 list, void (*fn)(void *arg, u32 index), void *arg) {
   for (unsigned k = 0; k < x86_n_msr_rows; k++)
-    for (u32 index = x86_msr_rows[k].first; x86_msr_rows[k].flags & list && index <= x86_msr_rows[k].last; index++) fn(arg, index);
+    for (u32 index = x86_msr_rows[k].first; x86_msr_rows[k].flags & list && index <= x86_msr_rows[k].last; index++)
+      fn(arg, index);
 }
 
 /* ---- values from the start ---- */

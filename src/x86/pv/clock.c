@@ -1,7 +1,7 @@
 /* kvmclock: system time and wall clock pages, and the VM's clock as user space sees it.
  *
- * The clock is a straight line over the host's TSC.  Each vCPU's page holds the same point of that line, expressed in the guest's TSC; so readings are
- * monotonic between vCPUs whenever their TSCs are equal, and the page says so by PVCLOCK_TSC_STABLE. */
+ * The clock is a straight line over the host's TSC.  Each vCPU's page holds the same point of that line, expressed in the guest's
+ * TSC; so readings are monotonic between vCPUs whenever their TSCs are equal, and the page says so by PVCLOCK_TSC_STABLE. */
 #include <asm/kvm_para.h>
 #include <errno.h>
 #include <stdlib.h>
@@ -115,7 +115,9 @@ int x86_vm_clock_set(struct x86_vm *vm, const struct kvm_clock_data *data) {
 
 /* ---- system time page ---- */
 
-static bool write_part(struct x86_vcpu *c, u64 gpa, const void *part, size_t len) { return !vm_write_gpa(c->core.vm, gpa, part, len); }
+static bool write_part(struct x86_vcpu *c, u64 gpa, const void *part, size_t len) {
+  return !vm_write_gpa(c->core.vm, gpa, part, len);
+}
 
 /* Odd version, contents, even version: three writes in this order (x86 keeps stores in order; the compiler must, too). */
 static void publish(struct x86_vcpu *c, u64 gpa, struct time_info *t) {

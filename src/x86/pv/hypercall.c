@@ -23,7 +23,9 @@ static struct x86_vcpu *vcpu_by_apic_id(struct x86_vm *vm, u64 id) {
   return NULL;
 }
 
-static long vapic_poll_irq(struct x86_vcpu *c, const struct call *call) { return 0; }
+static long vapic_poll_irq(struct x86_vcpu *c, const struct call *call) {
+  return 0;
+}
 
 static long kick_cpu(struct x86_vcpu *c, const struct call *call) {
   struct x86_vcpu *target = vcpu_by_apic_id(x86_vm_of(c), call->arg[1]);
@@ -72,7 +74,8 @@ static const struct {
 static long dispatch(struct x86_vcpu *c, u64 nr, const struct call *call) {
   if (c->cpl) return -KVM_EPERM;
   for (unsigned k = 0; k < ARRAY_SIZE(calls); k++)
-    if (calls[k].nr == nr && (calls[k].feature == NO_FEATURE || x86_pv_has(c, (enum x86_feature)calls[k].feature))) return calls[k].fn(c, call);
+    if (calls[k].nr == nr && (calls[k].feature == NO_FEATURE || x86_pv_has(c, (enum x86_feature)calls[k].feature)))
+      return calls[k].fn(c, call);
   return -KVM_ENOSYS;
 }
 

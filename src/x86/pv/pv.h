@@ -8,29 +8,29 @@
 /* The clock of a VM.  Its base changes only when user space sets the clock, so all vCPUs always read one line of time. */
 struct x86_vm_clock {
   struct x86_tsc_vm tsc;
-  pthread_mutex_t lock;     /* the two below; inside tsc.lock never */
-  u64 base_tsc;             /* host TSC ... */
-  u64 base_ns;              /* ... at which the clock read this */
-  _Atomic u64 wall_clock;   /* MSR_KVM_WALL_CLOCK */
+  pthread_mutex_t lock;   /* the two below; inside tsc.lock never */
+  u64 base_tsc;           /* host TSC ... */
+  u64 base_ns;            /* ... at which the clock read this */
+  _Atomic u64 wall_clock; /* MSR_KVM_WALL_CLOCK */
   /* VM-wide settings without another home; written under vm->lock */
-  bool hide_platform_info;  /* KVM_CAP_MSR_PLATFORM_INFO switched off: the guest may not read MSR_PLATFORM_INFO */
-  u32 max_vcpu_ids;         /* KVM_CAP_MAX_VCPU_ID: ids must be below; 0 not set */
-  u64 mmu_pages;            /* KVM_SET_NR_MMU_PAGES: remembered; there are no shadow pages to limit */
+  bool hide_platform_info; /* KVM_CAP_MSR_PLATFORM_INFO switched off: the guest may not read MSR_PLATFORM_INFO */
+  u32 max_vcpu_ids;        /* KVM_CAP_MAX_VCPU_ID: ids must be below; 0 not set */
+  u64 mmu_pages;           /* KVM_SET_NR_MMU_PAGES: remembered; there are no shadow pages to limit */
 };
 
 struct x86_pv {
   struct x86_tsc_vcpu tsc;
-  u64 system_time;          /* MSR_KVM_SYSTEM_TIME */
-  bool clock_old;           /* ... written through the old number */
-  bool guest_stopped;       /* KVM_KVMCLOCK_CTRL: tell the guest at the next update */
-  u64 steal;                /* MSR_KVM_STEAL_TIME */
-  u64 steal_next;           /* host TSC before which run delay is not read again */
-  u64 run_delay;            /* of the thread when it was last read */
-  int delay_fd;             /* its /proc/thread-self/schedstat, or -1 */
-  pthread_t delay_thread;   /* whose */
-  bool preempted;           /* the flag is set in guest memory */
-  u64 poll_control, eoi;    /* MSR_KVM_POLL_CONTROL, MSR_KVM_PV_EOI_EN */
-  _Atomic bool kicked;      /* KVM_HC_KICK_CPU: the next or current halt ends */
+  u64 system_time;        /* MSR_KVM_SYSTEM_TIME */
+  bool clock_old;         /* ... written through the old number */
+  bool guest_stopped;     /* KVM_KVMCLOCK_CTRL: tell the guest at the next update */
+  u64 steal;              /* MSR_KVM_STEAL_TIME */
+  u64 steal_next;         /* host TSC before which run delay is not read again */
+  u64 run_delay;          /* of the thread when it was last read */
+  int delay_fd;           /* its /proc/thread-self/schedstat, or -1 */
+  pthread_t delay_thread; /* whose */
+  bool preempted;         /* the flag is set in guest memory */
+  u64 poll_control, eoi;  /* MSR_KVM_POLL_CONTROL, MSR_KVM_PV_EOI_EN */
+  _Atomic bool kicked;    /* KVM_HC_KICK_CPU: the next or current halt ends */
 };
 
 int x86_vm_clock_create(struct x86_vm *vm);

@@ -1,4 +1,5 @@
-/* Steal time: how long the vCPU's thread waited for a processor, the preempted flag, and TLB flushes that others left for us there. */
+/* Steal time: how long the vCPU's thread waited for a processor, the preempted flag, and TLB flushes that others left for us
+ * there. */
 #include <asm/kvm_para.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -43,7 +44,8 @@ static bool read_run_delay(struct x86_pv *pv, u64 *ns) {
 
 /* ---- the guest's page ---- */
 
-/* Host address of the steal-time structure (64 bytes, aligned: on one page); NULL where it is not writable memory.  In an RCU section. */
+/* Host address of the steal-time structure (64 bytes, aligned: on one page); NULL where it is not writable memory.  In an RCU
+ * section. */
 static struct kvm_steal_time *map(struct x86_vcpu *c, const struct memslot **slot) {
   u64 gpa = c->pv->steal & STEAL_ADDRESS;
   *slot = memslot_find(vm_memslots(c->core.vm, 0), gpa >> PAGE_SHIFT);
@@ -120,7 +122,9 @@ static void take_kick(struct x86_vcpu *c) {
   vcpu_request(&c->core, REQ_UNHALT); /* vcpu_halt() returns at once */
 }
 
-bool x86_pv_may_halt(struct x86_vcpu *c) { return !atomic_exchange_explicit(&c->pv->kicked, false, memory_order_acq_rel); }
+bool x86_pv_may_halt(struct x86_vcpu *c) {
+  return !atomic_exchange_explicit(&c->pv->kicked, false, memory_order_acq_rel);
+}
 
 void x86_pv_enter(struct x86_vcpu *c) {
   c->cpuid->ran = true;

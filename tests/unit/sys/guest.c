@@ -34,7 +34,7 @@ struct kvm_cpuid_entry2 *cpuid_entry(struct cpuid_table *t, uint32_t function, u
   return NULL;
 }
 
-void guest_open(struct guest *g, unsigned cpus, bool cpuid) {
+static void open_vm(struct guest *g, unsigned cpus, bool cpuid, bool irqchip) {
   static struct cpuid_table table;
   memset(g, 0, sizeof(*g));
   g->cpus = cpus;
@@ -45,6 +45,7 @@ void guest_open(struct guest *g, unsigned cpus, bool cpuid) {
   g->memory = mmap(NULL, GUEST_MEMORY, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   struct kvm_userspace_memory_region m = {.memory_size = GUEST_MEMORY, .userspace_addr = (uintptr_t)g->memory};
   assert_int_equal(guest_ioctl(g->vm, KVM_SET_USER_MEMORY_REGION, &m), 0);
+  if (irqchip) assert_int_equal(guest_ioctl(g->vm, KVM_CREATE_IRQCHIP, NULL), 0);
   if (cpuid) guest_supported(g, &table);
   for (unsigned k = 0; k < cpus; k++) {
     g->cpu[k] = guest_ioctl(g->vm, KVM_CREATE_VCPU, (void *)(uintptr_t)k);
@@ -54,6 +55,13 @@ void guest_open(struct guest *g, unsigned cpus, bool cpuid) {
     assert_ptr_not_equal(g->run[k], MAP_FAILED);
     if (cpuid) assert_int_equal(guest_ioctl(g->cpu[k], KVM_SET_CPUID2, &table), 0);
   }
+}
+
+void guest_open(struct guest *g, unsigned cpus, bool cpuid) {
+  open_vm(g, cpus, cpuid, false);
+}
+void guest_open_irqchip(struct guest *g, unsigned cpus) {
+  open_vm(g, cpus, true, true);
 }
 
 void guest_close(struct guest *g) {
@@ -93,7 +101,8 @@ void guest_code64(struct guest *g, unsigned cpu, const void *begin, const void *
   identity_map(g);
   assert_int_equal(guest_ioctl(g->cpu[cpu], KVM_GET_SREGS, &s), 0);
   s.cs = (struct kvm_segment){.limit = ~0u, .selector = 8, .type = 11, .present = 1, .s = 1, .l = 1, .g = 1};
-  s.ds = s.es = s.fs = s.gs = s.ss = (struct kvm_segment){.limit = ~0u, .selector = 16, .type = 3, .present = 1, .s = 1, .db = 1, .g = 1};
+  s.ds = s.es = s.fs = s.gs = s.ss =
+      (struct kvm_segment){.limit = ~0u, .selector = 16, .type = 3, .present = 1, .s = 1, .db = 1, .g = 1};
   s.cr3 = PML4;
   s.cr4 = 0x20;
   s.cr0 = 0x80000031;
@@ -102,18 +111,21 @@ void guest_code64(struct guest *g, unsigned cpu, const void *begin, const void *
   place(g, cpu, begin, end);
 }
 
-static void word(struct guest *g, uint32_t at, uint64_t v) { memcpy(g->memory + at, &v, sizeof(v)); }
+static void word(struct guest *g, uint32_t at, uint64_t v) {
+  memcpy(g->memory + at, &v, sizeof(v));
+}
 
 void guest_code32_pae(struct guest *g, const void *begin, const void *end) {
   struct kvm_sregs s;
   word(g, PAE_PDPT, 0x6a001), word(g, PAE_PDPT + 8, 0x6d001);
-  word(g, 0x6a000, 0x83);                          /* identity */
+  word(g, 0x6a000, 0x83); /* identity */
   word(g, 0x6d000, 0x6e003), word(g, 0x6e000, PAE_PAGE_A | 3);
   word(g, PAE_PDPTE_B - 1, 0x6c003), word(g, 0x6c000, PAE_PAGE_B | 3);
   word(g, PAE_PAGE_A, 0xa), word(g, PAE_PAGE_B, 0xb);
   assert_int_equal(guest_ioctl(g->cpu[0], KVM_GET_SREGS, &s), 0);
   s.cs = (struct kvm_segment){.limit = ~0u, .selector = 24, .type = 11, .present = 1, .s = 1, .db = 1, .g = 1};
-  s.ds = s.es = s.fs = s.gs = s.ss = (struct kvm_segment){.limit = ~0u, .selector = 16, .type = 3, .present = 1, .s = 1, .db = 1, .g = 1};
+  s.ds = s.es = s.fs = s.gs = s.ss =
+      (struct kvm_segment){.limit = ~0u, .selector = 16, .type = 3, .present = 1, .s = 1, .db = 1, .g = 1};
   s.cr3 = PAE_PDPT;
   s.cr4 = 0x20;
   s.cr0 = 0x80000031;
@@ -131,8 +143,10 @@ void guest_catch_exceptions(struct guest *g, bool mode64) {
     const uint8_t handler[3] = {0xb3, (uint8_t)(0x80 | v), 0xf4}; /* mov $v, %bl; hlt */
     memcpy(g->memory + HANDLERS + 4 * v, handler, sizeof(handler));
     uint64_t gate = (HANDLERS + 4 * v) | (mode64 ? 8ull : 24ull) << 16 | 0x8e00ull << 32;
-    if (!mode64) word(g, IDT + 8 * v, gate);
-    else word(g, IDT + 16 * v, gate), word(g, IDT + 16 * v + 8, 0);
+    if (!mode64)
+      word(g, IDT + 8 * v, gate);
+    else
+      word(g, IDT + 16 * v, gate), word(g, IDT + 16 * v + 8, 0);
   }
   assert_int_equal(guest_ioctl(g->cpu[0], KVM_GET_SREGS, &s), 0);
   s.gdt.base = GDT, s.gdt.limit = 31;

@@ -10,7 +10,7 @@
 #define GUEST_MEMORY (2u << 20)
 #define GUEST_CODE   0x8000u
 #define GUEST_STACK  0x7000u
-#define MAX_CPUS     4
+#define MAX_CPUS     72
 
 struct guest {
   int sys, vm, cpu[MAX_CPUS];
@@ -21,6 +21,7 @@ struct guest {
 
 /* Opens everything; vCPUs have the supported CPUID where cpuid says so. */
 void guest_open(struct guest *g, unsigned cpus, bool cpuid);
+void guest_open_irqchip(struct guest *g, unsigned cpus); /* with interrupt controllers in the library */
 void guest_close(struct guest *g);
 
 /* The result of uvirt_ioctl, or -errno. */
@@ -29,7 +30,8 @@ int guest_ioctl(int fd, unsigned long request, void *arg);
 /* Puts code at GUEST_CODE and vCPU 0 there, in real mode or in 64-bit mode (identity mapped, CPL 0). */
 void guest_code16(struct guest *g, const void *begin, const void *end);
 void guest_code64(struct guest *g, unsigned cpu, const void *begin, const void *end);
-/* Puts vCPU 0 at code in 32-bit PAE paging: identity for the first 2 MiB, and at 1 GiB the page PAE_PAGE_A, until PDPTE 1 is made PAE_PDPTE_B. */
+/* Puts vCPU 0 at code in 32-bit PAE paging: identity for the first 2 MiB, and at 1 GiB the page PAE_PAGE_A, until PDPTE 1 is made
+ * PAE_PDPTE_B. */
 #define PAE_PDPT    0x5000u
 #define PAE_PDPTE_B 0x6f001u
 #define PAE_PAGE_A  0x20000u

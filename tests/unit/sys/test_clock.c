@@ -134,6 +134,23 @@ static void clock_pages_agree(void **state) {
   guest_close(&g);
 }
 
+/* More vCPUs than fit a page of clock structures. */
+static void many_vcpus(void **state) {
+  struct guest g;
+  struct time_info first, t;
+  guest_open(&g, MAX_CPUS, true);
+  for (unsigned k = 0; k < g.cpus; k++) assert_true(guest_set_msr(&g, k, MSR_SYSTEM_TIME, (PAGE + 64 * k) | 1));
+  for (unsigned k = 0; k < g.cpus; k++) {
+    guest_code64(&g, k, rdtsc_hlt_begin, rdtsc_hlt_end);
+    read_tsc(&g, k);
+    memcpy(&t, g.memory + PAGE + 64 * k, sizeof(t));
+    if (!k) first = t;
+    assert_int_equal(t.flags, TSC_STABLE);
+    assert_memory_equal(&t.tsc_timestamp, &first.tsc_timestamp, sizeof(t) - offsetof(struct time_info, tsc_timestamp));
+  }
+  guest_close(&g);
+}
+
 static void clock_can_be_set(void **state) {
   struct guest g;
   struct kvm_clock_data c = {.clock = 77ull << 40};
@@ -206,15 +223,11 @@ static void steal_time_page(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(vcpus_share_a_counter),
-      cmocka_unit_test(guest_sees_the_offset),
-      cmocka_unit_test(frequency_scales),
-      cmocka_unit_test(adjust_follows_guest_writes),
-      cmocka_unit_test(clock_pages_agree),
-      cmocka_unit_test(clock_can_be_set),
-      cmocka_unit_test(unequal_counters_are_not_stable),
-      cmocka_unit_test(clock_page_may_be_nowhere),
-      cmocka_unit_test(wall_clock_says_when_the_clock_was_zero),
+      cmocka_unit_test(vcpus_share_a_counter),     cmocka_unit_test(guest_sees_the_offset),
+      cmocka_unit_test(frequency_scales),          cmocka_unit_test(adjust_follows_guest_writes),
+      cmocka_unit_test(clock_pages_agree),         cmocka_unit_test(many_vcpus),
+      cmocka_unit_test(clock_can_be_set),          cmocka_unit_test(unequal_counters_are_not_stable),
+      cmocka_unit_test(clock_page_may_be_nowhere), cmocka_unit_test(wall_clock_says_when_the_clock_was_zero),
       cmocka_unit_test(steal_time_page),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);

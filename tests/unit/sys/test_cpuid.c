@@ -17,11 +17,11 @@ static void supported_table(void **state) {
   assert_non_null(e);
   assert_memory_equal(&e->ebx, "KVMK", 4);
   e = cpuid_entry(&t, 1, 0);
-  assert_true(e->ecx & 1u << 21);     /* x2APIC */
-  assert_false(e->ecx & 1u << 24);    /* TSC deadline: by capability */
-  assert_false(e->ecx & 1u << 27);    /* OSXSAVE is CR4's */
-  assert_true(e->ecx & 1u << 31);     /* hypervisor */
-  assert_true(e->edx & 1u << 26);     /* SSE2 */
+  assert_true(e->ecx & 1u << 21);  /* x2APIC */
+  assert_false(e->ecx & 1u << 24); /* TSC deadline: by capability */
+  assert_false(e->ecx & 1u << 27); /* OSXSAVE is CR4's */
+  assert_true(e->ecx & 1u << 31);  /* hypervisor */
+  assert_true(e->edx & 1u << 26);  /* SSE2 */
   assert_true(cpuid_entry(&t, 0x80000001, 0)->edx & 1u << 29);
   assert_int_equal(cpuid_entry(&t, 0xd, 0)->eax & 3, 3);
   t.head.nent = 2;
@@ -107,10 +107,77 @@ static void mwait_bit_follows_misc_enable(void **state) {
   guest_close(&g);
 }
 
+/* The bits that follow run-time state, worked out from that state. */
+struct expected {
+  uint64_t cr4, xcr0, apic_base, misc_enable;
+};
+
+static uint32_t area_size(struct cpuid_table *t, uint64_t xcr0) {
+  uint32_t size = 576;
+  for (uint32_t k = 2; k < 63; k++) {
+    struct kvm_cpuid_entry2 *e = xcr0 >> k & 1 ? cpuid_entry(t, 0xd, k) : NULL;
+    if (e && e->eax + e->ebx > size) size = e->eax + e->ebx;
+  }
+  return size;
+}
+
+static void compare(struct guest *g, const struct expected *x) {
+  struct cpuid_table t = {.head = {.nent = ROOM}};
+  assert_int_equal(guest_ioctl(g->cpu[0], KVM_GET_CPUID2, &t), 0);
+  assert_int_equal(cpuid_entry(&t, 1, 0)->ecx >> 27 & 1, x->cr4 >> 18 & 1);
+  assert_int_equal(cpuid_entry(&t, 7, 0)->ecx >> 4 & 1, x->cr4 >> 22 & 1);
+  assert_int_equal(cpuid_entry(&t, 1, 0)->edx >> 9 & 1, x->apic_base >> 11 & 1);
+  assert_int_equal(cpuid_entry(&t, 1, 0)->ecx >> 3 & 1, x->misc_enable >> 18 & 1);
+  assert_int_equal(cpuid_entry(&t, 0xd, 0)->ebx, area_size(&t, x->xcr0));
+}
+
+static void random_events_keep_the_bits_right(void **state) {
+  static const uint64_t xcr0s[] = {1, 3, 7, 0x203, 0x207};
+  struct kvm_enable_cap cap = {.cap = KVM_CAP_DISABLE_QUIRKS2, .args = {KVM_X86_QUIRK_MISC_ENABLE_NO_MWAIT}};
+  struct expected x = {.xcr0 = 1, .apic_base = 0xfee00900};
+  struct guest g;
+  struct kvm_sregs s;
+  guest_open(&g, 1, true);
+  assert_int_equal(guest_ioctl(g.vm, KVM_ENABLE_CAP, &cap), 0);
+  x.misc_enable = guest_get_msr(&g, 0, 0x1a0);
+  srand(22);
+  for (int k = 0; k < 50000; k++) {
+    struct kvm_xcrs xcrs = {.nr_xcrs = 1, .xcrs[0].value = xcr0s[rand() % 5]};
+    assert_int_equal(guest_ioctl(g.cpu[0], KVM_GET_SREGS, &s), 0);
+    switch (rand() % 4) {
+    case 0:
+      s.cr4 ^= 1 << 18;
+      break;
+    case 1:
+      s.cr4 ^= 1 << 22;
+      break;
+    case 2:
+      s.apic_base ^= 1 << 11;
+      break;
+    default:
+      if (rand() & 1) {
+        if (!guest_ioctl(g.cpu[0], KVM_SET_XCRS, &xcrs)) x.xcr0 = xcrs.xcrs[0].value;
+      } else {
+        x.misc_enable ^= 1 << 18;
+        assert_true(guest_set_msr(&g, 0, 0x1a0, x.misc_enable));
+      }
+    }
+    assert_int_equal(guest_ioctl(g.cpu[0], KVM_SET_SREGS, &s), 0);
+    x.cr4 = s.cr4;
+    x.apic_base = s.apic_base;
+    compare(&g, &x);
+  }
+  guest_close(&g);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(supported_table),      cmocka_unit_test(out_of_range_leaves),           cmocka_unit_test(table_is_fixed_after_the_first_run),
-      cmocka_unit_test(run_time_bits_follow), cmocka_unit_test(mwait_bit_follows_misc_enable),
+      cmocka_unit_test(supported_table),
+      cmocka_unit_test(out_of_range_leaves),
+      cmocka_unit_test(table_is_fixed_after_the_first_run),
+      cmocka_unit_test(run_time_bits_follow),
+      cmocka_unit_test(mwait_bit_follows_misc_enable),
+      cmocka_unit_test(random_events_keep_the_bits_right),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -62,12 +62,28 @@ static void bad_values_are_refused(void **state) {
     uint64_t value;
     bool ok;
   } cases[] = {
-      {0x277, 0x0007040600070406, true}, {0x277, 2, false},          {0x2ff, 0xc06, true},        {0x2ff, 0x1006, false},
-      {0x2ff, 2, false},                 {0x200, 6, true},           {0x200, 0x106, false},       {0x201, 0x800, true},
-      {0x201, 1, false},                 {0x250, 0x0606060606060606, true}, {0x250, 2, false},    {0xc0000082, 0x7fffffffffff, true},
-      {0xc0000082, 0x800000000000, false}, {0xc0000103, 1, true},    {0xda0, 1, false},           {0x400, ~0ull, true},
-      {0x400, 1, false},                 {0x4b564d05, 2, false},     {0xc0010015, 1, false},      {0x48, 0x407, true},
-      {0x48, 8, false},                  {0x210, 0, false},
+      {0x277, 0x0007040600070406, true},
+      {0x277, 2, false},
+      {0x2ff, 0xc06, true},
+      {0x2ff, 0x1006, false},
+      {0x2ff, 2, false},
+      {0x200, 6, true},
+      {0x200, 0x106, false},
+      {0x201, 0x800, true},
+      {0x201, 1, false},
+      {0x250, 0x0606060606060606, true},
+      {0x250, 2, false},
+      {0xc0000082, 0x7fffffffffff, true},
+      {0xc0000082, 0x800000000000, false},
+      {0xc0000103, 1, true},
+      {0xda0, 1, false},
+      {0x400, ~0ull, true},
+      {0x400, 1, false},
+      {0x4b564d05, 2, false},
+      {0xc0010015, 1, false},
+      {0x48, 0x407, true},
+      {0x48, 8, false},
+      {0x210, 0, false},
   };
   struct guest g;
   guest_open(&g, 1, true);
@@ -114,7 +130,8 @@ static void filter_denies(void **state) {
   struct guest g;
   uint64_t bitmap = 0;
   struct kvm_enable_cap cap = {.cap = KVM_CAP_X86_USER_SPACE_MSR, .args = {KVM_MSR_EXIT_REASON_FILTER}};
-  struct kvm_msr_filter f = {.ranges[0] = {.flags = KVM_MSR_FILTER_WRITE, .base = 0x174, .nmsrs = 3, .bitmap = (uint8_t *)&bitmap}};
+  struct kvm_msr_filter f = {
+      .ranges[0] = {.flags = KVM_MSR_FILTER_WRITE, .base = 0x174, .nmsrs = 3, .bitmap = (uint8_t *)&bitmap}};
   guest_open(&g, 1, true);
   assert_int_equal(guest_ioctl(g.vm, KVM_ENABLE_CAP, &cap), 0);
   assert_int_equal(guest_ioctl(g.vm, KVM_X86_SET_MSR_FILTER, &f), 0);

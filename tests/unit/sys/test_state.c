@@ -277,9 +277,18 @@ static void vm_settings(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(registers),     cmocka_unit_test(power_on_state), cmocka_unit_test(special_registers), cmocka_unit_test(cr4_follows_cpuid),
-      cmocka_unit_test(sregs2_pdptrs), cmocka_unit_test(extended_state), cmocka_unit_test(events),            cmocka_unit_test(debug_registers),
-      cmocka_unit_test(run_state),     cmocka_unit_test(translation),    cmocka_unit_test(machine_checks),    cmocka_unit_test(vm_settings),
+      cmocka_unit_test(registers),
+      cmocka_unit_test(power_on_state),
+      cmocka_unit_test(special_registers),
+      cmocka_unit_test(cr4_follows_cpuid),
+      cmocka_unit_test(sregs2_pdptrs),
+      cmocka_unit_test(extended_state),
+      cmocka_unit_test(events),
+      cmocka_unit_test(debug_registers),
+      cmocka_unit_test(run_state),
+      cmocka_unit_test(translation),
+      cmocka_unit_test(machine_checks),
+      cmocka_unit_test(vm_settings),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,16 +1,19 @@
 /* System instructions: what they check, in which order, and what they change. */
 #include <errno.h>
+#include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 #include <cmocka.h>
 #include "guest.h"
 
 enum { NONE = -1, DB = 1, UD = 6, GP = 13, PF = 14 };
 
 /* Code at CPL 0 in 64-bit mode, the exception it ends with, and RAX where it ends without. */
+/* clang-format off */
 #define SYSTEM_CASES(X)                                                                                                          \
   X(cr0_high_bits, "mov %cr0, %rax; bts $32, %rax; mov %rax, %cr0; hlt", GP, 0)                                                  \
   X(cr0_nw_without_cd, "mov %cr0, %rax; bts $29, %rax; mov %rax, %cr0; hlt", GP, 0)                                              \
@@ -65,6 +68,7 @@ enum { NONE = -1, DB = 1, UD = 6, GP = 13, PF = 14 };
   X(misc_enable_read_only, "mov $0x1a0, %ecx; rdmsr; btr $11, %eax; wrmsr; hlt", GP, 0)                                          \
   X(tsc_adjust, "mov $0x3b, %ecx; xor %eax, %eax; mov $0x1000, %edx; wrmsr; rdtsc; shr $12, %edx; mov %edx, %eax; hlt", NONE, 1) \
   X(spec_ctrl_reserved, "mov $0x48, %ecx; xor %edx, %edx; mov $8, %eax; wrmsr; hlt", GP, 0)
+/* clang-format on */
 
 #define CASE_CODE(name, text, vector, rax) CODE64(name, text);
 SYSTEM_CASES(CASE_CODE)
@@ -75,8 +79,7 @@ static const struct {
   uint64_t rax;
 } cases[] = {
 #define CASE_ROW(name, text, vector, rax) {#name, name##_begin, name##_end, vector, rax},
-    SYSTEM_CASES(CASE_ROW)
-};
+    SYSTEM_CASES(CASE_ROW)};
 
 static void at_cpl0(void **state) {
   unsigned bad = 0;
@@ -101,6 +104,7 @@ static void at_cpl0(void **state) {
 #define CHANGE_PDPTE    "movl $0x6f001, 0x5008;"
 #define BREAK_PDPTE     "movl $0x6f007, 0x5008;"
 #define READ            "mov 0x40000000, %eax; hlt"
+/* clang-format off */
 #define PAE_CASES(X)                                                                                                             \
   X(pae_nothing, CHANGE_PDPTE READ, NONE, 0xa)                                                                                   \
   X(pae_pke, CHANGE_PDPTE TOGGLE_CR4(22) READ, NONE, 0xa)                                                                        \
@@ -115,6 +119,7 @@ static void at_cpl0(void **state) {
   X(pae_reserved_pge, BREAK_PDPTE TOGGLE_CR4(7) READ, GP, 0)                                                                     \
   X(pae_reserved_cr3, BREAK_PDPTE "mov %cr3, %eax; mov %eax, %cr3;" READ, GP, 0)                                                 \
   X(pae_absent, "movl $0x6f006, 0x5008;" TOGGLE_CR4(7) READ, PF, 0)
+/* clang-format on */
 #define PAE_CODE(name, text, vector, rax) CODE32(name, text);
 PAE_CASES(PAE_CODE)
 static const struct {
@@ -187,9 +192,10 @@ static void at_cpl3(void **state) {
     const char *begin, *end;
     uint64_t cr4;
     int vector;
-  } users[] = {{user_vmcall_begin, user_vmcall_end, 0, UD},   {user_rdtsc_begin, user_rdtsc_end, 0, UD}, {user_rdtsc_begin, user_rdtsc_end, 4, GP},
-               {user_cpuid_begin, user_cpuid_end, 0, UD},     {user_hlt_begin, user_hlt_end, 0, GP},     {user_wrmsr_begin, user_wrmsr_end, 0, GP},
-               {user_mov_cr_begin, user_mov_cr_end, 0, GP},   {user_invlpg_begin, user_invlpg_end, 0, GP}};
+  } users[] = {{user_vmcall_begin, user_vmcall_end, 0, UD}, {user_rdtsc_begin, user_rdtsc_end, 0, UD},
+               {user_rdtsc_begin, user_rdtsc_end, 4, GP},   {user_cpuid_begin, user_cpuid_end, 0, UD},
+               {user_hlt_begin, user_hlt_end, 0, GP},       {user_wrmsr_begin, user_wrmsr_end, 0, GP},
+               {user_mov_cr_begin, user_mov_cr_end, 0, GP}, {user_invlpg_begin, user_invlpg_end, 0, GP}};
   for (size_t k = 0; k < sizeof(users) / sizeof(users[0]); k++) {
     struct guest g;
     guest_open(&g, 1, true);
@@ -207,10 +213,58 @@ static void cpuid_faulting(void **state) {
   guest_close(&g);
 }
 
+/* Paravirtual kick: vCPU 1 halts with interrupts off; vCPU 0 kicks it by its APIC ID; it goes on behind HLT. */
+CODE64(kicker, "mov $5, %eax; xor %ebx, %ebx; mov $1, %ecx; vmcall; out %al, $0x70; hlt");
+CODE64(sleeper, "cli; out %al, $0x71; hlt; out %al, $0x72; hlt");
+
+struct cpu_thread {
+  struct guest *g;
+  unsigned cpu;
+  int reason;
+  unsigned port;
+};
+
+static void *run_thread(void *arg) {
+  struct cpu_thread *t = arg;
+  do t->reason = guest_run(t->g, t->cpu);
+  while (t->reason == -EINTR || t->reason == -EAGAIN);
+  t->port = t->g->run[t->cpu]->io.port;
+  return NULL;
+}
+
+static void kick_ends_a_halt(void **state) {
+  for (int early = 0; early < 2; early++) { /* the kick comes before or after HLT */
+    struct guest g;
+    struct kvm_mp_state m = {.mp_state = KVM_MP_STATE_RUNNABLE};
+    guest_open_irqchip(&g, 2);
+    assert_int_equal(guest_ioctl(g.cpu[1], KVM_SET_MP_STATE, &m), 0);
+    guest_code64(&g, 1, sleeper_begin, sleeper_end);
+    memcpy(g.memory + 0xa000, kicker_begin, (size_t)(kicker_end - kicker_begin));
+    guest_code64(&g, 0, sleeper_begin, sleeper_end);
+    struct kvm_regs r = guest_regs(&g, 0);
+    r.rip = 0xa000;
+    assert_int_equal(guest_ioctl(g.cpu[0], KVM_SET_REGS, &r), 0);
+    assert_int_equal(guest_run(&g, 1), KVM_EXIT_IO);
+    struct cpu_thread t = {.g = &g, .cpu = 1};
+    pthread_t thread;
+    if (!early) {
+      pthread_create(&thread, NULL, run_thread, &t);
+      usleep(20000);
+    }
+    assert_int_equal(guest_run(&g, 0), KVM_EXIT_IO);
+    assert_int_equal(guest_regs(&g, 0).rax, 0);
+    if (early) pthread_create(&thread, NULL, run_thread, &t);
+    pthread_join(thread, NULL);
+    assert_int_equal(t.reason, KVM_EXIT_IO);
+    assert_int_equal(t.port, 0x72);
+    guest_close(&g);
+  }
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(at_cpl0), cmocka_unit_test(pdpte_registers), cmocka_unit_test(without_quirks),
-      cmocka_unit_test(at_cpl3), cmocka_unit_test(cpuid_faulting),
+      cmocka_unit_test(at_cpl3), cmocka_unit_test(cpuid_faulting),  cmocka_unit_test(kick_ends_a_halt),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
