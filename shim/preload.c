@@ -3,6 +3,7 @@
  * Each function below has the name and signature of libc's and passes on whatever is not ours.  Paths are compared as the program gives them:
  * "/dev/kvm" is ours whether or not the machine has one.
  */
+#undef _FILE_OFFSET_BITS /* both names of each call are defined here */
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>

@@ -35,6 +35,9 @@ typedef u64 hva_t; /* address in this process */
 #define MIN(a, b) ((a) < (b) ? (a) : (b))
 #define MAX(a, b) ((a) > (b) ? (a) : (b))
 
+/* Functions whose plain accesses are the guest's: its races are its own business, not ThreadSanitizer's. */
+#define GUEST_ACCESS __attribute__((no_sanitize("thread")))
+
 /* Loads and stores of unaligned, possibly concurrently written guest memory. */
 #define READ_ONCE(x)     (*(const volatile __typeof__(x) *)&(x))
 #define WRITE_ONCE(x, v) (*(volatile __typeof__(x) *)&(x) = (v))

@@ -20,6 +20,7 @@ struct io_device {
 /* Register/unregister under vm->slots_lock (the _locked forms) or taking it.  -EEXIST is not reported for overlaps: as in KVM,
  * ranges may overlap and the first device that takes the access wins.  -ENOSPC past 1000 devices per bus. */
 int io_bus_register(struct vm *vm, enum io_bus_kind bus, u64 addr, u64 len, struct io_device *dev);
+/* Removes all ranges of a device, then calls its destroy.  -ENOENT if it has none. */
 int io_bus_unregister(struct vm *vm, enum io_bus_kind bus, struct io_device *dev);
 
 /* Dispatch from a vCPU.  0 handled, -EOPNOTSUPP not. */

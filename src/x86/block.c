@@ -387,7 +387,7 @@ static inline int run_block(struct x86_vcpu *c, const struct x86_block *b) {
   int r;
   do {
     c->cur = i;
-    r = i->fn(c, i);
+    r = __atomic_load_n(&i->fn, __ATOMIC_RELAXED)(c, i); /* kill_locked() may replace it */
     i++;
   } while (likely(!(r | c->stop)));
   i--;

@@ -19,7 +19,8 @@ extern const char host_exit[], host_return[];
 
 const u8 arena_map[ARENA_PAGES] = {PAGE_GONE, PAGE_RW, PAGE_RW, PAGE_RO, PAGE_GONE, PAGE_RW, PAGE_RW, PAGE_GONE};
 
-#define INT3        0xcc
+#define INT3              0xcc
+#define SIGNAL_XSAVE_SIZE 2688 /* through AVX-512, in the standard layout of signal frames */
 /* The way out, from either mode: jmp *0(%rip) and behind it the address of host_exit. */
 #define EXIT_PAGE 0x1a340000ull
 #define EXIT_AT   (EXIT_PAGE + PAGE_SIZE - 14) /* the address is aligned: EFLAGS.AC may be set */
@@ -91,7 +92,7 @@ static void on_signal(int sig, siginfo_t *info, void *context) {
     return;
   }
   take_registers(g);
-  if (host_ext) memcpy(host_out.xsave, uc->uc_mcontext.fpregs, DIFF_XSAVE_SIZE < 2688 ? DIFF_XSAVE_SIZE : 2688);
+  if (host_ext) memcpy(host_out.xsave, uc->uc_mcontext.fpregs, SIGNAL_XSAVE_SIZE);
   took_signal = true;
   host_out.vector = trap;
   host_out.error = (u32)g[REG_ERR];

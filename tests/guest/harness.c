@@ -42,6 +42,8 @@ static void set_cpuid(struct guest *g) {
   struct kvm_cpuid2 *id = calloc(1, sizeof(*id) + 256 * sizeof(id->entries[0]));
   id->nent = 256;
   MUST(g->sys, KVM_GET_SUPPORTED_CPUID, id);
+  for (unsigned n = 0; g->chips && n < id->nent; n++)
+    if (id->entries[n].function == 1) id->entries[n].ecx |= 1u << 24; /* the TSC deadline is a capability of the APIC */
   MUST(g->vcpu, KVM_SET_CPUID2, id);
   free(id);
 }
@@ -52,23 +54,53 @@ void guest_add_slot(struct guest *g, unsigned space, u64 gpa, void *host, size_t
   MUST(g->vm, KVM_SET_USER_MEMORY_REGION, &region);
 }
 
-struct guest *guest_new(void) {
+static void cpu_new(struct guest *g) {
+  g->vcpu = MUST(g->vm, KVM_CREATE_VCPU, (uintptr_t)g->id);
+  g->run_size = (size_t)MUST(g->sys, KVM_GET_VCPU_MMAP_SIZE, 0);
+  g->run = kvm_mmap(g->run_size, g->vcpu);
+  set_cpuid(g);
+}
+
+static void cpu_free(struct guest *g) {
+  munmap(g->run, g->run_size);
+  kvm_close(g->vcpu);
+}
+
+static struct guest *new_guest(bool chips) {
   struct guest *g = calloc(1, sizeof(*g));
+  g->chips = chips;
   g->sys = must(kvm_open(), "/dev/kvm");
   g->vm = MUST(g->sys, KVM_CREATE_VM, 0);
   if (host_kvm) MUST(g->vm, KVM_SET_TSS_ADDR, 0xfffbd000ul);
   g->mem = mmap(NULL, GUEST_MEM, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   guest_add_slot(g, 0, 0, g->mem, GUEST_MEM);
-  g->vcpu = MUST(g->vm, KVM_CREATE_VCPU, 0);
-  g->run_size = (size_t)MUST(g->sys, KVM_GET_VCPU_MMAP_SIZE, 0);
-  g->run = kvm_mmap(g->run_size, g->vcpu);
-  set_cpuid(g);
+  if (chips) {
+    struct kvm_pit_config pit = {0};
+    MUST(g->vm, KVM_CREATE_IRQCHIP, 0);
+    MUST(g->vm, KVM_CREATE_PIT2, &pit);
+  }
+  cpu_new(g);
   return g;
 }
 
+struct guest *guest_new(void) { return new_guest(false); }
+struct guest *guest_new_chips(void) { return new_guest(true); }
+
+struct guest *guest_add_cpu(struct guest *g, unsigned id) {
+  struct guest *other = calloc(1, sizeof(*other));
+  *other = *g;
+  other->id = id;
+  cpu_new(other);
+  return other;
+}
+
+void guest_free_cpu(struct guest *g) {
+  cpu_free(g);
+  free(g);
+}
+
 void guest_free(struct guest *g) {
-  munmap(g->run, g->run_size);
-  kvm_close(g->vcpu);
+  cpu_free(g);
   kvm_close(g->vm);
   kvm_close(g->sys);
   munmap(g->mem, GUEST_MEM);
@@ -288,7 +320,7 @@ u64 guest_stack(struct guest *g, unsigned n, unsigned size) {
 int guest_run(struct guest *g) {
   int r;
   do r = guest_ioctl(g->vcpu, KVM_RUN, NULL);
-  while (r < 0 && errno == EINTR);
+  while (r < 0 && (errno == EINTR || errno == EAGAIN)); /* EAGAIN: INIT or SIPI taken */
   return r;
 }
 

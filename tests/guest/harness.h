@@ -76,11 +76,18 @@ struct guest {
   unsigned next_table; /* page tables handed out */
   u64 cr3;
   unsigned slots;
+  unsigned id; /* of the vCPU */
+  bool chips;
 };
 
 /* ---- life ---- */
 struct guest *guest_new(void);
+/* The same with the interrupt controllers and the PIT in the KVM. */
+struct guest *guest_new_chips(void);
 void guest_free(struct guest *g);
+/* One more vCPU of the same guest; guest_free_cpu before guest_free. */
+struct guest *guest_add_cpu(struct guest *g, unsigned id);
+void guest_free_cpu(struct guest *g);
 /* More memory, backed by `host`; space 1 is the memory seen in system management mode. */
 void guest_add_slot(struct guest *g, unsigned space, u64 gpa, void *host, size_t size);
 int guest_ioctl(int fd, unsigned long request, void *arg);

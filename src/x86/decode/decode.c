@@ -8,7 +8,7 @@
 #include "x86/decode/table.h"
 #include "x86/exec/exec.h"
 
-static ZydisDecoder decoders[4]; /* by X86_MODE_SIZE; the real-address one differs from 16-bit protected mode in what is #UD */
+static ZydisDecoder decoders[3]; /* by X86_MODE_SIZE */
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 
 void x86_decoder_init(ZydisDecoder *d, ZydisMachineMode mode, ZydisStackWidth stack) {
@@ -24,7 +24,6 @@ static void init(void) {
   x86_decoder_init(&decoders[X86_MODE_16], ZYDIS_MACHINE_MODE_LEGACY_16, ZYDIS_STACK_WIDTH_16);
   x86_decoder_init(&decoders[X86_MODE_32], ZYDIS_MACHINE_MODE_LEGACY_32, ZYDIS_STACK_WIDTH_32);
   x86_decoder_init(&decoders[X86_MODE_64], ZYDIS_MACHINE_MODE_LONG_64, ZYDIS_STACK_WIDTH_64);
-  x86_decoder_init(&decoders[3], ZYDIS_MACHINE_MODE_REAL_16, ZYDIS_STACK_WIDTH_16);
   x86_table_build();
 }
 
@@ -45,9 +44,22 @@ void x86_decoded_fix(const ZydisDecodedInstruction *insn, ZydisDecodedOperand *o
     if (ops[k].type == ZYDIS_OPERAND_TYPE_MEMORY) fix_base(insn, &ops[k]);
 }
 
-/* Real-address and virtual-8086 mode know no VEX, EVEX or XOP encodings (SDM Vol. 2A 2.3.1, APM Vol. 3 1.2.7). */
+/* What real-address and virtual-8086 mode do not know: VEX, EVEX and XOP encodings (SDM Vol. 2A 2.3.1, APM Vol. 3 1.2.7), protected-mode descriptors, virtual
+ * machines.  (Zydis' own real mode refuses SYSENTER too, which is valid in virtual-8086 mode.) */
 static bool real_mode_allows(const ZydisDecodedInstruction *insn) {
-  return insn->encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY || insn->encoding == ZYDIS_INSTRUCTION_ENCODING_3DNOW;
+  if (insn->encoding != ZYDIS_INSTRUCTION_ENCODING_LEGACY) return false;
+  switch (insn->mnemonic) {
+  case ZYDIS_MNEMONIC_ARPL:
+  case ZYDIS_MNEMONIC_LAR:
+  case ZYDIS_MNEMONIC_LSL:
+  case ZYDIS_MNEMONIC_LLDT:
+  case ZYDIS_MNEMONIC_LTR:
+  case ZYDIS_MNEMONIC_SLDT:
+  case ZYDIS_MNEMONIC_STR:
+  case ZYDIS_MNEMONIC_VERR:
+  case ZYDIS_MNEMONIC_VERW: return false;
+  default: return insn->meta.isa_set != ZYDIS_ISA_SET_SVM && (insn->meta.isa_set != ZYDIS_ISA_SET_VTX || insn->mnemonic == ZYDIS_MNEMONIC_VMCALL);
+  }
 }
 
 /* ---- operands ---- */
@@ -197,9 +209,7 @@ static x86_exec_fn *select_handler(const struct x86_decoded *d, struct x86_insn 
 int x86_decode(const struct x86_decode_ctx *ctx, const u8 *bytes, unsigned avail, struct x86_insn *i) {
   struct x86_decoded d;
   pthread_once(&once, init);
-  unsigned size = ctx->mode & X86_MODE_SIZE;
-  bool real = ctx->mode & X86_MODE_REAL;
-  ZyanStatus s = ZydisDecoderDecodeFull(&decoders[real && size == X86_MODE_16 ? 3 : size], bytes, MIN(avail, 15u), &d.insn, d.ops);
+  ZyanStatus s = ZydisDecoderDecodeFull(&decoders[ctx->mode & X86_MODE_SIZE], bytes, MIN(avail, 15u), &d.insn, d.ops);
   /* SDM Vol. 3A 6.15, interrupt 13: more than 15 bytes */
   if (s == ZYDIS_STATUS_NO_MORE_DATA) return avail < 15 ? 0 : refuse(i, 15, exec_too_long);
   if (s == ZYDIS_STATUS_INSTRUCTION_TOO_LONG) return refuse(i, 15, exec_too_long);
@@ -208,7 +218,7 @@ int x86_decode(const struct x86_decode_ctx *ctx, const u8 *bytes, unsigned avail
   d.bytes = bytes;
   i->len = d.insn.length;
   i->next = (u16)(i->off + i->len);
-  if ((real && !real_mode_allows(&d.insn)) || !x86_isa_allows(ctx->cpuid, &d)) return refuse(i, i->len, x86_exec_ud);
+  if ((ctx->mode & X86_MODE_REAL && !real_mode_allows(&d.insn)) || !x86_isa_allows(ctx->cpuid, &d)) return refuse(i, i->len, x86_exec_ud);
   x86_decoded_fix(&d.insn, d.ops);
   fill(&d, i);
   i->fn = select_handler(&d, i);

@@ -91,13 +91,13 @@ static inline bool x86_address_simple(const struct x86_decoded *d, const struct 
 static inline u64 simple_linear(const struct x86_vcpu *c, const struct x86_insn *i) { return c->regs[i->base] + (u64)i->disp; }
 /* lin_*: by linear address; seg only chooses #SS or #GP. */
 #define DEFINE_OPERAND_ACCESS(bits)                                                                                              \
-  static inline int lin_load##bits(struct x86_vcpu *c, unsigned seg, u64 lin, u##bits *out) {                                    \
+  GUEST_ACCESS static inline int lin_load##bits(struct x86_vcpu *c, unsigned seg, u64 lin, u##bits *out) {                                    \
     struct x86_tlb_entry *e = x86_tlb_slot(c, lin);                                                                              \
     if (unlikely(((lin + bits / 8 - 1) & PAGE_MASK) != e->read)) return x86_read_slow(c, seg, lin, out, bits / 8);               \
     *out = *(volatile x86_u##bits##_unaligned *)(uintptr_t)(lin + e->addend);                                                    \
     return X86_OK;                                                                                                               \
   }                                                                                                                              \
-  static inline int lin_store##bits(struct x86_vcpu *c, unsigned seg, u64 lin, u##bits v) {                                      \
+  GUEST_ACCESS static inline int lin_store##bits(struct x86_vcpu *c, unsigned seg, u64 lin, u##bits v) {                                      \
     struct x86_tlb_entry *e = x86_tlb_slot(c, lin);                                                                              \
     if (unlikely(((lin + bits / 8 - 1) & PAGE_MASK) != e->write)) return x86_write_slow(c, seg, lin, &v, bits / 8);              \
     *(volatile x86_u##bits##_unaligned *)(uintptr_t)(lin + e->addend) = v;                                                       \

@@ -14,7 +14,7 @@ struct parts {
 };
 
 /* Aligned sizes must reach memory in one piece: other vCPUs look on. */
-static void copy(void *dst, const void *src, unsigned size) {
+GUEST_ACCESS static void copy(void *dst, const void *src, unsigned size) {
   switch (size) {
   case 1: *(volatile u8 *)dst = *(const volatile u8 *)src; break;
   case 2: *(volatile x86_u16_unaligned *)dst = *(const volatile x86_u16_unaligned *)src; break;

@@ -41,7 +41,7 @@ static inline struct x86_tlb_entry *x86_tlb_slot(struct x86_vcpu *c, u64 lin) {
 
 /* Fixed-size accesses.  A page-crossing access fails the comparison (its last byte is on another page) and goes the slow way. */
 #define X86_DEFINE_ACCESS(bits)                                                                                                  \
-  static inline int x86_load##bits(struct x86_vcpu *c, unsigned seg, u64 ea, u##bits *out) {                                     \
+  GUEST_ACCESS static inline int x86_load##bits(struct x86_vcpu *c, unsigned seg, u64 ea, u##bits *out) {                                     \
     u64 lin;                                                                                                                     \
     int r = x86_linear(c, seg, ea, bits / 8, ACC_READ, &lin);                                                                    \
     if (unlikely(r)) return r;                                                                                                   \
@@ -52,7 +52,7 @@ static inline struct x86_tlb_entry *x86_tlb_slot(struct x86_vcpu *c, u64 lin) {
     }                                                                                                                            \
     return x86_read_slow(c, seg, lin, out, bits / 8);                                                                            \
   }                                                                                                                              \
-  static inline int x86_store##bits(struct x86_vcpu *c, unsigned seg, u64 ea, u##bits v) {                                       \
+  GUEST_ACCESS static inline int x86_store##bits(struct x86_vcpu *c, unsigned seg, u64 ea, u##bits v) {                                       \
     u64 lin;                                                                                                                     \
     int r = x86_linear(c, seg, ea, bits / 8, ACC_WRITE, &lin);                                                                   \
     if (unlikely(r)) return r;                                                                                                   \

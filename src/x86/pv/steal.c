@@ -77,8 +77,7 @@ static void account(struct x86_vcpu *c, struct kvm_steal_time *st) {
   c->pv->run_delay = now;
   u32 version = (READ_ONCE(st->version) | 1) == READ_ONCE(st->version) ? st->version + 2 : st->version + 1;
   __atomic_store_n(&st->version, version, __ATOMIC_RELEASE);
-  __atomic_thread_fence(__ATOMIC_SEQ_CST);
-  WRITE_ONCE(st->steal, st->steal + waited);
+  __atomic_store_n(&st->steal, st->steal + waited, __ATOMIC_RELEASE); /* after the odd version */
   __atomic_store_n(&st->version, version + 1, __ATOMIC_RELEASE);
 }
 
