@@ -71,14 +71,14 @@ static void report(const struct diff_case *k, const struct diff_state *h, const 
   if (h->ip != e->ip) printf("    rip: host %llx engine %llx\n", (unsigned long long)h->ip, (unsigned long long)e->ip);
   u64 f = (h->rflags ^ e->rflags) & flags_compared(k);
   if (f) printf("    flags: host %llx engine %llx differ in %llx\n", (unsigned long long)h->rflags, (unsigned long long)e->rflags, (unsigned long long)f);
-  for (unsigned n = 0; n < (k->mode32 ? 8 : 16); n++)
+  for (unsigned n = 0; n < diff_gprs(k->mode); n++)
     if (h->gpr[n] != e->gpr[n]) printf("    %s: host %llx engine %llx\n", names[n], (unsigned long long)h->gpr[n], (unsigned long long)e->gpr[n]);
 }
 
 /* The upper halves of registers are undefined in compatibility mode (SDM Vol. 1 3.4.1.1). */
 static bool registers_equal(const struct diff_case *k, const struct diff_state *h, const struct diff_state *e) {
-  u64 mask = k->mode32 ? 0xffffffff : ~0ull, differ = h->ip ^ e->ip;
-  for (unsigned n = 0; n < (k->mode32 ? 8 : 16); n++) differ |= (h->gpr[n] ^ e->gpr[n]) & mask;
+  u64 mask = k->mode == 64 ? ~0ull : 0xffffffff, differ = h->ip ^ e->ip;
+  for (unsigned n = 0; n < diff_gprs(k->mode); n++) differ |= (h->gpr[n] ^ e->gpr[n]) & mask;
   return !differ;
 }
 

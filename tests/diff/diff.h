@@ -30,7 +30,7 @@ struct diff_case {
   u8 code[16];
   unsigned len;
   unsigned fixed; /* bytes up to ModRM and SIB */
-  bool mode32;
+  unsigned mode; /* 16 (protected mode, segments of 64 KiB), 32 (compatibility mode, flat) or 64 */
   bool branch; /* may leave for an address of its own */
   bool ext;    /* extended state takes part */
   u64 at;      /* where the code lies, natively and in the engine */
@@ -50,6 +50,11 @@ struct diff_case {
 enum arena_page { PAGE_GONE, PAGE_RW, PAGE_RO };
 extern const u8 arena_map[ARENA_PAGES];
 #define DIFF_GS_BASE 0x40ull
+/* 16-bit mode: the code area is one segment, the arena is the data and stack segment.  IRET to a 16-bit stack leaves bits 31:16 of ESP as they were. */
+#define ENTRY_PAGE 0x20080000ull
+static inline u64 diff_code_base(unsigned mode) { return mode == 16 ? CODE_BASE : 0; }
+static inline u64 diff_data_base(unsigned mode) { return mode == 16 ? ARENA_BASE : 0; }
+static inline unsigned diff_gprs(unsigned mode) { return mode == 64 ? 16 : 8; }
 
 extern u8 *engine_arena; /* the engine's copy */
 
@@ -60,18 +65,18 @@ static inline bool rnd_chance(unsigned percent) { return rnd_below(100) < percen
 
 /* ---- gen.c ---- */
 /* Collects the encodings to test; family NULL: all.  Returns how many mnemonics there are. */
-unsigned gen_init(const char *family, const char *mnemonic, bool mode32);
+unsigned gen_init(const char *family, const char *mnemonic, unsigned mode);
 void gen_case(struct diff_case *k);
 
 /* ---- host.c ---- */
-u8 *host_init(void); /* the code area, for writing */
+u8 *host_init(unsigned mode); /* the code area, for writing */
 void host_fill_arena(void); /* random contents, on both sides */
 void host_run(const struct diff_case *k, struct diff_state *out);
 u64 host_next_slot(void); /* where the next case's code will lie */
 
 /* ---- engine.c ---- */
 void engine_init(u8 *code); /* the code area's bytes: readable in both */
-void engine_set_mode(bool mode32); /* 64-bit or compatibility mode */
+void engine_set_mode(unsigned mode);
 /* The flags the decoded instruction claims to read and write; false: it does not decode. */
 bool engine_flags(const struct diff_case *k, u8 *read, u8 *written);
 void engine_run(const struct diff_case *k, struct diff_state *out);

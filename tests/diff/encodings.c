@@ -41,6 +41,7 @@ static u64 try_one(const ZydisDecoder *d, struct diff_case *k, struct diff_state
   k->at = host_next_slot();
   k->len = 15;
   k->branch = true;
+  k->mode = 64;
   registers(k);
   host_run(k, out);
   if (out->vector == 6 || k->insn.mnemonic == ZYDIS_MNEMONIC_VMCALL) return 0;

@@ -79,15 +79,17 @@ static void set_features(struct x86_vcpu *c) {
   cpuid = c->cpuid;
 }
 
-void engine_set_mode(bool mode32) {
+void engine_set_mode(unsigned mode) {
   struct x86_vcpu *c = cpu;
   struct x86_seg data = {.limit = 0xffffffffu, .sel = 0x2b, .type = 3, .s = 1, .dpl = 3, .present = 1, .db = 1, .g = 1};
+  if (mode == 16) data = (struct x86_seg){.base = ARENA_BASE, .limit = ARENA_SIZE - 1, .sel = 0x0f, .type = 3, .s = 1, .dpl = 3, .present = 1};
   for (unsigned n = 0; n < 6; n++) c->seg[n] = data;
   c->seg[SEG_CS].type = 11;
-  c->seg[SEG_CS].sel = mode32 ? 0x23 : 0x33;
-  c->seg[SEG_CS].db = mode32;
-  c->seg[SEG_CS].l = !mode32;
-  if (mode32) c->seg[SEG_FS].unusable = c->seg[SEG_GS].unusable = 1;
+  c->seg[SEG_CS].sel = mode == 64 ? 0x33 : mode == 32 ? 0x23 : 0x07;
+  c->seg[SEG_CS].db = mode == 32;
+  c->seg[SEG_CS].l = mode == 64;
+  if (mode == 16) c->seg[SEG_CS].base = CODE_BASE, c->seg[SEG_CS].limit = CODE_SIZE - 1;
+  if (mode != 64) c->seg[SEG_FS].unusable = c->seg[SEG_GS].unusable = 1;
   else c->seg[SEG_GS].base = DIFF_GS_BASE;
   for (unsigned n = 0; n < 6; n++) x86_seg_update(&c->seg[n]);
   c->tr = (struct x86_seg){.unusable = 1, .type = 11};
@@ -136,7 +138,7 @@ static void finish(struct x86_vcpu *c, const struct x86_insn *i, int flow, struc
 
 static void load(struct x86_vcpu *c, const struct diff_case *k) {
   memcpy(c->regs, k->in.gpr, sizeof(k->in.gpr));
-  c->rip = k->at;
+  c->rip = k->at - diff_code_base(k->mode);
   bool watch = (c->rflags ^ k->in.rflags) & (FL_AC | FL_TF);
   c->rflags = k->in.rflags;
   if (watch) x86_mode_changed(c);

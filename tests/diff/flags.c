@@ -46,7 +46,7 @@ bool check_flags(struct diff_case *k) {
     if (arena_map[p] == PAGE_RW) memory &= !memcmp(after + p * PAGE_SIZE, (u8 *)ARENA_BASE + p * PAGE_SIZE, PAGE_SIZE);
   copy_arena(before, true);
   if (first.vector >= 0 || second.vector >= 0 || k->branch) return true; /* a branch goes on elsewhere: its address would differ */
-  bool same = memory && !memcmp(first.gpr, second.gpr, (k->mode32 ? 8 : 16) * sizeof(first.gpr[0]));
+  bool same = memory && !memcmp(first.gpr, second.gpr, diff_gprs(k->mode) * sizeof(first.gpr[0]));
   u64 differ = (first.rflags ^ second.rflags) & FL_ARITH, changed = (first.rflags ^ k->in.rflags) & FL_ARITH;
   bool ok = true;
   if ((!same || differ & ~(u64)bit) && !(read >> f & 1)) ok = !tell(k, "is read", f);

@@ -15,7 +15,7 @@ static const struct x86_op_family *const families[] = {
 };
 
 static ZydisDecoder decoder;
-static bool mode32;
+static unsigned mode;
 static u8 accepted[ZYDIS_MNEMONIC_MAX_VALUE + 1];
 
 /* ---- which instructions ---- */
@@ -111,14 +111,16 @@ static void collect(void) {
   for (unsigned map = 0; map < MAPS; map++)
     for (unsigned bits = 0; bits < (1u << 16); bits++) {
       struct template t = {.map = (u8)map, .opcode = (u8)bits, .reg = bits >> 8 & 7, .pp = bits >> 11 & 3, .w = bits >> 13 & 1, .memory = bits >> 14 & 1, .l = bits >> 15};
-      if ((t.l || (t.w && mode32)) && map < MAP_VEX1) continue;
+      if ((t.l || (t.w && mode != 64)) && map < MAP_VEX1) continue;
       collect_one(&t);
     }
 }
 
-unsigned gen_init(const char *family, const char *mnemonic, bool compatibility) {
-  mode32 = compatibility;
-  x86_decoder_init(&decoder, mode32 ? ZYDIS_MACHINE_MODE_LEGACY_32 : ZYDIS_MACHINE_MODE_LONG_64, mode32 ? ZYDIS_STACK_WIDTH_32 : ZYDIS_STACK_WIDTH_64);
+unsigned gen_init(const char *family, const char *mnemonic, unsigned bits) {
+  mode = bits;
+  if (mode == 64) x86_decoder_init(&decoder, ZYDIS_MACHINE_MODE_LONG_64, ZYDIS_STACK_WIDTH_64);
+  else if (mode == 32) x86_decoder_init(&decoder, ZYDIS_MACHINE_MODE_LEGACY_32, ZYDIS_STACK_WIDTH_32);
+  else x86_decoder_init(&decoder, ZYDIS_MACHINE_MODE_LEGACY_16, ZYDIS_STACK_WIDTH_16);
   for (size_t f = 0; f < ARRAY_SIZE(families); f++) {
     if (family && strcmp(family, families[f]->name)) continue;
     for (unsigned n = 0; n < families[f]->n; n++) {
@@ -132,7 +134,7 @@ unsigned gen_init(const char *family, const char *mnemonic, bool compatibility) 
 
 /* ---- values ---- */
 
-static u64 landing(void) { return CODE_BASE + rnd_below(PAGE_SIZE - 64); } /* nothing but int3 */
+static u64 landing(void) { return CODE_BASE - diff_code_base(mode) + rnd_below(PAGE_SIZE - 64); } /* nothing but int3 */
 
 /* An address in the arena; most accesses from there succeed, some cross into other pages. */
 static u64 target(unsigned align) {
@@ -144,6 +146,9 @@ static u64 target(unsigned align) {
   return ARENA_BASE + a;
 }
 
+/* The same as a register holds it. */
+static u64 pointer(unsigned align) { return target(align) - diff_data_base(mode); }
+
 static u64 value(void) {
   static const u64 corners[] = {0, 1, 2, 3, 7, 8, 15, 16, 31, 32, 33, 63, 64, 0x7f, 0x80, 0xff, 0x7fff, 0x8000, 0xffff, 0x7fffffff, 0x80000000,
                                 0xffffffff, 0x100000000, 0x7fffffffffffffff, 0x8000000000000000, ~0ull, ~1ull, 0x5555555555555555, 0xaaaaaaaaaaaaaaaa};
@@ -154,7 +159,7 @@ static u64 value(void) {
   case 3: return rnd() >> rnd_below(64);
   case 4: return (u64)((s64)rnd() >> rnd_below(64));
   case 5: return (u64)1 << rnd_below(64);
-  case 6: return rnd_below(8) ? target(0) : landing();
+  case 6: return rnd_below(8) ? pointer(0) : landing();
   default: return rnd();
   }
 }
@@ -185,14 +190,14 @@ static void make_bytes(struct diff_case *k) {
   const struct bucket *b = &buckets[mnemonics[rnd_below(n_mnemonics)]];
   const struct template *t = &b->t[rnd_below(b->n)];
   u8 *p = k->code;
-  unsigned n = 0, rxb = !mode32 && rnd_chance(50) ? rnd_below(8) : 0;
+  unsigned n = 0, rxb = mode == 64 && rnd_chance(50) ? rnd_below(8) : 0;
   bool legacy = t->map < MAP_VEX1;
   if (rnd_chance(legacy ? 8 : 1)) p[n++] = 0xf0;
   if (rnd_chance(10)) p[n++] = segments[rnd_below(sizeof(segments))];
   if (rnd_chance(8)) p[n++] = 0x67;
   if (rnd_chance(legacy ? 5 : 1)) p[n++] = 0x66;
   if (rnd_chance(legacy ? 4 : 1)) p[n++] = rnd_chance(50) ? 0xf2 : 0xf3;
-  n += put_opcode(p + n, t, rxb, !mode32 && rnd_chance(25), rnd_below(mode32 ? 8 : 16));
+  n += put_opcode(p + n, t, rxb, mode == 64 && rnd_chance(25), rnd_below(diff_gprs(mode)));
   p[n++] = (u8)((t->memory ? rnd_below(3) << 6 : 0xc0) | t->reg << 3 | rnd_below(8));
   bool sib = t->memory && (p[n - 1] & 7) == 4;
   if (sib) p[n++] = (u8)rnd();
@@ -233,7 +238,7 @@ static void patch_disp(struct diff_case *k, u64 disp) {
 
 /* Makes a memory operand point at `to`: through its base register, else through index and displacement. */
 static void aim(struct diff_case *k, const ZydisDecodedOperand *op, u64 to) {
-  u64 address = op->mem.segment == ZYDIS_REGISTER_GS ? to - DIFF_GS_BASE : to;
+  u64 address = op->mem.segment == ZYDIS_REGISTER_GS ? to - DIFF_GS_BASE : to - diff_data_base(mode);
   ZydisRegister base = op->mem.base, index = op->mem.index;
   u64 disp = op->mem.disp.has_displacement ? (u64)op->mem.disp.value : 0;
   if (base == ZYDIS_REGISTER_RIP || base == ZYDIS_REGISTER_EIP) {
@@ -243,16 +248,16 @@ static void aim(struct diff_case *k, const ZydisDecodedOperand *op, u64 to) {
   if (base == ZYDIS_REGISTER_NONE) {
     if (index != ZYDIS_REGISTER_NONE) *gpr(k, index) = rnd_below(4096);
     u64 offset = index == ZYDIS_REGISTER_NONE ? 0 : *gpr(k, index) * op->mem.scale;
-    if (k->insn.raw.disp.size >= 32) patch_disp(k, address - offset);
+    if (k->insn.raw.disp.size >= (mode == 16 ? 16 : 32)) patch_disp(k, address - offset);
     return;
   }
-  u64 high = !mode32 && k->insn.address_width == 32 && rnd_chance(50) ? rnd() << 32 : 0;
+  u64 high = mode == 64 && k->insn.address_width == 32 && rnd_chance(50) ? rnd() << 32 : 0;
   if (index == base) {
     *gpr(k, base) = ((address - disp) / (1u + op->mem.scale)) | high;
   } else {
-    u64 offset = index == ZYDIS_REGISTER_NONE ? 0 : *gpr(k, index) * op->mem.scale;
+    u64 offset = index == ZYDIS_REGISTER_NONE ? 0 : *gpr(k, index) * MAX(op->mem.scale, 1u);
     u64 v = address - disp - offset;
-    *gpr(k, base) = k->insn.address_width == 32 ? (u32)v | high : v;
+    *gpr(k, base) = k->insn.address_width == 32 ? (u32)v | high : k->insn.address_width == 16 ? (u16)v : v;
   }
 }
 
@@ -316,7 +321,7 @@ static void set_branch(struct diff_case *k) {
     memcpy(k->code + k->insn.raw.imm[0].offset, &d, size);
     decode(k);
   } else if (k->insn.mnemonic == ZYDIS_MNEMONIC_RET) {
-    if (rnd_chance(60)) poke64(k->in.gpr[RSP], landing());
+    if (rnd_chance(60)) poke64(diff_data_base(mode) + (mode == 16 ? (u16)k->in.gpr[RSP] : k->in.gpr[RSP]), landing());
   } else if (op->type == ZYDIS_OPERAND_TYPE_REGISTER && rnd_chance(60)) {
     u64 *r = gpr(k, op->reg.value);
     if (r) *r = landing();
@@ -326,10 +331,10 @@ static void set_branch(struct diff_case *k) {
 static void set_registers(struct diff_case *k) {
   u64 *g = k->in.gpr;
   for (unsigned n = 0; n < 16; n++) g[n] = value();
-  g[RSP] = target(rnd_chance(90) ? 8 : 0);
-  if (rnd_chance(80)) g[RBP] = target(0);
-  if (rnd_chance(85)) g[RSI] = target(0);
-  if (rnd_chance(85)) g[RDI] = target(0);
+  g[RSP] = pointer(rnd_chance(90) ? 8 : 0);
+  if (rnd_chance(80)) g[RBP] = pointer(0);
+  if (rnd_chance(85)) g[RSI] = pointer(0);
+  if (rnd_chance(85)) g[RDI] = pointer(0);
   k->in.rflags = 2 | FL_IF | (rnd() & FL_ARITH) | (rnd_chance(12) ? FL_DF : 0) | (rnd_chance(3) ? FL_AC : 0) | (rnd_chance(5) ? FL_NT : 0) | (rnd() & FL_ID);
 }
 
@@ -338,12 +343,13 @@ static void set_implicit(struct diff_case *k) {
   if (k->insn.attributes & (ZYDIS_ATTRIB_HAS_REP | ZYDIS_ATTRIB_HAS_REPE | ZYDIS_ATTRIB_HAS_REPNE)) {
     if (rnd_chance(95)) g[RCX] = rnd_below(rnd_chance(90) ? 40 : 1500);
     if (rnd_chance(20)) g[RDI] = g[RSI] + rnd_below(32) - 16; /* overlap */
-    if (!mode32 && k->insn.address_width == 32 && rnd_chance(50)) g[RCX] |= rnd() << 32, g[RSI] |= rnd() << 32, g[RDI] |= rnd() << 32;
-    if (rnd_chance(50) && writable(g[RSI], 256) && writable(g[RDI], 256)) { /* equal stretches for CMPS and SCAS */
+    if (mode == 64 && k->insn.address_width == 32 && rnd_chance(50)) g[RCX] |= rnd() << 32, g[RSI] |= rnd() << 32, g[RDI] |= rnd() << 32;
+    u64 from = g[RSI] + diff_data_base(mode), to = g[RDI] + diff_data_base(mode);
+    if (rnd_chance(50) && writable(from, 256) && writable(to, 256)) { /* equal stretches for CMPS and SCAS */
       u8 same[256];
       memset(same, (int)g[RAX], sizeof(same));
-      if (rnd_chance(50)) peek(g[RSI], same, sizeof(same));
-      poke(g[RDI], same, rnd_below(256));
+      if (rnd_chance(50)) peek(from, same, sizeof(same));
+      poke(to, same, rnd_below(256));
     }
   }
   switch (k->insn.mnemonic) {
@@ -354,10 +360,10 @@ static void set_implicit(struct diff_case *k) {
     if (rnd_chance(60)) g[RDX] = (u64)((s64)g[RAX] >> 63);
     break;
   case ZYDIS_MNEMONIC_MOVDIR64B:
-    if (rnd_chance(90)) *gpr(k, k->ops[0].reg.value) = target(64);
+    if (rnd_chance(90)) *gpr(k, k->ops[0].reg.value) = pointer(64);
     break;
   case ZYDIS_MNEMONIC_XLAT:
-    if (rnd_chance(90)) g[RBX] = target(0) - (u8)g[RAX];
+    if (rnd_chance(90)) g[RBX] = pointer(0) - (u8)g[RAX];
     break;
   default: break;
   }
@@ -380,7 +386,8 @@ static bool make(struct diff_case *k) {
   set_implicit(k);
   set_memory(k);
   set_branch(k);
-  for (unsigned n = 0; mode32 && n < 16; n++) k->in.gpr[n] = n < 8 ? (u32)k->in.gpr[n] : 0;
+  for (unsigned n = 0; mode != 64 && n < 16; n++) k->in.gpr[n] = n < 8 ? (u32)k->in.gpr[n] : 0;
+  if (mode == 16) k->in.gpr[RSP] = ENTRY_PAGE | (u16)k->in.gpr[RSP];
   if (k->ext) diff_ext.randomise(k);
   return true;
 }

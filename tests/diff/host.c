@@ -1,4 +1,5 @@
 /* Runs a case on the host CPU: code in an executable page (written through another mapping), exceptions as signals. */
+#include <asm/ldt.h>
 #include <asm/prctl.h>
 #include <signal.h>
 #include <stdio.h>
@@ -13,7 +14,9 @@
 /* Read and written by stub.S. */
 struct diff_state host_in, host_out;
 u64 host_entry, host_stack;
-u8 host_ext, host_mode32;
+u64 host_cs, host_ds; /* selectors; 0: stay in 64-bit mode */
+u64 host_entry_stack = ENTRY_PAGE + PAGE_SIZE;
+u8 host_ext;
 void host_enter(void);
 extern const char host_exit[], host_return[];
 
@@ -27,10 +30,13 @@ const u8 arena_map[ARENA_PAGES] = {PAGE_GONE, PAGE_RW, PAGE_RW, PAGE_RO, PAGE_GO
 #define USER_CS32 0x23
 #define USER_CS   0x33
 #define USER_DS   0x2b
+#define LDT_CODE  0x07
+#define LDT_DATA  0x0f
 
 static u8 *code; /* writable mapping of the code area */
 static unsigned slot;
 static bool took_signal;
+static unsigned mode;
 
 static void die(const char *what) {
   perror(what);
@@ -78,7 +84,7 @@ static void take_registers(const greg_t *g) {
   host_out.ip = (u64)g[REG_RIP];
 }
 
-static bool in_code(u64 rip) { return rip - CODE_BASE < CODE_SIZE; }
+static bool in_code(u64 ip) { return ip + diff_code_base(mode) - CODE_BASE < CODE_SIZE; }
 
 /* Every end of a case that is not a jump to host_exit.  What is neither the case's nor foreseen ends the program. */
 static void on_signal(int sig, siginfo_t *info, void *context) {
@@ -86,7 +92,7 @@ static void on_signal(int sig, siginfo_t *info, void *context) {
   greg_t *g = uc->uc_mcontext.gregs;
   int trap = (int)g[REG_TRAPNO];
   bool at_exit = g[REG_RIP] == (greg_t)(uintptr_t)host_exit || (g[REG_RIP] == (greg_t)EXIT_AT && trap == 1); /* single step behind a POPF that set TF */
-  bool fetch = trap == 14 && g[REG_CR2] == g[REG_RIP];       /* a branch to where nothing is */
+  bool fetch = trap == 14 && (u64)g[REG_CR2] == (u64)g[REG_RIP] + diff_code_base(mode);     /* a branch to where nothing is */
   if (!in_code((u64)g[REG_RIP]) && !at_exit && !fetch) {
     signal(sig, SIG_DFL);
     return;
@@ -117,7 +123,25 @@ static void install_handlers(void) {
   for (unsigned n = 0; n < ARRAY_SIZE(signals); n++) sigaction(signals[n], &sa, NULL);
 }
 
-u8 *host_init(void) {
+/* 16-bit code and data segments in the local descriptor table. */
+static void make_segments(void) {
+  struct user_desc code16 = {.entry_number = 0, .base_addr = (u32)CODE_BASE, .limit = CODE_SIZE - 1, .contents = MODIFY_LDT_CONTENTS_CODE, .useable = 1};
+  struct user_desc data16 = {.entry_number = 1, .base_addr = (u32)ARENA_BASE, .limit = ARENA_SIZE - 1, .contents = MODIFY_LDT_CONTENTS_DATA, .useable = 1};
+  if (syscall(SYS_modify_ldt, 1, &code16, sizeof(code16)) || syscall(SYS_modify_ldt, 1, &data16, sizeof(data16))) die("16-bit segments");
+}
+
+static void set_mode(unsigned m) {
+  mode = m;
+  if (m == 64) return;
+  void *p = mmap((void *)ENTRY_PAGE, PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+  if (p == MAP_FAILED) die("entry stack");
+  if (m == 16) make_segments();
+  host_cs = m == 16 ? LDT_CODE : USER_CS32;
+  host_ds = m == 16 ? LDT_DATA : USER_DS;
+}
+
+u8 *host_init(unsigned m) {
+  set_mode(m);
   map_code();
   map_exit();
   map_arena();
@@ -132,12 +156,13 @@ static u64 slot_address(unsigned n) { return CODE_BASE + PAGE_SIZE + n * SLOT_SI
 u64 host_next_slot(void) { return slot_address(slot); }
 
 /* jmp EXIT_AT, or ljmp USER_CS:EXIT_AT. */
-static void put_exit(u8 *p, u64 address, bool mode32) {
-  u32 to = (u32)(mode32 ? EXIT_AT : EXIT_AT - (address + 5));
+static void put_exit(u8 *p, u64 address) {
+  u32 to = (u32)(mode != 64 ? EXIT_AT : EXIT_AT - (address + 5));
   u16 cs = USER_CS;
-  p[0] = mode32 ? 0xea : 0xe9;
+  if (mode == 16) *p++ = 0x66;
+  p[0] = mode != 64 ? 0xea : 0xe9;
   memcpy(p + 1, &to, 4);
-  if (mode32) memcpy(p + 5, &cs, 2);
+  if (mode != 64) memcpy(p + 5, &cs, 2);
 }
 
 void host_run(const struct diff_case *k, struct diff_state *out) {
@@ -147,19 +172,18 @@ void host_run(const struct diff_case *k, struct diff_state *out) {
   last = at;
   slot = (slot + 1) % SLOTS;
   memcpy(at, k->code, k->len);
-  if (!k->branch) put_exit(at + k->len, k->at + k->len, k->mode32);
+  if (!k->branch) put_exit(at + k->len, k->at + k->len);
   memcpy(&host_in.gpr, &k->in.gpr, sizeof(host_in.gpr));
   host_in.rflags = k->in.rflags;
   host_ext = k->ext;
-  host_mode32 = k->mode32;
   if (k->ext) memcpy(host_in.xsave, k->in.xsave, sizeof(host_in.xsave));
-  host_entry = k->at;
+  host_entry = k->at - diff_code_base(mode);
   host_out.vector = -1;
   host_out.error = 0;
   host_out.cr2 = 0;
   took_signal = false;
   host_enter();
-  if (!took_signal) host_out.ip = k->at + k->len;
+  if (!took_signal) host_out.ip = host_entry + k->len;
   memcpy(&out->gpr, &host_out.gpr, sizeof(*out) - offsetof(struct diff_state, gpr));
   if (k->ext) memcpy(out->xsave, host_out.xsave, sizeof(out->xsave));
 }

@@ -40,13 +40,13 @@ static double now(void) {
 }
 
 static void usage(FILE *f) {
-  fputs("usage: diff [--cases N] [--seed S] [--family NAME] [--mnemonic NAME] [--mode 32|64] [--summary]\n"
+  fputs("usage: diff [--cases N] [--seed S] [--family NAME] [--mnemonic NAME] [--mode 16|32|64] [--summary]\n"
         "Runs random instructions on the host CPU and in the engine and compares what they leave.\n"
         "  --cases N       how many (default 1000000; K and M may follow)\n"
         "  --seed S        another sequence (default 1; 0: from the clock)\n"
         "  --family NAME   only instructions of one family (alu, mov, string, ...)\n"
         "  --mnemonic NAME only one instruction\n"
-        "  --mode 32|64    compatibility or 64-bit mode (default 64)\n"
+        "  --mode 16|32|64    16-bit, compatibility or 64-bit mode (default 64)\n"
         "  --flags         instead: the decoder's sets of flags read and written against the host\n"
         "  --encodings     instead: what the decoder refuses must be undefined on the host\n"
         "  --summary       a line per mnemonic at the end\n",
@@ -64,7 +64,8 @@ static u64 number(const char *s) {
 struct options {
   u64 cases, seed;
   const char *family, *mnemonic;
-  bool summary, mode32, encodings, flags;
+  unsigned mode;
+  bool summary, encodings, flags;
 };
 
 static bool parse(int argc, char **argv, struct options *o) {
@@ -86,7 +87,7 @@ static bool parse(int argc, char **argv, struct options *o) {
     n++;
     if (!strcmp(a, "--cases")) o->cases = number(v);
     else if (!strcmp(a, "--seed")) o->seed = number(v);
-    else if (!strcmp(a, "--mode")) o->mode32 = number(v) == 32;
+    else if (!strcmp(a, "--mode")) o->mode = (unsigned)number(v);
     else if (!strcmp(a, "--family")) o->family = v;
     else if (!strcmp(a, "--mnemonic")) o->mnemonic = v;
     else return false;
@@ -140,23 +141,23 @@ static void summary(bool all, unsigned mnemonics) {
 }
 
 int main(int argc, char **argv) {
-  struct options o = {.cases = 1000000, .seed = 1};
-  if (!parse(argc, argv, &o)) {
+  struct options o = {.cases = 1000000, .seed = 1, .mode = 64};
+  if (!parse(argc, argv, &o) || (o.mode != 16 && o.mode != 32 && o.mode != 64)) {
     usage(stderr);
     return 2;
   }
   if (!o.seed) o.seed = (u64)time(NULL);
   seed(o.seed);
-  engine_init(host_init());
-  engine_set_mode(o.mode32);
-  k.mode32 = o.mode32;
+  engine_init(host_init(o.mode));
+  engine_set_mode(o.mode);
+  k.mode = o.mode;
   host_fill_arena();
   if (o.encodings) {
     u64 n = check_encodings();
     printf("%llu encodings refused that the host runs\n", (unsigned long long)n);
     return n != 0;
   }
-  unsigned mnemonics = gen_init(o.family, o.mnemonic, o.mode32);
+  unsigned mnemonics = gen_init(o.family, o.mnemonic, o.mode);
   if (!mnemonics) {
     fprintf(stderr, "diff: no such instructions\n");
     return 2;

@@ -23,8 +23,8 @@ host_enter:
         movl    $-1, %eax
         movl    $-1, %edx
         xrstor64 host_in+XSAVE(%rip)
-1:      cmpb    $0, host_mode32(%rip)
-        jne     enter32
+1:      cmpq    $0, host_cs(%rip)
+        jne     enter_other
         pushq   host_in+RFLAGS(%rip)
         movq    host_in+GPR+0(%rip), %rax
         movq    host_in+GPR+8(%rip), %rcx
@@ -45,15 +45,16 @@ host_enter:
         movq    host_in+GPR+32(%rip), %rsp
         jmp     *host_entry(%rip)
 
-/* Compatibility mode: flat 32-bit data segments, and an IRET that loads code and stack segment. */
-enter32:
-        movl    $0x2b, %eax
+/* Other modes: data segments by hand, code and stack segment by IRET, from a stack in low memory. */
+enter_other:
+        movl    host_ds(%rip), %eax
         movl    %eax, %ds
         movl    %eax, %es
-        pushq   $0x2b
+        movq    host_entry_stack(%rip), %rsp
+        pushq   host_ds(%rip)
         pushq   host_in+GPR+32(%rip)
         pushq   host_in+RFLAGS(%rip)
-        pushq   $0x23
+        pushq   host_cs(%rip)
         pushq   host_entry(%rip)
         movq    host_in+GPR+0(%rip), %rax
         movq    host_in+GPR+8(%rip), %rcx

@@ -58,7 +58,9 @@ static bool real_mode_allows(const ZydisDecodedInstruction *insn) {
   case ZYDIS_MNEMONIC_STR:
   case ZYDIS_MNEMONIC_VERR:
   case ZYDIS_MNEMONIC_VERW: return false;
-  default: return insn->meta.isa_set != ZYDIS_ISA_SET_SVM && (insn->meta.isa_set != ZYDIS_ISA_SET_VTX || insn->mnemonic == ZYDIS_MNEMONIC_VMCALL);
+  case ZYDIS_MNEMONIC_VMCALL: /* hypercalls work everywhere */
+  case ZYDIS_MNEMONIC_VMMCALL: return true;
+  default: return insn->meta.isa_set != ZYDIS_ISA_SET_SVM && insn->meta.isa_set != ZYDIS_ISA_SET_VTX;
   }
 }
 
