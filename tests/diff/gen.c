@@ -386,8 +386,6 @@ static bool make(struct diff_case *k) {
   set_implicit(k);
   set_memory(k);
   set_branch(k);
-  for (unsigned n = 0; mode != 64 && n < 16; n++) k->in.gpr[n] = n < 8 ? (u32)k->in.gpr[n] : 0;
-  if (mode == 16) k->in.gpr[RSP] = ENTRY_PAGE | (u16)k->in.gpr[RSP];
   if (k->ext) diff_ext.randomise(k);
   return true;
 }
@@ -395,4 +393,6 @@ static bool make(struct diff_case *k) {
 void gen_case(struct diff_case *k) {
   k->at = host_next_slot();
   while (!make(k));
+  for (unsigned n = 0; mode != 64 && n < 16; n++) k->in.gpr[n] = n < 8 ? (u32)k->in.gpr[n] : 0;
+  if (mode == 16) k->in.gpr[RSP] = ENTRY_PAGE | (u16)k->in.gpr[RSP];
 }

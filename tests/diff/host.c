@@ -93,7 +93,7 @@ static void on_signal(int sig, siginfo_t *info, void *context) {
   int trap = (int)g[REG_TRAPNO];
   bool at_exit = g[REG_RIP] == (greg_t)(uintptr_t)host_exit || (g[REG_RIP] == (greg_t)EXIT_AT && trap == 1); /* single step behind a POPF that set TF */
   bool fetch = trap == 14 && (u64)g[REG_CR2] == (u64)g[REG_RIP] + diff_code_base(mode);     /* a branch to where nothing is */
-  if (!in_code((u64)g[REG_RIP]) && !at_exit && !fetch) {
+  if (!in_code((u64)g[REG_RIP] - (trap == 3)) && !at_exit && !fetch) {
     signal(sig, SIG_DFL);
     return;
   }

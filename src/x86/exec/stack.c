@@ -138,7 +138,7 @@ static int enter(struct x86_vcpu *c, const struct x86_insn *i) {
   unsigned size = i->opsize, level = i->reg & 31;
   int r = store_size(c, SEG_SS, (sp - size) & mask, size, bp);
   if (r) return r;
-  u64 frame = (sp - size) & mask, at = frame;
+  u64 at = (sp - size) & mask, frame = (sp & ~mask) | at; /* all of ESP, also with a 16-bit stack */
   for (unsigned n = 1; n < level; n++) {
     u64 v;
     bp -= size;
