@@ -5,7 +5,7 @@
  *   engine.c   runs it in a vCPU of the engine, whose guest memory shows the same arena at the same addresses
  *   compare.c  compares and reports; holds the list of flags that the manual leaves undefined
  *   main.c     arguments, progress, summary
- *   ext.c      extended state (x87, SSE, AVX...), through struct diff_ext
+ *   ext.c      extended state (x87, SSE, AVX, ...): comparison; ext_values.c its random values
  */
 #ifndef TESTS_DIFF_DIFF_H
 #define TESTS_DIFF_DIFF_H
@@ -67,6 +67,8 @@ static inline bool rnd_chance(unsigned percent) { return rnd_below(100) < percen
 /* Collects the encodings to test; family NULL: all.  Returns how many mnemonics there are. */
 unsigned gen_init(const char *family, const char *mnemonic, unsigned mode);
 void gen_case(struct diff_case *k);
+/* Writes to both arenas, where all of the range is writable. */
+void gen_poke(u64 at, const void *data, unsigned size);
 
 /* ---- host.c ---- */
 u8 *host_init(unsigned mode); /* the code area, for writing */
@@ -78,6 +80,7 @@ u64 host_next_slot(void); /* where the next case's code will lie */
 void engine_init(u8 *code); /* the code area's bytes: readable in both */
 void engine_set_mode(unsigned mode);
 /* The flags the decoded instruction claims to read and write; false: it does not decode. */
+bool engine_decodes(const u8 *code); /* the engine claims the instruction */
 bool engine_flags(const struct diff_case *k, u8 *read, u8 *written);
 void engine_run(const struct diff_case *k, struct diff_state *out);
 
@@ -89,20 +92,20 @@ bool check_flags(struct diff_case *k); /* false: the decoder's flag sets are wro
 
 /* ---- compare.c ---- */
 /* true: equal (as far as defined).  Prints a report of the first few differences per mnemonic. */
-bool compare(const struct diff_case *k, const struct diff_state *host, const struct diff_state *engine);
+bool compare(const struct diff_case *k, struct diff_state *host, struct diff_state *engine);
 void print_undefined(void);
 
-/* ---- extended state: defined in ext.c; absent where that is not linked ---- */
+/* ---- ext.c ---- */
 struct x86_vcpu;
-struct diff_ext {
-  bool (*accepts)(const ZydisDecodedInstruction *insn);         /* instruction of this kind: diff_case.ext is set */
-  void (*randomise)(struct diff_case *k);                       /* fills in.xsave */
-  void (*load)(struct x86_vcpu *c, const struct diff_state *s); /* into the engine */
-  void (*save)(struct x86_vcpu *c, struct diff_state *s);
-  bool (*equal)(const struct diff_case *k, const struct diff_state *host, const struct diff_state *engine);
-  void (*report)(const struct diff_case *k, const struct diff_state *host, const struct diff_state *engine);
-};
-extern const struct diff_ext diff_ext __attribute__((weak));
-bool diff_ext_accepts(const ZydisDecodedInstruction *insn); /* gen.c */
+/* The family of an instruction on extended state ("x87", "avx512", ...); NULL for the others and for those that are not tested. */
+const char *ext_family(const ZydisDecodedInstruction *insn);
+void ext_load(struct x86_vcpu *c, const struct diff_state *s); /* into the engine */
+void ext_save(struct x86_vcpu *c, struct diff_state *s);
+bool ext_equal(const struct diff_case *k, struct diff_state *host, struct diff_state *engine); /* brings both to one form */
+void ext_report(const struct diff_case *k, const struct diff_state *host, const struct diff_state *engine);
+
+/* ---- ext_values.c ---- */
+/* Fills in.xsave and what an operand in memory holds; mem: the operand or NULL, at: its linear address where known. */
+void ext_randomise(struct diff_case *k, const ZydisDecodedOperand *mem, u64 at);
 
 #endif

@@ -144,7 +144,13 @@ static void load(struct x86_vcpu *c, const struct diff_case *k) {
   if (watch) x86_mode_changed(c);
   c->stop = 0;
   c->int_shadow = 0;
-  if (k->ext) diff_ext.load(c, &k->in);
+  if (k->ext) ext_load(c, &k->in);
+}
+
+bool engine_decodes(const u8 *code) {
+  struct x86_decode_ctx ctx = {.mode = cpu->mode & X86_MODE_SIZE, .cpuid = cpuid, .vm = x86_vm_of(cpu)};
+  struct x86_insn i = {0};
+  return x86_decode(&ctx, code, 15, &i) > 0 && i.fn != x86_exec_ud;
 }
 
 bool engine_flags(const struct diff_case *k, u8 *read, u8 *written) {
@@ -174,5 +180,5 @@ void engine_run(const struct diff_case *k, struct diff_state *out) {
   c->cur = NULL;
   memcpy(out->gpr, c->regs, sizeof(out->gpr));
   out->rflags = c->rflags;
-  if (k->ext) diff_ext.save(c, out);
+  if (k->ext) ext_save(c, out);
 }

@@ -17,6 +17,8 @@ u64 host_entry, host_stack;
 u64 host_cs, host_ds; /* selectors; 0: stay in 64-bit mode */
 u64 host_entry_stack = ENTRY_PAGE + PAGE_SIZE;
 u8 host_ext;
+/* What C code expects: everything initial, exceptions masked. */
+struct diff_state host_clean = {.xsave = {[24] = 0x80, [25] = 0x1f}};
 void host_enter(void);
 extern const char host_exit[], host_return[];
 
