@@ -20,8 +20,8 @@ struct diff_state {
   u8 xsave[DIFF_XSAVE_SIZE] __attribute__((aligned(64))); /* standard XSAVE layout; used where diff_case.ext */
   u64 gpr[16];
   u64 rflags;
-  u64 ip;      /* after: of the next instruction, or of the faulting one */
-  s32 vector;  /* -1: none */
+  u64 ip;     /* after: of the next instruction, or of the faulting one */
+  s32 vector; /* -1: none */
   u32 error;
   u64 cr2;
 };
@@ -30,38 +30,50 @@ struct diff_case {
   u8 code[16];
   unsigned len;
   unsigned fixed; /* bytes up to ModRM and SIB */
-  unsigned mode; /* 16 (protected mode, segments of 64 KiB), 32 (compatibility mode, flat) or 64 */
-  bool branch; /* may leave for an address of its own */
-  bool ext;    /* extended state takes part */
-  u64 at;      /* where the code lies, natively and in the engine */
+  unsigned mode;  /* 16 (protected mode, segments of 64 KiB), 32 (compatibility mode, flat) or 64 */
+  bool branch;    /* may leave for an address of its own */
+  bool ext;       /* extended state takes part */
+  u64 at;         /* where the code lies, natively and in the engine */
   ZydisDecodedInstruction insn;
   ZydisDecodedOperand ops[ZYDIS_MAX_OPERAND_COUNT];
   struct diff_state in;
 };
 
 /* ---- memory, at the same linear addresses in both ---- */
-#define CODE_BASE   0x10000000ull
-#define CODE_SIZE   0x10000ull
-#define SLOT_SIZE   128u /* one case's code, int3 around it */
-#define SLOT_OFFSET 48u  /* of the instruction in its slot */
-#define ARENA_BASE  0x20000000ull
-#define ARENA_PAGES 8u
-#define ARENA_SIZE  (ARENA_PAGES * PAGE_SIZE)
+#define CODE_BASE    0x10000000ull
+#define CODE_SIZE    0x10000ull
+#define CODE_LIMIT16 (CODE_SIZE - PAGE_SIZE - 1) /* of the 16-bit segment: without the last page, which holds the way out */
+#define SLOT_SIZE    128u                        /* one case's code, int3 around it */
+#define SLOT_OFFSET  48u                         /* of the instruction in its slot */
+#define ARENA_BASE   0x20000000ull
+#define ARENA_PAGES  8u
+#define ARENA_SIZE   (ARENA_PAGES * PAGE_SIZE)
 enum arena_page { PAGE_GONE, PAGE_RW, PAGE_RO };
 extern const u8 arena_map[ARENA_PAGES];
 #define DIFF_GS_BASE 0x40ull
-/* 16-bit mode: the code area is one segment, the arena is the data and stack segment.  IRET to a 16-bit stack leaves bits 31:16 of ESP as they were. */
+/* 16-bit mode: the code area is one segment, the arena is the data and stack segment.  IRET to a 16-bit stack leaves bits 31:16
+ * of ESP as they were. */
 #define ENTRY_PAGE 0x20080000ull
-static inline u64 diff_code_base(unsigned mode) { return mode == 16 ? CODE_BASE : 0; }
-static inline u64 diff_data_base(unsigned mode) { return mode == 16 ? ARENA_BASE : 0; }
-static inline unsigned diff_gprs(unsigned mode) { return mode == 64 ? 16 : 8; }
+static inline u64 diff_code_base(unsigned mode) {
+  return mode == 16 ? CODE_BASE : 0;
+}
+static inline u64 diff_data_base(unsigned mode) {
+  return mode == 16 ? ARENA_BASE : 0;
+}
+static inline unsigned diff_gprs(unsigned mode) {
+  return mode == 64 ? 16 : 8;
+}
 
 extern u8 *engine_arena; /* the engine's copy */
 
 /* ---- random numbers (main.c): xoshiro256** ---- */
 u64 rnd(void);
-static inline unsigned rnd_below(unsigned n) { return (unsigned)((rnd() >> 32) * n >> 32); }
-static inline bool rnd_chance(unsigned percent) { return rnd_below(100) < percent; }
+static inline unsigned rnd_below(unsigned n) {
+  return (unsigned)((rnd() >> 32) * n >> 32);
+}
+static inline bool rnd_chance(unsigned percent) {
+  return rnd_below(100) < percent;
+}
 
 /* ---- gen.c ---- */
 /* Collects the encodings to test; family NULL: all.  Returns how many mnemonics there are. */
@@ -72,7 +84,7 @@ void gen_poke(u64 at, const void *data, unsigned size);
 
 /* ---- host.c ---- */
 u8 *host_init(unsigned mode); /* the code area, for writing */
-void host_fill_arena(void); /* random contents, on both sides */
+void host_fill_arena(void);   /* random contents, on both sides */
 void host_run(const struct diff_case *k, struct diff_state *out);
 u64 host_next_slot(void); /* where the next case's code will lie */
 
@@ -97,7 +109,8 @@ void print_undefined(void);
 
 /* ---- ext.c ---- */
 struct x86_vcpu;
-/* The family of an instruction on extended state ("x87", "avx512", ...); NULL for the others and for those that are not tested. */
+/* The family of an instruction on extended state ("x87", "avx512", ...); NULL for the others and for those that are not tested.
+ */
 const char *ext_family(const ZydisDecodedInstruction *insn);
 void ext_load(struct x86_vcpu *c, const struct diff_state *s); /* into the engine */
 void ext_save(struct x86_vcpu *c, struct diff_state *s);

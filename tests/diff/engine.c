@@ -88,7 +88,7 @@ void engine_set_mode(unsigned mode) {
   c->seg[SEG_CS].sel = mode == 64 ? 0x33 : mode == 32 ? 0x23 : 0x07;
   c->seg[SEG_CS].db = mode == 32;
   c->seg[SEG_CS].l = mode == 64;
-  if (mode == 16) c->seg[SEG_CS].base = CODE_BASE, c->seg[SEG_CS].limit = CODE_SIZE - 1;
+  if (mode == 16) c->seg[SEG_CS].base = CODE_BASE, c->seg[SEG_CS].limit = CODE_LIMIT16;
   if (mode != 64) c->seg[SEG_FS].unusable = c->seg[SEG_GS].unusable = 1;
   else c->seg[SEG_GS].base = DIFF_GS_BASE;
   for (unsigned n = 0; n < 6; n++) x86_seg_update(&c->seg[n]);
