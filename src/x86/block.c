@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "core/memslot.h"
+#include "core/stats.h"
 #include "x86/block.h"
 #include "x86/cpu/cpu.h"
 #include "x86/mmu/io.h"
@@ -296,6 +297,7 @@ static struct x86_block *publish(struct x86_vcpu *c, u32 mode, const struct fetc
   }
   bs->bytes += size;
   pthread_mutex_unlock(&bs->lock);
+  vcpu_stat_inc(&c->core, blocks_decoded);
   return b;
 }
 
