@@ -75,17 +75,33 @@ static void *entry_host(struct x86_vcpu *c, gpa_t gpa, const struct memslot **sl
   return (void *)(uintptr_t)(memslot_hva(*slot, gpa >> PAGE_SHIFT) + (gpa & (PAGE_SIZE - 1)));
 }
 
+/* An entry that a walk used. */
+struct entry {
+  const struct memslot *slot;
+  gpa_t gpa;
+  void *host;
+  u64 e;
+};
+
 /* Sets accessed/dirty bits with a compare-and-swap; false when the entry changed under us (walk again). */
-static bool entry_set_bits(struct x86_vcpu *c, const struct memslot *slot, gpa_t gpa, void *host, unsigned size, u64 old, u64 bits) {
-  if ((old & bits) == bits || (slot->flags & KVM_MEM_READONLY)) return true;
+static bool entry_set_bits(struct x86_vcpu *c, const struct entry *p, unsigned size, u64 bits) {
+  if ((p->e & bits) == bits || (p->slot->flags & KVM_MEM_READONLY)) return true;
   bool ok;
-  if (size == 8) ok = __atomic_compare_exchange_n((u64 *)host, &old, old | bits, false, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED);
+  u64 old = p->e;
+  if (size == 8) ok = __atomic_compare_exchange_n((u64 *)p->host, &old, old | bits, false, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED);
   else {
     u32 old32 = (u32)old;
-    ok = __atomic_compare_exchange_n((u32 *)host, &old32, old32 | (u32)bits, false, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED);
+    ok = __atomic_compare_exchange_n((u32 *)p->host, &old32, old32 | (u32)bits, false, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED);
   }
-  if (ok && (slot->flags & KVM_MEM_LOG_DIRTY_PAGES)) mark_page_dirty(c->core.vm, &c->core, slot, gpa >> PAGE_SHIFT);
+  if (ok && (p->slot->flags & KVM_MEM_LOG_DIRTY_PAGES)) mark_page_dirty(c->core.vm, &c->core, p->slot, p->gpa >> PAGE_SHIFT);
   return ok;
+}
+
+/* 4.8: once the access is known not to fault, as KVM's walker does it: accessed in all entries used, dirty in the one that maps the page. */
+static bool set_accessed_dirty(struct x86_vcpu *c, const struct entry *top, const struct entry *leaf, unsigned size, bool write) {
+  for (const struct entry *p = top; p > leaf; p--)
+    if (!entry_set_bits(c, p, size, PTE_A)) return false;
+  return entry_set_bits(c, leaf, size, PTE_A | (write ? PTE_D : 0));
 }
 
 /* Reserved bits of an entry: tables 4-2 to 4-20. */
@@ -109,6 +125,7 @@ static int walk_once(struct x86_vcpu *c, u64 lin, enum x86_access acc, struct x8
   enum x86_paging mode = c->mmu.paging;
   const struct format *f = &formats[mode];
   u32 err = access_bits(c, acc, rights.user);
+  struct entry used[6], *top = &used[f->levels];
   struct walk_state s = {.writable = true, .user = true};
   *again = false;
 
@@ -134,12 +151,9 @@ static int walk_once(struct x86_vcpu *c, u64 lin, enum x86_access acc, struct x8
     s.writable &= (e & PTE_W) != 0;
     s.user &= (e & PTE_U) != 0;
     s.nx |= mode != PAGING_32 && (e & PTE_NX) && (c->efer & EFER_NX);
+    used[level] = (struct entry){.slot = slot, .gpa = gpa, .host = host, .e = e};
 
     if (level > 1 && !large) {
-      if (set_ad && !entry_set_bits(c, slot, gpa, host, f->entry_size, e, PTE_A)) {
-        *again = true;
-        return X86_OK;
-      }
       s.table = mode == PAGING_32 ? e & 0xfffff000u : e & PTE_ADDR;
       continue;
     }
@@ -151,10 +165,7 @@ static int walk_once(struct x86_vcpu *c, u64 lin, enum x86_access acc, struct x8
     unsigned pk, need = acc == ACC_READ ? PERM_R : acc == ACC_EXEC ? PERM_X : PERM_W;
     if (!(x86_page_perms(c, out, rights, &pk) & need)) return page_fault(c, lin, err | PF_P | (pk & need ? PF_PK : 0));
     bool write = acc == ACC_WRITE || acc == ACC_RMW;
-    if (set_ad && !entry_set_bits(c, slot, gpa, host, f->entry_size, e, PTE_A | (write ? PTE_D : 0))) {
-      *again = true;
-      return X86_OK;
-    }
+    *again = set_ad && !set_accessed_dirty(c, top, &used[level], f->entry_size, write);
     if (write) out->dirty = true;
     return X86_OK;
   }
