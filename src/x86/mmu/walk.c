@@ -4,6 +4,7 @@
  */
 #include "x86/mmu/walk.h"
 #include "x86/block.h"
+#include "x86/cpuid/cpuid.h"
 #include "x86/x86.h"
 
 #define PTE_P  0x1ull
@@ -104,9 +105,15 @@ static bool set_accessed_dirty(struct x86_vcpu *c, const struct entry *top, cons
   return entry_set_bits(c, leaf, size, PTE_A | (write ? PTE_D : 0));
 }
 
+/* Table 4-4: PSE-36 puts the address bits above 31, at most 8 of them, from bit 13 on; what is left up to bit 21 is reserved. */
+static u64 pse_reserved(struct x86_vcpu *c) {
+  unsigned width = x86_has(c, X86_FEATURE_PSE36) ? MIN(c->cpuid->maxphyaddr, 40) : 32, high = width > 32 ? width - 32 : 0;
+  return 0x3fe000u & ~((1u << (13 + high)) - 1);
+}
+
 /* Reserved bits of an entry: tables 4-2 to 4-20. */
 static bool entry_reserved(struct x86_vcpu *c, enum x86_paging mode, unsigned level, u64 e, bool large) {
-  if (mode == PAGING_32) return large && (e & (1u << 21)) && true; /* PSE-36: bits 20:13 extend the address, bit 21 is reserved */
+  if (mode == PAGING_32) return large && (e & pse_reserved(c));
   u64 rsvd = c->mmu.rsvd_high;
   if (!(c->efer & EFER_NX)) rsvd |= PTE_NX;
   if (mode == PAGING_PAE) rsvd |= 0x7ff0000000000000ull;
