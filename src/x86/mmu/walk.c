@@ -225,9 +225,15 @@ int x86_translate(struct x86_vcpu *c, u64 lin, enum x86_access acc, unsigned tab
   x->gpa = w.gpa;
   x->code = false;
   x->host = NULL;
+  x->rom = NULL;
   gfn_t gfn = w.gpa >> PAGE_SHIFT;
   const struct memslot *slot = x86_memslot(c, gfn);
-  if (!slot || (write && (slot->flags & KVM_MEM_READONLY))) return X86_OK;
+  if (!slot) return X86_OK;
+  hva_t host = memslot_hva(slot, gfn);
+  if (write && (slot->flags & KVM_MEM_READONLY)) {
+    x->rom = (const u8 *)(uintptr_t)(host + (w.gpa & (PAGE_SIZE - 1)));
+    return X86_OK;
+  }
 
   unsigned pk, perms = x86_page_perms(c, &w, rights, &pk);
   x->code = x86_page_has_code(c->core.vm, gfn);
@@ -235,7 +241,6 @@ int x86_translate(struct x86_vcpu *c, u64 lin, enum x86_access acc, unsigned tab
   if (write && logged) mark_page_dirty(c->core.vm, &c->core, slot, gfn);
   /* A page may be written the fast way only when nothing has to be noticed about it: guest dirty bit set, no code, logged already. */
   if (!w.dirty || x->code || (slot->flags & KVM_MEM_READONLY) || (logged && !write)) perms &= ~PERM_W;
-  hva_t host = memslot_hva(slot, gfn);
   if (w.page_bits > PAGE_SHIFT) {
     u64 start = lin & ~((1ull << w.page_bits) - 1), end = start + (1ull << w.page_bits);
     c->mmu.large_start = MIN(c->mmu.large_start, start);
