@@ -340,6 +340,7 @@ static int fetch_second(struct x86_vcpu *c, u64 lin, struct fetch *f) {
   bool on_page = ((lin + f->avail) & (PAGE_SIZE - 1)) == 0;
   if (!on_page) return x86_gp0(c); /* segment limit */
   u64 next = c->code64 ? lin + f->avail : (u32)(lin + f->avail);
+  if (c->code64 && !x86_canonical(c, next)) return x86_gp0(c);
   return fetch_page(c, next, &f->gpa2, &f->host2);
 }
 

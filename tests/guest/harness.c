@@ -37,15 +37,48 @@ static int must(int r, const char *what) {
 
 /* ---- life ---- */
 
-/* The processor shows the guest everything it has. */
-static void set_cpuid(struct guest *g) {
+static struct kvm_cpuid2 *new_cpuid(void) {
   struct kvm_cpuid2 *id = calloc(1, sizeof(*id) + 256 * sizeof(id->entries[0]));
   id->nent = 256;
+  return id;
+}
+
+static u32 *cpuid_reg(struct kvm_cpuid2 *id, u32 leaf, unsigned reg) {
+  for (unsigned n = 0; n < id->nent; n++) {
+    struct kvm_cpuid_entry2 *e = &id->entries[n];
+    u32 *const regs[] = {&e->eax, &e->ebx, &e->ecx, &e->edx};
+    if (e->function == leaf && !e->index) return regs[reg];
+  }
+  return NULL;
+}
+
+/* The processor shows the guest everything it has. */
+static void set_cpuid(struct guest *g) {
+  struct kvm_cpuid2 *id = new_cpuid();
   MUST(g->sys, KVM_GET_SUPPORTED_CPUID, id);
   for (unsigned n = 0; g->chips && n < id->nent; n++)
     if (id->entries[n].function == 1) id->entries[n].ecx |= 1u << 24; /* the TSC deadline is a capability of the APIC */
   MUST(g->vcpu, KVM_SET_CPUID2, id);
   free(id);
+}
+
+void guest_cpuid(struct guest *g, u32 leaf, unsigned reg, u32 clear, u32 set) {
+  struct kvm_cpuid2 *id = new_cpuid();
+  MUST(g->vcpu, KVM_GET_CPUID2, id);
+  u32 *v = cpuid_reg(id, leaf, reg);
+  must(v ? 0 : -1, "CPUID leaf");
+  *v = (*v & ~clear) | set;
+  MUST(g->vcpu, KVM_SET_CPUID2, id);
+  free(id);
+}
+
+bool guest_supports(struct guest *g, u32 leaf, unsigned reg, unsigned bit) {
+  struct kvm_cpuid2 *id = new_cpuid();
+  MUST(g->sys, KVM_GET_SUPPORTED_CPUID, id);
+  u32 *v = cpuid_reg(id, leaf, reg);
+  bool has = v && *v >> bit & 1;
+  free(id);
+  return has;
 }
 
 void guest_add_slot(struct guest *g, unsigned space, u64 gpa, void *host, size_t size) {

@@ -54,8 +54,9 @@ static int translate_parts(struct x86_vcpu *c, u64 lin, unsigned size, enum x86_
 }
 
 static int read_part(struct x86_vcpu *c, const struct x86_xlat *x, u8 *data, unsigned len) {
-  if (likely(x->host)) {
-    copy(data, x->host, len);
+  const u8 *host = x->host ? x->host : x->rom;
+  if (likely(host)) {
+    copy(data, host, len);
     return X86_OK;
   }
   for (unsigned done = 0; done < len;) {

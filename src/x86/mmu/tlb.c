@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "core/stats.h"
+#include "x86/cpuid/cpuid.h"
 #include "x86/mmu/walk.h"
 #include "x86/x86.h"
 
@@ -88,11 +89,9 @@ static enum x86_paging paging_of(const struct x86_vcpu *c) {
 }
 
 void x86_mmu_mode_changed(struct x86_vcpu *c) {
-  u32 leaf[4];
+  unsigned width = c->cpuid->maxphyaddr;
   c->mmu.paging = paging_of(c);
-  x86_cpuid_get(c, 0x80000008u, 0, leaf);
-  c->mmu.maxphyaddr = (leaf[0] & 0xff) ? leaf[0] & 0xff : 36;
-  c->mmu.rsvd_high = c->mmu.maxphyaddr >= 52 ? 0 : 0x000fffffffffffffull & ~((1ull << c->mmu.maxphyaddr) - 1);
+  c->mmu.rsvd_high = width >= 52 ? 0 : 0x000fffffffffffffull & ~((1ull << width) - 1);
   x86_mmu_flush_all(c, true);
   x86_mmu_rights_changed(c);
 }

@@ -41,7 +41,6 @@ struct x86_mmu {
   u64 large_start, large_end;     /* linear range in which large guest pages were seen: INVLPG there flushes all */
   u8 right;                       /* enum x86_tlb_index that TLB_SLOW stands for */
   u8 paging;                      /* enum x86_paging, kept by x86_mmu_mode_changed() */
-  u8 maxphyaddr;
   u64 rsvd_high;                  /* physical-address bits beyond MAXPHYADDR, up to bit 51 */
 };
 

@@ -4,6 +4,7 @@
  */
 #include "x86/mmu/walk.h"
 #include "x86/block.h"
+#include "x86/cpuid/cpuid.h"
 #include "x86/x86.h"
 
 #define PTE_P  0x1ull
@@ -75,22 +76,44 @@ static void *entry_host(struct x86_vcpu *c, gpa_t gpa, const struct memslot **sl
   return (void *)(uintptr_t)(memslot_hva(*slot, gpa >> PAGE_SHIFT) + (gpa & (PAGE_SIZE - 1)));
 }
 
+/* An entry that a walk used. */
+struct entry {
+  const struct memslot *slot;
+  gpa_t gpa;
+  void *host;
+  u64 e;
+};
+
 /* Sets accessed/dirty bits with a compare-and-swap; false when the entry changed under us (walk again). */
-static bool entry_set_bits(struct x86_vcpu *c, const struct memslot *slot, gpa_t gpa, void *host, unsigned size, u64 old, u64 bits) {
-  if ((old & bits) == bits || (slot->flags & KVM_MEM_READONLY)) return true;
+static bool entry_set_bits(struct x86_vcpu *c, const struct entry *p, unsigned size, u64 bits) {
+  if ((p->e & bits) == bits || (p->slot->flags & KVM_MEM_READONLY)) return true;
   bool ok;
-  if (size == 8) ok = __atomic_compare_exchange_n((u64 *)host, &old, old | bits, false, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED);
+  u64 old = p->e;
+  if (size == 8) ok = __atomic_compare_exchange_n((u64 *)p->host, &old, old | bits, false, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED);
   else {
     u32 old32 = (u32)old;
-    ok = __atomic_compare_exchange_n((u32 *)host, &old32, old32 | (u32)bits, false, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED);
+    ok = __atomic_compare_exchange_n((u32 *)p->host, &old32, old32 | (u32)bits, false, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED);
   }
-  if (ok && (slot->flags & KVM_MEM_LOG_DIRTY_PAGES)) mark_page_dirty(c->core.vm, &c->core, slot, gpa >> PAGE_SHIFT);
+  if (ok && (p->slot->flags & KVM_MEM_LOG_DIRTY_PAGES)) mark_page_dirty(c->core.vm, &c->core, p->slot, p->gpa >> PAGE_SHIFT);
   return ok;
+}
+
+/* 4.8: once the access is known not to fault, as KVM's walker does it: accessed in all entries used, dirty in the one that maps the page. */
+static bool set_accessed_dirty(struct x86_vcpu *c, const struct entry *top, const struct entry *leaf, unsigned size, bool write) {
+  for (const struct entry *p = top; p > leaf; p--)
+    if (!entry_set_bits(c, p, size, PTE_A)) return false;
+  return entry_set_bits(c, leaf, size, PTE_A | (write ? PTE_D : 0));
+}
+
+/* Table 4-4: PSE-36 puts the address bits above 31, at most 8 of them, from bit 13 on; what is left up to bit 21 is reserved. */
+static u64 pse_reserved(struct x86_vcpu *c) {
+  unsigned width = x86_has(c, X86_FEATURE_PSE36) ? MIN(c->cpuid->maxphyaddr, 40) : 32, high = width > 32 ? width - 32 : 0;
+  return 0x3fe000u & ~((1u << (13 + high)) - 1);
 }
 
 /* Reserved bits of an entry: tables 4-2 to 4-20. */
 static bool entry_reserved(struct x86_vcpu *c, enum x86_paging mode, unsigned level, u64 e, bool large) {
-  if (mode == PAGING_32) return large && (e & (1u << 21)) && true; /* PSE-36: bits 20:13 extend the address, bit 21 is reserved */
+  if (mode == PAGING_32) return large && (e & pse_reserved(c));
   u64 rsvd = c->mmu.rsvd_high;
   if (!(c->efer & EFER_NX)) rsvd |= PTE_NX;
   if (mode == PAGING_PAE) rsvd |= 0x7ff0000000000000ull;
@@ -109,6 +132,7 @@ static int walk_once(struct x86_vcpu *c, u64 lin, enum x86_access acc, struct x8
   enum x86_paging mode = c->mmu.paging;
   const struct format *f = &formats[mode];
   u32 err = access_bits(c, acc, rights.user);
+  struct entry used[6], *top = &used[f->levels];
   struct walk_state s = {.writable = true, .user = true};
   *again = false;
 
@@ -134,12 +158,9 @@ static int walk_once(struct x86_vcpu *c, u64 lin, enum x86_access acc, struct x8
     s.writable &= (e & PTE_W) != 0;
     s.user &= (e & PTE_U) != 0;
     s.nx |= mode != PAGING_32 && (e & PTE_NX) && (c->efer & EFER_NX);
+    used[level] = (struct entry){.slot = slot, .gpa = gpa, .host = host, .e = e};
 
     if (level > 1 && !large) {
-      if (set_ad && !entry_set_bits(c, slot, gpa, host, f->entry_size, e, PTE_A)) {
-        *again = true;
-        return X86_OK;
-      }
       s.table = mode == PAGING_32 ? e & 0xfffff000u : e & PTE_ADDR;
       continue;
     }
@@ -151,10 +172,7 @@ static int walk_once(struct x86_vcpu *c, u64 lin, enum x86_access acc, struct x8
     unsigned pk, need = acc == ACC_READ ? PERM_R : acc == ACC_EXEC ? PERM_X : PERM_W;
     if (!(x86_page_perms(c, out, rights, &pk) & need)) return page_fault(c, lin, err | PF_P | (pk & need ? PF_PK : 0));
     bool write = acc == ACC_WRITE || acc == ACC_RMW;
-    if (set_ad && !entry_set_bits(c, slot, gpa, host, f->entry_size, e, PTE_A | (write ? PTE_D : 0))) {
-      *again = true;
-      return X86_OK;
-    }
+    *again = set_ad && !set_accessed_dirty(c, top, &used[level], f->entry_size, write);
     if (write) out->dirty = true;
     return X86_OK;
   }
@@ -207,9 +225,15 @@ int x86_translate(struct x86_vcpu *c, u64 lin, enum x86_access acc, unsigned tab
   x->gpa = w.gpa;
   x->code = false;
   x->host = NULL;
+  x->rom = NULL;
   gfn_t gfn = w.gpa >> PAGE_SHIFT;
   const struct memslot *slot = x86_memslot(c, gfn);
-  if (!slot || (write && (slot->flags & KVM_MEM_READONLY))) return X86_OK;
+  if (!slot) return X86_OK;
+  hva_t host = memslot_hva(slot, gfn);
+  if (write && (slot->flags & KVM_MEM_READONLY)) {
+    x->rom = (const u8 *)(uintptr_t)(host + (w.gpa & (PAGE_SIZE - 1)));
+    return X86_OK;
+  }
 
   unsigned pk, perms = x86_page_perms(c, &w, rights, &pk);
   x->code = x86_page_has_code(c->core.vm, gfn);
@@ -217,7 +241,6 @@ int x86_translate(struct x86_vcpu *c, u64 lin, enum x86_access acc, unsigned tab
   if (write && logged) mark_page_dirty(c->core.vm, &c->core, slot, gfn);
   /* A page may be written the fast way only when nothing has to be noticed about it: guest dirty bit set, no code, logged already. */
   if (!w.dirty || x->code || (slot->flags & KVM_MEM_READONLY) || (logged && !write)) perms &= ~PERM_W;
-  hva_t host = memslot_hva(slot, gfn);
   if (w.page_bits > PAGE_SHIFT) {
     u64 start = lin & ~((1ull << w.page_bits) - 1), end = start + (1ull << w.page_bits);
     c->mmu.large_start = MIN(c->mmu.large_start, start);

@@ -28,6 +28,7 @@ unsigned x86_page_perms(struct x86_vcpu *c, const struct x86_walk *w, struct x86
 /* One page of an access, translated. */
 struct x86_xlat {
   u8 *host;  /* NULL: not RAM (a device, or a write to a read-only slot) */
+  const u8 *rom; /* write to a read-only slot: what a read would find; else NULL */
   gpa_t gpa;
   bool code; /* written page has decoded blocks */
 };
