@@ -439,13 +439,13 @@ int x86_run_one(struct x86_vcpu *c) {
   do r = next_block(c, c->mode | X86_MODE_SINGLE, &b);
   while (r == X86_RESTART);
   if (r) return r;
-  c->int_shadow = c->int_shadow ? 2 : 0;
+  if (c->int_shadow) c->int_shadow |= X86_SHADOW_RUNNING;
   u64 rcx = c->regs[RCX];
   r = run_block(c, b);
   c->stop = 0;
-  if (c->int_shadow == 2 && r == X86_EXIT) {
-    c->int_shadow = 1; /* it has not run yet: it comes again with the client's answer */
-  } else if (c->int_shadow == 2) {
+  if (c->int_shadow & X86_SHADOW_RUNNING && r == X86_EXIT) {
+    c->int_shadow &= ~X86_SHADOW_RUNNING; /* it has not run yet: it comes again with the client's answer */
+  } else if (c->int_shadow & X86_SHADOW_RUNNING) {
     c->int_shadow = 0;
     atomic_fetch_or_explicit(&c->core.requests, BIT(REQ_EVENT), memory_order_relaxed);
   }

@@ -74,7 +74,8 @@ static inline void recover(struct frame *f, unsigned vector, u64 error) {
 TAKE(0)
 TAKE(1)
 TAKE(6)
-TAKE(7) TAKE_CODE(10) TAKE_CODE(11) TAKE_CODE(12) TAKE_CODE(13) TAKE_CODE(14) TAKE_CODE(17)
+TAKE(7)
+TAKE_CODE(10) TAKE_CODE(11) TAKE_CODE(12) TAKE_CODE(13) TAKE_CODE(14) TAKE_CODE(17)
     /* The end of user code. */
     HANDLER take_done(struct frame *f) {
   recover(f, 0, 0);
@@ -140,16 +141,20 @@ static inline void invlpg(u64 at) {
 
 /* ---- host side ---- */
 
-/* A 64-bit guest that will run f, with all faults caught; its image at its own addresses. */
-static inline struct guest *inside_start(void (*f)(void)) {
-  struct guest *g = guest_new();
-  guest_long(g, (u64)(uintptr_t)f);
-  guest_map_image(g);
-  /* On a stack of their own: tests break RSP. */
+/* Faults are caught, on a stack of their own: tests break RSP. */
+static inline void inside_catch(struct guest *g) {
 #define CATCH(vector) guest_idt64(g, vector, 0xe, 0, SEL_CODE64, (u64)(uintptr_t)take_##vector, 1)
   CATCH(0), CATCH(1), CATCH(6), CATCH(7), CATCH(10), CATCH(11), CATCH(12), CATCH(13), CATCH(14), CATCH(17);
   guest_idt64(g, 0x81, 0xe, 3, SEL_CODE64, (u64)(uintptr_t)take_done, 0);
   n_bad = 0;
+}
+
+/* A 64-bit guest that will run f; its image at its own addresses. */
+static inline struct guest *inside_start(void (*f)(void)) {
+  struct guest *g = guest_new();
+  guest_long(g, (u64)(uintptr_t)f);
+  guest_map_image(g);
+  inside_catch(g);
   return g;
 }
 

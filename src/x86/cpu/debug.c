@@ -80,7 +80,7 @@ void x86_io_breakpoint(struct x86_vcpu *c, u16 port, unsigned size) {
 }
 
 void x86_debug_mov_ss(struct x86_vcpu *c) {
-  c->int_shadow = 1;
+  c->int_shadow = X86_SHADOW_MOV_SS;
   if (c->mode & X86_MODE_SINGLE) c->pending_dbg |= DBG_MOV_SS;
 }
 
@@ -113,7 +113,7 @@ static void drop_rf(struct x86_vcpu *c, u64 dbg) {
 
 int x86_after_single_step(struct x86_vcpu *c) {
   u64 dbg = c->pending_dbg;
-  bool in_shadow = (dbg & DBG_MOV_SS) && c->int_shadow == 1;
+  bool in_shadow = (dbg & DBG_MOV_SS) && c->int_shadow == X86_SHADOW_MOV_SS;
   c->pending_dbg = dbg & (DR6_TRAPS | (in_shadow ? DBG_MOV_SS : 0));
   drop_rf(c, dbg);
   x86_mode_changed(c);

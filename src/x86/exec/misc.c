@@ -33,7 +33,7 @@ static int sti(struct x86_vcpu *c, const struct x86_insn *i) {
   if (likely(may_if(c))) {
     if (!(c->rflags & FL_IF)) {
       x86_set_rflags(c, FL_IF, FL_IF);
-      c->int_shadow = 1; /* the next instruction is still shielded */
+      c->int_shadow = X86_SHADOW_STI; /* the next instruction is still shielded */
     }
     return X86_END;
   }
