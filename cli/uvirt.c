@@ -10,6 +10,7 @@ static const struct command {
   int (*run)(int argc, char **argv);
 } commands[] = {
     {"run", "boot a virtual machine from a kernel file", cmd_run},
+    {"stat", "show what running virtual machines do", cmd_stat},
     {"version", "say which version this is", cmd_version},
 };
 

@@ -11,7 +11,7 @@ static void poke(void *arg) { vcpu_request(arg, REQ_EXIT); }
 
 static int interrupted_exit(struct vcpu *vcpu) {
   vcpu->run->exit_reason = KVM_EXIT_INTR;
-  vcpu_stat_inc(vcpu, signal_exits);
+  vcpu_stat_exit(vcpu, signal_exits);
   return -EINTR;
 }
 
@@ -30,7 +30,7 @@ static bool asked_to_leave(struct vcpu *vcpu) {
 static int run_once(struct vcpu *vcpu) {
   if (unlikely(asked_to_leave(vcpu))) return complete_only(vcpu);
   int r = vcpu->vm->arch->vcpu_run(vcpu);
-  if (r == -EINTR) vcpu_stat_inc(vcpu, signal_exits);
+  if (r == -EINTR) vcpu_stat_exit(vcpu, signal_exits);
   return r;
 }
 

@@ -10,6 +10,7 @@
 #include "base/log.h"
 #include "base/process.h"
 #include "core/stats.h"
+#include "core/stats_arena.h"
 
 #define NAME_SIZE 48
 
@@ -65,17 +66,26 @@ struct block_tail {
   size_t file_size;
 };
 
-static size_t head_size(unsigned n) { return sizeof(struct layout) + n * sizeof(struct description); }
-static size_t map_size(size_t file_size) { return ALIGN_UP(file_size, (size_t)PAGE_SIZE); }
-static struct block_tail *tail_of(struct layout *l, size_t file_size) { return (void *)((char *)l + map_size(file_size)); }
+static size_t head_size(unsigned n) {
+  return sizeof(struct layout) + n * sizeof(struct description);
+}
+static size_t map_size(size_t file_size) {
+  return ALIGN_UP(file_size, (size_t)PAGE_SIZE);
+}
+_Static_assert(sizeof(struct layout) + MAX(sizeof(vm_descriptions) + sizeof(struct vm_stats),
+                                           sizeof(vcpu_descriptions) + sizeof(struct vcpu_stats)) <=
+                   UVIRT_STATS_SLOT - PAGE_SIZE,
+               "a block and its tail fit into a slot");
+static struct block_tail *tail_of(struct layout *l, size_t file_size) {
+  return (void *)((char *)l + map_size(file_size));
+}
 
 /* Returns the values' address. */
 static void *block_create(const struct description *d, unsigned n, size_t data_size, const char *id) {
   size_t file_size = head_size(n) + data_size;
-  struct layout *l = mmap(NULL, map_size(file_size) + PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (l == MAP_FAILED) return NULL;
+  struct layout *l = stats_slot_alloc();
+  if (!l) return NULL;
   l->header = (struct kvm_stats_header){.name_size = NAME_SIZE,
-                                        .num_desc = n,
                                         .id_offset = sizeof(struct kvm_stats_header),
                                         .desc_offset = sizeof(struct layout),
                                         .data_offset = (u32)head_size(n)};
@@ -85,6 +95,7 @@ static void *block_create(const struct description *d, unsigned n, size_t data_s
   pthread_mutex_init(&t->lock, NULL);
   t->memfd = -1;
   t->file_size = file_size;
+  __atomic_store_n(&l->header.num_desc, n, __ATOMIC_RELEASE); /* a reader of the arena sees all of it or nothing */
   return (char *)l + head_size(n);
 }
 
@@ -94,13 +105,13 @@ static void block_destroy(void *values, unsigned n, size_t data_size) {
   size_t file_size = head_size(n) + data_size;
   struct block_tail *t = tail_of(l, file_size);
   if (t->memfd >= 0) close(t->memfd);
-  munmap(l, map_size(file_size) + PAGE_SIZE);
+  stats_slot_free(l);
 }
 
 /* Turns the block's pages into a file's.  Values counted by other threads between the copy and the switch are lost: a few, once.
  */
 static int make_file(struct layout *l, struct block_tail *t) {
-  int fd = memfd_create("kvm-stats", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+  int fd = memfd_create(UVIRT_STATS_OWN_FILE, MFD_CLOEXEC | MFD_ALLOW_SEALING);
   if (fd < 0) return -errno;
   size_t size = map_size(t->file_size);
   int r = 0;
@@ -114,6 +125,7 @@ static int make_file(struct layout *l, struct block_tail *t) {
     return r;
   }
   t->memfd = fd;
+  stats_slot_hide(l, size); /* `uvirt stat` finds the new file */
   return 0;
 }
 
@@ -149,7 +161,15 @@ int vcpu_stats_create(struct vcpu *vcpu) {
   return vcpu->stats ? 0 : trace_error(-ENOMEM);
 }
 
-void vm_stats_destroy(struct vm *vm) { block_destroy(vm->stats, ARRAY_SIZE(vm_descriptions), sizeof(*vm->stats)); }
-void vcpu_stats_destroy(struct vcpu *vcpu) { block_destroy(vcpu->stats, ARRAY_SIZE(vcpu_descriptions), sizeof(*vcpu->stats)); }
-int vm_stats_fd(struct vm *vm) { return block_fd(vm->stats, ARRAY_SIZE(vm_descriptions), sizeof(*vm->stats)); }
-int vcpu_stats_fd(struct vcpu *vcpu) { return block_fd(vcpu->stats, ARRAY_SIZE(vcpu_descriptions), sizeof(*vcpu->stats)); }
+void vm_stats_destroy(struct vm *vm) {
+  block_destroy(vm->stats, ARRAY_SIZE(vm_descriptions), sizeof(*vm->stats));
+}
+void vcpu_stats_destroy(struct vcpu *vcpu) {
+  block_destroy(vcpu->stats, ARRAY_SIZE(vcpu_descriptions), sizeof(*vcpu->stats));
+}
+int vm_stats_fd(struct vm *vm) {
+  return block_fd(vm->stats, ARRAY_SIZE(vm_descriptions), sizeof(*vm->stats));
+}
+int vcpu_stats_fd(struct vcpu *vcpu) {
+  return block_fd(vcpu->stats, ARRAY_SIZE(vcpu_descriptions), sizeof(*vcpu->stats));
+}

@@ -28,6 +28,8 @@ struct vcpu_stats {
 
 #define vcpu_stat_inc(vcpu, field)    ((vcpu)->stats->field[0]++)
 #define vcpu_stat_add(vcpu, field, n) ((vcpu)->stats->field[0] += (n))
+/* An exit by its reason: also counted in `exits`. */
+#define vcpu_stat_exit(vcpu, field) (vcpu_stat_inc(vcpu, field), vcpu_stat_inc(vcpu, exits))
 #define vcpu_stat_set(vcpu, field, v) ((vcpu)->stats->field[0] = (v))
 /* Any thread. */
 #define vm_stat_inc(vm, field)    __atomic_fetch_add(&(vm)->stats->field[0], 1, __ATOMIC_RELAXED)

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "core/memslot.h"
+#include "core/stats.h"
 #include "x86/block.h"
 #include "x86/cpu/cpu.h"
 #include "x86/mmu/io.h"
@@ -30,8 +31,8 @@ struct x86_blocks {
   struct x86_block *bucket[BLOCK_BUCKETS];
   struct code_page *page[PAGE_BUCKETS];
   struct x86_block *dead;
-  unsigned n_dead;
-  size_t bytes;
+  _Atomic unsigned n_dead;
+  _Atomic size_t bytes;
 };
 
 static unsigned block_hash(gpa_t gpa, u32 mode) { return (unsigned)(((gpa ^ (u64)mode << 52) * 0x9e3779b97f4a7c15ull) >> 49); }
@@ -134,7 +135,7 @@ void x86_blocks_flush(struct x86_vm *vm) {
 static void reclaim(struct x86_vcpu *c) {
   struct x86_vm *vm = x86_vm_of(c);
   struct x86_blocks *bs = vm->blocks;
-  if (__atomic_load_n(&bs->bytes, __ATOMIC_RELAXED) > BYTES_MAX) x86_blocks_flush(vm);
+  if (atomic_load_explicit(&bs->bytes, memory_order_relaxed) > BYTES_MAX) x86_blocks_flush(vm);
   pthread_mutex_lock(&bs->lock);
   struct x86_block *dead = bs->dead;
   bs->dead = NULL;
@@ -296,6 +297,7 @@ static struct x86_block *publish(struct x86_vcpu *c, u32 mode, const struct fetc
   }
   bs->bytes += size;
   pthread_mutex_unlock(&bs->lock);
+  vcpu_stat_inc(&c->core, blocks_decoded);
   return b;
 }
 
@@ -342,13 +344,18 @@ static int fetch_second(struct x86_vcpu *c, u64 lin, struct fetch *f) {
   return fetch_page(c, next, &f->gpa2, &f->host2);
 }
 
+/* A hint, so relaxed: reclaim() takes the lock. */
+static bool has_much_dead(struct x86_blocks *bs) {
+  return atomic_load_explicit(&bs->n_dead, memory_order_relaxed) > DEAD_MAX || atomic_load_explicit(&bs->bytes, memory_order_relaxed) > BYTES_MAX;
+}
+
 /* The block at the current RIP, decoded if need be.  X86_RESTART: something moved, try again. */
 static int lookup(struct x86_vcpu *c, u64 lin, u32 mode, struct x86_block **out) {
   struct x86_blocks *bs = x86_vm_of(c)->blocks;
   struct x86_insn insn[X86_BLOCK_MAX + 1];
   u8 bytes[X86_BLOCK_MAX * 15];
   struct fetch f;
-  if (unlikely(bs->n_dead > DEAD_MAX || bs->bytes > BYTES_MAX)) reclaim(c);
+  if (unlikely(has_much_dead(bs))) reclaim(c);
   int r = fetch_first(c, lin, &f);
   if (r) return r;
   u64 epoch = atomic_load_explicit(&c->core.vm->write_epoch, memory_order_acquire);

@@ -3,6 +3,7 @@
 #include <string.h>
 #include "base/fault.h"
 #include "core/memslot.h"
+#include "core/stats.h"
 #include "x86/block.h"
 #include "x86/mmu/access.h"
 #include "x86/mmu/io.h"
@@ -62,12 +63,16 @@ static int handle_requests(struct x86_vcpu *c) {
   }
   if (req & BIT(REQ_EOI_EXIT) && x86_lapic_eoi_exit(c)) return exit_keeping(c, req & BIT(REQ_EVENT));
   if (req & BIT(REQ_EVENT)) {
+    vcpu_stat_inc(&c->core, req_event);
     u64 ip = c->rip;
     int r = x86_take_events(c);
     if (c->rip != ip) guest_memory_may_have_changed(c);
     if (r) return r;
   }
-  if (window_open(c)) return exit_with(c, KVM_EXIT_IRQ_WINDOW_OPEN);
+  if (window_open(c)) {
+    vcpu_stat_exit(&c->core, irq_window_exits);
+    return exit_with(c, KVM_EXIT_IRQ_WINDOW_OPEN);
+  }
   return req & BIT(REQ_EXIT) ? -EINTR : X86_OK;
 }
 

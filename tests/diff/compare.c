@@ -82,17 +82,17 @@ static bool registers_equal(const struct diff_case *k, const struct diff_state *
   return !differ;
 }
 
-bool compare(const struct diff_case *k, const struct diff_state *h, const struct diff_state *e) {
+bool compare(const struct diff_case *k, struct diff_state *h, struct diff_state *e) {
   static u8 reports[ZYDIS_MNEMONIC_MAX_VALUE + 1];
   bool exceptions = h->vector == e->vector && h->cr2 == e->cr2 && !((h->error ^ e->error) & error_mask(h));
   bool registers = registers_equal(k, h, e) && !((h->rflags ^ e->rflags) & flags_compared(k));
-  bool ext = !k->ext || diff_ext.equal(k, h, e), memory = memory_equal();
+  bool ext = !k->ext || ext_equal(k, h, e), memory = memory_equal();
   if (exceptions && registers && ext && memory) return true;
   bool tell = reports[k->insn.mnemonic] < REPORTS;
   if (tell) {
     reports[k->insn.mnemonic]++;
     report(k, h, e);
-    if (!ext) diff_ext.report(k, h, e);
+    if (!ext) ext_report(k, h, e);
     if (!memory) report_memory();
   } else if (!memory) {
     for (unsigned p = 0; p < ARENA_PAGES; p++)

@@ -5,7 +5,7 @@
  *   engine.c   runs it in a vCPU of the engine, whose guest memory shows the same arena at the same addresses
  *   compare.c  compares and reports; holds the list of flags that the manual leaves undefined
  *   main.c     arguments, progress, summary
- *   ext.c      extended state (x87, SSE, AVX...), through struct diff_ext
+ *   ext.c      extended state (x87, SSE, AVX, ...): comparison; ext_values.c its random values
  */
 #ifndef TESTS_DIFF_DIFF_H
 #define TESTS_DIFF_DIFF_H
@@ -20,8 +20,8 @@ struct diff_state {
   u8 xsave[DIFF_XSAVE_SIZE] __attribute__((aligned(64))); /* standard XSAVE layout; used where diff_case.ext */
   u64 gpr[16];
   u64 rflags;
-  u64 ip;      /* after: of the next instruction, or of the faulting one */
-  s32 vector;  /* -1: none */
+  u64 ip;     /* after: of the next instruction, or of the faulting one */
+  s32 vector; /* -1: none */
   u32 error;
   u64 cr2;
 };
@@ -30,47 +30,61 @@ struct diff_case {
   u8 code[16];
   unsigned len;
   unsigned fixed; /* bytes up to ModRM and SIB */
-  unsigned mode; /* 16 (protected mode, segments of 64 KiB), 32 (compatibility mode, flat) or 64 */
-  bool branch; /* may leave for an address of its own */
-  bool ext;    /* extended state takes part */
-  u64 at;      /* where the code lies, natively and in the engine */
+  unsigned mode;  /* 16 (protected mode, segments of 64 KiB), 32 (compatibility mode, flat) or 64 */
+  bool branch;    /* may leave for an address of its own */
+  bool ext;       /* extended state takes part */
+  u64 at;         /* where the code lies, natively and in the engine */
   ZydisDecodedInstruction insn;
   ZydisDecodedOperand ops[ZYDIS_MAX_OPERAND_COUNT];
   struct diff_state in;
 };
 
 /* ---- memory, at the same linear addresses in both ---- */
-#define CODE_BASE   0x10000000ull
-#define CODE_SIZE   0x10000ull
-#define SLOT_SIZE   128u /* one case's code, int3 around it */
-#define SLOT_OFFSET 48u  /* of the instruction in its slot */
-#define ARENA_BASE  0x20000000ull
-#define ARENA_PAGES 8u
-#define ARENA_SIZE  (ARENA_PAGES * PAGE_SIZE)
+#define CODE_BASE    0x10000000ull
+#define CODE_SIZE    0x10000ull
+#define CODE_LIMIT16 (CODE_SIZE - PAGE_SIZE - 1) /* of the 16-bit segment: without the last page, which holds the way out */
+#define SLOT_SIZE    128u                        /* one case's code, int3 around it */
+#define SLOT_OFFSET  48u                         /* of the instruction in its slot */
+#define ARENA_BASE   0x20000000ull
+#define ARENA_PAGES  8u
+#define ARENA_SIZE   (ARENA_PAGES * PAGE_SIZE)
 enum arena_page { PAGE_GONE, PAGE_RW, PAGE_RO };
 extern const u8 arena_map[ARENA_PAGES];
 #define DIFF_GS_BASE 0x40ull
-/* 16-bit mode: the code area is one segment, the arena is the data and stack segment.  IRET to a 16-bit stack leaves bits 31:16 of ESP as they were. */
+/* 16-bit mode: the code area is one segment, the arena is the data and stack segment.  IRET to a 16-bit stack leaves bits 31:16
+ * of ESP as they were. */
 #define ENTRY_PAGE 0x20080000ull
-static inline u64 diff_code_base(unsigned mode) { return mode == 16 ? CODE_BASE : 0; }
-static inline u64 diff_data_base(unsigned mode) { return mode == 16 ? ARENA_BASE : 0; }
-static inline unsigned diff_gprs(unsigned mode) { return mode == 64 ? 16 : 8; }
+static inline u64 diff_code_base(unsigned mode) {
+  return mode == 16 ? CODE_BASE : 0;
+}
+static inline u64 diff_data_base(unsigned mode) {
+  return mode == 16 ? ARENA_BASE : 0;
+}
+static inline unsigned diff_gprs(unsigned mode) {
+  return mode == 64 ? 16 : 8;
+}
 
 extern u8 *engine_arena; /* the engine's copy */
 
 /* ---- random numbers (main.c): xoshiro256** ---- */
 u64 rnd(void);
-static inline unsigned rnd_below(unsigned n) { return (unsigned)((rnd() >> 32) * n >> 32); }
-static inline bool rnd_chance(unsigned percent) { return rnd_below(100) < percent; }
+static inline unsigned rnd_below(unsigned n) {
+  return (unsigned)((rnd() >> 32) * n >> 32);
+}
+static inline bool rnd_chance(unsigned percent) {
+  return rnd_below(100) < percent;
+}
 
 /* ---- gen.c ---- */
 /* Collects the encodings to test; family NULL: all.  Returns how many mnemonics there are. */
 unsigned gen_init(const char *family, const char *mnemonic, unsigned mode);
 void gen_case(struct diff_case *k);
+/* Writes to both arenas, where all of the range is writable. */
+void gen_poke(u64 at, const void *data, unsigned size);
 
 /* ---- host.c ---- */
 u8 *host_init(unsigned mode); /* the code area, for writing */
-void host_fill_arena(void); /* random contents, on both sides */
+void host_fill_arena(void);   /* random contents, on both sides */
 void host_run(const struct diff_case *k, struct diff_state *out);
 u64 host_next_slot(void); /* where the next case's code will lie */
 
@@ -78,6 +92,7 @@ u64 host_next_slot(void); /* where the next case's code will lie */
 void engine_init(u8 *code); /* the code area's bytes: readable in both */
 void engine_set_mode(unsigned mode);
 /* The flags the decoded instruction claims to read and write; false: it does not decode. */
+bool engine_decodes(const u8 *code); /* the engine claims the instruction */
 bool engine_flags(const struct diff_case *k, u8 *read, u8 *written);
 void engine_run(const struct diff_case *k, struct diff_state *out);
 
@@ -89,20 +104,21 @@ bool check_flags(struct diff_case *k); /* false: the decoder's flag sets are wro
 
 /* ---- compare.c ---- */
 /* true: equal (as far as defined).  Prints a report of the first few differences per mnemonic. */
-bool compare(const struct diff_case *k, const struct diff_state *host, const struct diff_state *engine);
+bool compare(const struct diff_case *k, struct diff_state *host, struct diff_state *engine);
 void print_undefined(void);
 
-/* ---- extended state: defined in ext.c; absent where that is not linked ---- */
+/* ---- ext.c ---- */
 struct x86_vcpu;
-struct diff_ext {
-  bool (*accepts)(const ZydisDecodedInstruction *insn);         /* instruction of this kind: diff_case.ext is set */
-  void (*randomise)(struct diff_case *k);                       /* fills in.xsave */
-  void (*load)(struct x86_vcpu *c, const struct diff_state *s); /* into the engine */
-  void (*save)(struct x86_vcpu *c, struct diff_state *s);
-  bool (*equal)(const struct diff_case *k, const struct diff_state *host, const struct diff_state *engine);
-  void (*report)(const struct diff_case *k, const struct diff_state *host, const struct diff_state *engine);
-};
-extern const struct diff_ext diff_ext __attribute__((weak));
-bool diff_ext_accepts(const ZydisDecodedInstruction *insn); /* gen.c */
+/* The family of an instruction on extended state ("x87", "avx512", ...); NULL for the others and for those that are not tested.
+ */
+const char *ext_family(const ZydisDecodedInstruction *insn);
+void ext_load(struct x86_vcpu *c, const struct diff_state *s); /* into the engine */
+void ext_save(struct x86_vcpu *c, struct diff_state *s);
+bool ext_equal(const struct diff_case *k, struct diff_state *host, struct diff_state *engine); /* brings both to one form */
+void ext_report(const struct diff_case *k, const struct diff_state *host, const struct diff_state *engine);
+
+/* ---- ext_values.c ---- */
+/* Fills in.xsave and what an operand in memory holds; mem: the operand or NULL, at: its linear address where known. */
+void ext_randomise(struct diff_case *k, const ZydisDecodedOperand *mem, u64 at);
 
 #endif

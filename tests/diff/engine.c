@@ -88,7 +88,7 @@ void engine_set_mode(unsigned mode) {
   c->seg[SEG_CS].sel = mode == 64 ? 0x33 : mode == 32 ? 0x23 : 0x07;
   c->seg[SEG_CS].db = mode == 32;
   c->seg[SEG_CS].l = mode == 64;
-  if (mode == 16) c->seg[SEG_CS].base = CODE_BASE, c->seg[SEG_CS].limit = CODE_SIZE - 1;
+  if (mode == 16) c->seg[SEG_CS].base = CODE_BASE, c->seg[SEG_CS].limit = CODE_LIMIT16;
   if (mode != 64) c->seg[SEG_FS].unusable = c->seg[SEG_GS].unusable = 1;
   else c->seg[SEG_GS].base = DIFF_GS_BASE;
   for (unsigned n = 0; n < 6; n++) x86_seg_update(&c->seg[n]);
@@ -144,7 +144,13 @@ static void load(struct x86_vcpu *c, const struct diff_case *k) {
   if (watch) x86_mode_changed(c);
   c->stop = 0;
   c->int_shadow = 0;
-  if (k->ext) diff_ext.load(c, &k->in);
+  if (k->ext) ext_load(c, &k->in);
+}
+
+bool engine_decodes(const u8 *code) {
+  struct x86_decode_ctx ctx = {.mode = cpu->mode & X86_MODE_SIZE, .cpuid = cpuid, .vm = x86_vm_of(cpu)};
+  struct x86_insn i = {0};
+  return x86_decode(&ctx, code, 15, &i) > 0 && i.fn != x86_exec_ud;
 }
 
 bool engine_flags(const struct diff_case *k, u8 *read, u8 *written) {
@@ -174,5 +180,5 @@ void engine_run(const struct diff_case *k, struct diff_state *out) {
   c->cur = NULL;
   memcpy(out->gpr, c->regs, sizeof(out->gpr));
   out->rflags = c->rflags;
-  if (k->ext) diff_ext.save(c, out);
+  if (k->ext) ext_save(c, out);
 }

@@ -17,6 +17,7 @@ static const struct x86_op_family *const families[] = {
 static ZydisDecoder decoder;
 static unsigned mode;
 static u8 accepted[ZYDIS_MNEMONIC_MAX_VALUE + 1];
+static const char *only_family, *only_mnemonic;
 
 /* ---- which instructions ---- */
 
@@ -39,19 +40,24 @@ static bool rejected_operand(const ZydisDecodedOperand *op, bool visible) {
   return c == ZYDIS_REGCLASS_SEGMENT || c == ZYDIS_REGCLASS_CONTROL || c == ZYDIS_REGCLASS_DEBUG || c == ZYDIS_REGCLASS_XMM;
 }
 
+static bool ext_accepts(const ZydisDecodedInstruction *insn) {
+  const char *f = ext_family(insn);
+  if (!f || (only_family && strcmp(only_family, f) && strcmp(only_family, "ext"))) return false;
+  return !only_mnemonic || !strcasecmp(only_mnemonic, ZydisMnemonicGetString(insn->mnemonic));
+}
+
 static bool acceptable(const ZydisDecodedInstruction *insn, const ZydisDecodedOperand *ops) {
-  if (diff_ext_accepts(insn)) return true;
+  if (ext_accepts(insn)) return true;
   if (!accepted[insn->mnemonic] || insn->meta.branch_type == ZYDIS_BRANCH_TYPE_FAR) return false;
   for (unsigned n = 0; n < insn->operand_count; n++)
     if (rejected_operand(&ops[n], n < insn->operand_count_visible)) return false;
   return true;
 }
 
-bool diff_ext_accepts(const ZydisDecodedInstruction *insn) { return &diff_ext && diff_ext.accepts && diff_ext.accepts(insn); }
 
 /* ---- templates ---- */
 
-enum { MAP_1, MAP_0F, MAP_0F38, MAP_0F3A, MAP_VEX1, MAP_VEX2, MAP_VEX3, MAPS };
+enum { MAP_1, MAP_0F, MAP_0F38, MAP_0F3A, MAP_VEX1, MAP_VEX2, MAP_VEX3, MAP_EVEX1, MAP_EVEX2, MAP_EVEX3, MAP_EVEX4, MAP_EVEX5, MAP_EVEX6, MAPS };
 
 struct template {
   u8 map, pp, w, l, opcode, reg;
@@ -63,8 +69,11 @@ static struct bucket {
   struct template *t;
   unsigned n;
 } buckets[ZYDIS_MNEMONIC_MAX_VALUE + 1];
-static u16 mnemonics[ZYDIS_MNEMONIC_MAX_VALUE + 1];
-static unsigned n_mnemonics;
+/* General instructions and those on extended state: each kind gets half of the cases. */
+static struct kind {
+  u16 mnemonic[ZYDIS_MNEMONIC_MAX_VALUE + 1];
+  unsigned n;
+} kinds[2];
 
 static const u8 prefix_of[4] = {0, 0x66, 0xf3, 0xf2};
 
@@ -77,9 +86,25 @@ static unsigned put_legacy_opcode(u8 *p, const struct template *t) {
   return n;
 }
 
+/* The fields of EVEX that VEX has not (SDM Vol. 2A, table 2-30). */
+struct evex {
+  u8 high, mask, broadcast; /* high: R', V' */
+  bool zeroing;
+};
+
+static unsigned put_evex(u8 *p, const struct template *t, unsigned rxb, unsigned vvvv, const struct evex *e) {
+  p[0] = 0x62;
+  p[1] = (u8)((~rxb & 7) << 5 | (~e->high & 1) << 4 | (t->map - MAP_EVEX1 + 1));
+  p[2] = (u8)(t->w << 7 | (~vvvv & 15) << 3 | 4 | t->pp);
+  p[3] = (u8)((e->zeroing ? 0x80 : 0) | t->l << 5 | e->broadcast << 4 | (~e->high >> 1 & 1) << 3 | e->mask);
+  p[4] = t->opcode;
+  return 5;
+}
+
 /* Opcode with its prefixes; rxb: the three high register bits. */
-static unsigned put_opcode(u8 *p, const struct template *t, unsigned rxb, bool rex, unsigned vvvv) {
+static unsigned put_opcode(u8 *p, const struct template *t, unsigned rxb, bool rex, unsigned vvvv, const struct evex *e) {
   unsigned n = 0;
+  if (t->map >= MAP_EVEX1) return put_evex(p, t, rxb, vvvv, e);
   if (t->map >= MAP_VEX1) {
     p[n++] = 0xc4;
     p[n++] = (u8)((~rxb & 7) << 5 | (t->map - MAP_VEX1 + 1));
@@ -92,44 +117,68 @@ static unsigned put_opcode(u8 *p, const struct template *t, unsigned rxb, bool r
   return n + put_legacy_opcode(p + n, t);
 }
 
-static void collect_one(const struct template *t) {
+static unsigned unclaimed;
+static bool seen_unclaimed[ZYDIS_MNEMONIC_MAX_VALUE + 1];
+
+static bool try_one(const struct template *t, u8 mask, bool vsib) {
   u8 bytes[16] = {0};
   ZydisDecodedInstruction insn;
   ZydisDecodedOperand ops[ZYDIS_MAX_OPERAND_COUNT];
-  unsigned n = put_opcode(bytes, t, 0, false, 15);
-  bytes[n] = (u8)((t->memory ? 0 : 0xc0) | t->reg << 3 | 3);
-  if (!ZYAN_SUCCESS(ZydisDecoderDecodeFull(&decoder, bytes, 15, &insn, ops)) || !acceptable(&insn, ops)) return;
-  if (insn.opcode != t->opcode) return; /* a prefix in its place */
+  unsigned n = put_opcode(bytes, t, 0, false, 0, &(struct evex){.mask = mask});
+  bytes[n] = (u8)((t->memory ? 0 : 0xc0) | t->reg << 3 | (vsib ? 4 : 3));
+  bytes[n + 1] = 0x33; /* index, base */
+  if (!ZYAN_SUCCESS(ZydisDecoderDecodeFull(&decoder, bytes, 15, &insn, ops)) || !acceptable(&insn, ops)) return false;
+  if (insn.opcode != t->opcode) return false; /* a prefix in its place */
+  if (ext_family(&insn) && !engine_decodes(bytes)) { /* not in the CPUID shown to guests */
+    unclaimed += !seen_unclaimed[insn.mnemonic];
+    seen_unclaimed[insn.mnemonic] = true;
+    return true;
+  }
   struct bucket *b = &buckets[insn.mnemonic];
-  if (b->n == TEMPLATES_MAX) return;
+  if (b->n == TEMPLATES_MAX) return true;
   if (!(b->n & (b->n - 1))) b->t = realloc(b->t, (b->n ? 2 * b->n : 1) * sizeof(*b->t));
-  if (!b->n) mnemonics[n_mnemonics++] = insn.mnemonic;
+  if (!b->n) {
+    struct kind *kind = &kinds[ext_family(&insn) != NULL];
+    kind->mnemonic[kind->n++] = insn.mnemonic;
+  }
   b->t[b->n++] = *t;
+  return true;
+}
+
+/* Most encodings want no mask and no SIB byte; some cannot be without. */
+static void collect_one(const struct template *t) {
+  if (try_one(t, 0, false) || t->map < MAP_VEX1) return;
+  if (t->memory && (try_one(t, 0, true) || try_one(t, 1, true))) return;
+  if (t->map >= MAP_EVEX1) try_one(t, 1, false);
 }
 
 static void collect(void) {
   for (unsigned map = 0; map < MAPS; map++)
-    for (unsigned bits = 0; bits < (1u << 16); bits++) {
-      struct template t = {.map = (u8)map, .opcode = (u8)bits, .reg = bits >> 8 & 7, .pp = bits >> 11 & 3, .w = bits >> 13 & 1, .memory = bits >> 14 & 1, .l = bits >> 15};
+    for (unsigned bits = 0; bits < (1u << 17); bits++) {
+      struct template t = {.map = (u8)map, .opcode = (u8)bits, .reg = bits >> 8 & 7, .pp = bits >> 11 & 3, .w = bits >> 13 & 1, .memory = bits >> 14 & 1, .l = (u8)(bits >> 15)};
       if ((t.l || (t.w && mode != 64)) && map < MAP_VEX1) continue;
+      if (t.l > (map < MAP_EVEX1 ? 1 : 2)) continue;
       collect_one(&t);
     }
 }
 
 unsigned gen_init(const char *family, const char *mnemonic, unsigned bits) {
   mode = bits;
+  only_family = family;
+  only_mnemonic = mnemonic;
   if (mode == 64) x86_decoder_init(&decoder, ZYDIS_MACHINE_MODE_LONG_64, ZYDIS_STACK_WIDTH_64);
   else if (mode == 32) x86_decoder_init(&decoder, ZYDIS_MACHINE_MODE_LEGACY_32, ZYDIS_STACK_WIDTH_32);
   else x86_decoder_init(&decoder, ZYDIS_MACHINE_MODE_LEGACY_16, ZYDIS_STACK_WIDTH_16);
   for (size_t f = 0; f < ARRAY_SIZE(families); f++) {
-    if (family && strcmp(family, families[f]->name)) continue;
+    if (family && strcmp(family, families[f]->name) && strcmp(family, "general")) continue;
     for (unsigned n = 0; n < families[f]->n; n++) {
       unsigned m = families[f]->rows[n].mnemonic;
       if (!mnemonic || !strcasecmp(mnemonic, ZydisMnemonicGetString((ZydisMnemonic)m))) accepted[m] = !rejected_mnemonic(m);
     }
   }
   collect();
-  return n_mnemonics;
+  if (unclaimed) printf("%u mnemonics on extended state are not in the CPUID that guests see\n", unclaimed);
+  return kinds[0].n + kinds[1].n;
 }
 
 /* ---- values ---- */
@@ -173,12 +222,12 @@ static bool writable(u64 a, unsigned size) {
   u64 first = (a - ARENA_BASE) / PAGE_SIZE, last = (a + size - 1 - ARENA_BASE) / PAGE_SIZE;
   return first < ARENA_PAGES && last < ARENA_PAGES && arena_map[first] == PAGE_RW && arena_map[last] == PAGE_RW;
 }
-static void poke(u64 a, const void *data, unsigned size) {
+void gen_poke(u64 a, const void *data, unsigned size) {
   if (!writable(a, size)) return;
   memcpy((void *)a, data, size);
   memcpy(engine_arena + (a - ARENA_BASE), data, size);
 }
-static void poke64(u64 a, u64 v) { poke(a, &v, 8); }
+static void poke64(u64 a, u64 v) { gen_poke(a, &v, 8); }
 static void peek(u64 a, void *data, unsigned size) {
   if (writable(a, size)) memcpy(data, (void *)a, size);
 }
@@ -187,7 +236,8 @@ static void peek(u64 a, void *data, unsigned size) {
 
 static void make_bytes(struct diff_case *k) {
   static const u8 segments[] = {0x26, 0x2e, 0x36, 0x3e, 0x65, 0x65};
-  const struct bucket *b = &buckets[mnemonics[rnd_below(n_mnemonics)]];
+  const struct kind *kind = &kinds[!kinds[0].n || (kinds[1].n && rnd_chance(50))];
+  const struct bucket *b = &buckets[kind->mnemonic[rnd_below(kind->n)]];
   const struct template *t = &b->t[rnd_below(b->n)];
   u8 *p = k->code;
   unsigned n = 0, rxb = mode == 64 && rnd_chance(50) ? rnd_below(8) : 0;
@@ -197,7 +247,11 @@ static void make_bytes(struct diff_case *k) {
   if (rnd_chance(8)) p[n++] = 0x67;
   if (rnd_chance(legacy ? 5 : 1)) p[n++] = 0x66;
   if (rnd_chance(legacy ? 4 : 1)) p[n++] = rnd_chance(50) ? 0xf2 : 0xf3;
-  n += put_opcode(p + n, t, rxb, mode == 64 && rnd_chance(25), rnd_below(diff_gprs(mode)));
+  struct evex e = {.high = mode == 64 && rnd_chance(50) ? (u8)rnd_below(4) : 0, .mask = rnd_chance(50) ? (u8)rnd_below(8) : 0, .broadcast = rnd_chance(25)};
+  e.zeroing = e.mask && rnd_chance(40);
+  bool third = t->map < MAP_EVEX1 || rnd_chance(70); /* EVEX: many have no third register */
+  if (!third) e.high &= 1;
+  n += put_opcode(p + n, t, rxb, mode == 64 && rnd_chance(25), legacy || (third && rnd_chance(70)) ? rnd_below(diff_gprs(mode)) : 0, &e);
   p[n++] = (u8)((t->memory ? rnd_below(3) << 6 : 0xc0) | t->reg << 3 | rnd_below(8));
   bool sib = t->memory && (p[n - 1] & 7) == 4;
   if (sib) p[n++] = (u8)rnd();
@@ -239,7 +293,7 @@ static void patch_disp(struct diff_case *k, u64 disp) {
 /* Makes a memory operand point at `to`: through its base register, else through index and displacement. */
 static void aim(struct diff_case *k, const ZydisDecodedOperand *op, u64 to) {
   u64 address = op->mem.segment == ZYDIS_REGISTER_GS ? to - DIFF_GS_BASE : to - diff_data_base(mode);
-  ZydisRegister base = op->mem.base, index = op->mem.index;
+  ZydisRegister base = op->mem.base, index = op->mem.type == ZYDIS_MEMOP_TYPE_VSIB ? ZYDIS_REGISTER_NONE : op->mem.index;
   u64 disp = op->mem.disp.has_displacement ? (u64)op->mem.disp.value : 0;
   if (base == ZYDIS_REGISTER_RIP || base == ZYDIS_REGISTER_EIP) {
     patch_disp(k, address - k->at - k->len);
@@ -297,18 +351,21 @@ static void fill_memory(struct diff_case *k, u64 at) {
   }
 }
 
-static void set_memory(struct diff_case *k) {
+/* Returns the operand's linear address, 0 where there is none or it is left to chance. */
+static u64 set_memory(struct diff_case *k) {
   const ZydisDecodedOperand *op = memory_operand(k);
-  if (!op) return;
+  if (!op) return 0;
   unsigned size = op->size / 8;
   bool locked = (k->insn.attributes & ZYDIS_ATTRIB_HAS_LOCK) || k->insn.mnemonic == ZYDIS_MNEMONIC_XCHG; /* split locks are slow, and trapped by hosts */
-  bool aligned = locked || size == 16;
+  bool aligned = locked || (size >= 16 && rnd_chance(60));
+  unsigned align = size > 64 ? 64 : size & (size - 1) ? 0 : size;
   if (is_bit_test(k->insn.mnemonic) && k->ops[1].type == ZYDIS_OPERAND_TYPE_REGISTER && rnd_chance(80))
     *gpr(k, k->ops[1].reg.value) = rnd_chance(50) ? rnd_below(20000) : 0ull - rnd_below(20000);
-  u64 at = target(aligned && size ? size : 0);
-  if (rnd_chance(97)) aim(k, op, at);
-  if (k->insn.mnemonic == ZYDIS_MNEMONIC_XCHG || k->insn.mnemonic == ZYDIS_MNEMONIC_LEA) return;
-  fill_memory(k, at);
+  u64 at = target(aligned ? align : 0);
+  if (!rnd_chance(97)) return 0;
+  aim(k, op, at);
+  if (k->insn.mnemonic != ZYDIS_MNEMONIC_XCHG && k->insn.mnemonic != ZYDIS_MNEMONIC_LEA) fill_memory(k, at);
+  return at;
 }
 
 /* Displacements of direct branches stay near, off the instruction itself. */
@@ -349,7 +406,7 @@ static void set_implicit(struct diff_case *k) {
       u8 same[256];
       memset(same, (int)g[RAX], sizeof(same));
       if (rnd_chance(50)) peek(from, same, sizeof(same));
-      poke(to, same, rnd_below(256));
+      gen_poke(to, same, rnd_below(256));
     }
   }
   switch (k->insn.mnemonic) {
@@ -381,12 +438,12 @@ static bool make(struct diff_case *k) {
   if (!acceptable(&k->insn, k->ops)) return false;
   k->branch = k->insn.meta.category == ZYDIS_CATEGORY_COND_BR || k->insn.meta.category == ZYDIS_CATEGORY_UNCOND_BR ||
               k->insn.meta.category == ZYDIS_CATEGORY_CALL || k->insn.meta.category == ZYDIS_CATEGORY_RET;
-  k->ext = diff_ext_accepts(&k->insn);
+  k->ext = ext_family(&k->insn) != NULL;
   set_registers(k);
   set_implicit(k);
-  set_memory(k);
+  u64 at = set_memory(k);
   set_branch(k);
-  if (k->ext) diff_ext.randomise(k);
+  if (k->ext) ext_randomise(k, memory_operand(k), at);
   return true;
 }
 

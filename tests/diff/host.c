@@ -17,6 +17,8 @@ u64 host_entry, host_stack;
 u64 host_cs, host_ds; /* selectors; 0: stay in 64-bit mode */
 u64 host_entry_stack = ENTRY_PAGE + PAGE_SIZE;
 u8 host_ext;
+/* What C code expects: everything initial, exceptions masked. */
+struct diff_state host_clean = {.xsave = {[24] = 0x80, [25] = 0x1f}};
 void host_enter(void);
 extern const char host_exit[], host_return[];
 
@@ -25,8 +27,7 @@ const u8 arena_map[ARENA_PAGES] = {PAGE_GONE, PAGE_RW, PAGE_RW, PAGE_RO, PAGE_GO
 #define INT3              0xcc
 #define SIGNAL_XSAVE_SIZE 2688 /* through AVX-512, in the standard layout of signal frames */
 /* The way out, from either mode: jmp *0(%rip) and behind it the address of host_exit. */
-#define EXIT_PAGE 0x1a340000ull
-#define EXIT_AT   (EXIT_PAGE + PAGE_SIZE - 14) /* the address is aligned: EFLAGS.AC may be set */
+#define EXIT_AT   (CODE_BASE + CODE_SIZE - 14) /* the address is aligned: EFLAGS.AC may be set */
 #define USER_CS32 0x23
 #define USER_CS   0x33
 #define USER_DS   0x2b
@@ -53,14 +54,11 @@ static void map_code(void) {
   memset(code, INT3, CODE_SIZE);
 }
 
-static void map_exit(void) {
+static void put_way_out(void) {
   static const u8 jump[6] = {0xff, 0x25};
   u64 to = (u64)(uintptr_t)host_exit;
-  u8 *p = mmap((void *)EXIT_PAGE, PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
-  if (p == MAP_FAILED) die("exit page");
-  memcpy((u8 *)EXIT_AT, jump, 6);
-  memcpy((u8 *)EXIT_AT + 6, &to, 8);
-  mprotect(p, PAGE_SIZE, PROT_READ | PROT_EXEC);
+  memcpy(code + (EXIT_AT - CODE_BASE), jump, 6);
+  memcpy(code + (EXIT_AT - CODE_BASE) + 6, &to, 8);
 }
 
 static void map_arena(void) {
@@ -125,7 +123,7 @@ static void install_handlers(void) {
 
 /* 16-bit code and data segments in the local descriptor table. */
 static void make_segments(void) {
-  struct user_desc code16 = {.entry_number = 0, .base_addr = (u32)CODE_BASE, .limit = CODE_SIZE - 1, .contents = MODIFY_LDT_CONTENTS_CODE, .useable = 1};
+  struct user_desc code16 = {.entry_number = 0, .base_addr = (u32)CODE_BASE, .limit = CODE_LIMIT16, .contents = MODIFY_LDT_CONTENTS_CODE, .useable = 1};
   struct user_desc data16 = {.entry_number = 1, .base_addr = (u32)ARENA_BASE, .limit = ARENA_SIZE - 1, .contents = MODIFY_LDT_CONTENTS_DATA, .useable = 1};
   if (syscall(SYS_modify_ldt, 1, &code16, sizeof(code16)) || syscall(SYS_modify_ldt, 1, &data16, sizeof(data16))) die("16-bit segments");
 }
@@ -143,7 +141,7 @@ static void set_mode(unsigned m) {
 u8 *host_init(unsigned m) {
   set_mode(m);
   map_code();
-  map_exit();
+  put_way_out();
   map_arena();
   install_handlers();
   if (syscall(SYS_arch_prctl, ARCH_SET_GS, DIFF_GS_BASE)) die("GS base");

@@ -5,6 +5,7 @@
         .set    XSAVE, 0
         .set    GPR, 4096
         .set    RFLAGS, GPR + 128
+        .set    COMPONENTS, 0xe7
 
         .globl  host_enter
         .hidden host_enter
@@ -20,8 +21,8 @@ host_enter:
         movq    %rsp, host_stack(%rip)
         cmpb    $0, host_ext(%rip)
         je      1f
-        movl    $-1, %eax
-        movl    $-1, %edx
+        movl    $COMPONENTS, %eax
+        xorl    %edx, %edx
         xrstor64 host_in+XSAVE(%rip)
 1:      cmpq    $0, host_cs(%rip)
         jne     enter_other
@@ -90,8 +91,8 @@ host_exit:
         popq    host_out+RFLAGS(%rip)
         cmpb    $0, host_ext(%rip)
         je      host_return
-        movl    $-1, %eax
-        movl    $-1, %edx
+        movl    $COMPONENTS, %eax
+        xorl    %edx, %edx
         xsave64 host_out+XSAVE(%rip)
 
         .globl  host_return
@@ -100,6 +101,12 @@ host_exit:
 host_return:
         pushq   $0x202
         popfq
+        cmpb    $0, host_ext(%rip)
+        je      1f
+        movl    $COMPONENTS, %eax
+        xorl    %edx, %edx
+        xrstor64 host_clean(%rip)
+1:
         popq    %r15
         popq    %r14
         popq    %r13

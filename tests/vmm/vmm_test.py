@@ -8,6 +8,7 @@ Exit code 77 (skip) when the guest files are not there.
 """
 import argparse
 import hashlib
+import json
 import os
 import re
 import socket
@@ -78,6 +79,14 @@ def boot2(uvirt, tmp):
 
 
 def boot4(uvirt, tmp): boot(uvirt, tmp, 4)
+
+
+def clock72(uvirt, tmp):
+    """More vCPUs than one page of kvmclock areas has room for, in each way Linux allocates them; time never goes back between CPUs."""
+    for append, args in (("no-kvmclock-vsyscall", []), ("", ["--cpu", "max,-kvmclock-stable-bit"])):
+        text = boot(uvirt, tmp, 72, args=["--memory", "1G", *args], append=append)
+        check("Brought up 1 node, 72 CPUs" in text and "kvm-clock: Using msrs 4b564d01" in text, "not all CPUs came up with kvm-clock", text)
+        check("TSC warp" not in text, "the time-stamp counters differ", text)
 
 
 def noacpi(uvirt, tmp):
@@ -194,6 +203,31 @@ def ends(uvirt, tmp):
     check(code == 0 and text.count("init: reached") == 2, f"reboot did not start the guest again (exit code {code})", text)
 
 
+def stat(uvirt, tmp):
+    """`uvirt stat` of a running machine: its objects, plausible counts that go on growing, and clear errors."""
+    guest = subprocess.Popen(Guest(uvirt, tmp, "while true; do cat /proc/interrupts > /dev/null; done\n", args=["--cpus", "2"]).command,
+                             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    try:
+        for line in guest.stdout:
+            if b"init: reached" in line:
+                break
+        out = subprocess.run([uvirt, "stat", "--json", "--interval", "0.5", str(guest.pid)], stdout=subprocess.PIPE, check=True).stdout
+        report = json.loads(out)
+        check((report["machines"], report["vcpus"], report["pid"]) == (1, 2, guest.pid), "wrong objects", out.decode())
+        total = {(s["owner"], s["name"]): s for s in report["statistics"]}
+        for name in ("exits", "io_exits", "mmio_exits", "halt_exits", "irq_injections", "pf_guest", "tlb_fills", "blocks_decoded"):
+            check(total["vcpu", name]["total"] > 100, f"{name} was not counted", out.decode())
+        check(total["vcpu", "irq_injections"]["per_second"] > 0, "no rate", out.decode())
+        table = subprocess.run([uvirt, "stat", "--interval", "0.1", str(guest.pid)], stdout=subprocess.PIPE, check=True).stdout.decode()
+        check(re.search(r"^vcpu irq_injections +[1-9]", table, re.M), "no table", table)
+    finally:
+        guest.kill()
+        guest.wait()
+    for arguments, code in ((["1"], 1), ([str(guest.pid)], 1), (["x"], 2), (["--interval", "0"], 2)):
+        p = subprocess.run([uvirt, "stat", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        check(p.returncode == code and p.stderr.count(b"\n") == 1 and not p.stdout, f"stat {arguments}: {p.returncode} {p.stderr}")
+
+
 def bad_input(uvirt, tmp):
     """One clear message, non-zero exit, nothing left behind."""
     kernel = os.path.join(GUEST, "amd64", "vmlinuz")
@@ -243,7 +277,7 @@ def bad_input(uvirt, tmp):
     check(set(os.listdir(tmp)) == before, "files were left behind")
 
 
-CASES = {f.__name__: f for f in (boot1, boot2, boot4, noacpi, pae, pae2, disk, net, ends, bad_input)}
+CASES = {f.__name__: f for f in (boot1, boot2, boot4, clock72, noacpi, pae, pae2, disk, net, ends, stat, bad_input)}
 
 
 def main():

@@ -232,7 +232,7 @@ static long vcpu_set_attr(struct ioctl_ctx *ctx, void *data) {
   return r;
 }
 
-#define VCPU_ROW(request, arg, fn) ROW(request, arg, LOCK_VCPU, fn)
+#define VCPU_ROW(request, arg, fn) {request, #request, arg, LOCK_VCPU, fn} /* not through ROW: that would expand the name */
 
 const struct ioctl_row x86_vcpu_ioctls[] = {
     VCPU_ROW(KVM_GET_REGS, ARG_OUT, x86_ioctl_get_regs),

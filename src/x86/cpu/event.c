@@ -2,6 +2,7 @@
  *
  * Intel SDM Vol. 3A chapter 6 (table 6-2 priorities, table 6-5 double faults), 9.1 (INIT), 8.4 (SIPI).
  */
+#include "core/stats.h"
 #include "x86/cpu/desc.h"
 #include "x86/insn.h"
 #include "x86/mmu/access.h"
@@ -171,6 +172,7 @@ int x86_deliver_fault(struct x86_vcpu *c) {
   struct x86_fault f = c->fault;
   /* A fault takes the place of the traps its instruction had collected; those a MOV SS left behind stay. */
   if (!f.trap && !(c->pending_dbg & DBG_MOV_SS)) c->pending_dbg &= ~(u64)DR6_TRAPS;
+  if (f.vector == VEC_PF) vcpu_stat_inc(&c->core, pf_guest);
   if (f.vector == VEC_DB && debugger_wants_db(c)) return x86_debug_exit(c, VEC_DB, c->rip, f.payload);
   apply_payload(c, &f);
   return deliver_exception(c, &f);
@@ -267,6 +269,7 @@ static bool take_nmi(struct x86_vcpu *c, int *r) {
   while (!atomic_compare_exchange_weak(&c->nmi_pending, &pending, MIN(pending, 2u) - 1)) {
   }
   c->nmi_blocked = true;
+  vcpu_stat_inc(&c->core, nmi_injections);
   *r = x86_deliver(c, EV_NMI, VEC_NMI, false, 0);
   return true;
 }
@@ -275,6 +278,7 @@ static bool take_interrupt(struct x86_vcpu *c, int *r) {
   if (!c->lapic || !x86_interrupt_allowed(c) || !x86_irq_pending(c)) return false;
   int vector = x86_irq_ack(c);
   if (vector < 0) return false;
+  vcpu_stat_inc(&c->core, irq_injections);
   *r = x86_deliver(c, EV_HW_INT, (unsigned)vector, false, 0);
   return true;
 }

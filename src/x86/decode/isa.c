@@ -68,8 +68,8 @@ static bool scan_allowed(const struct x86_cpuid *id, struct x86_decoded *d) {
 
 bool x86_isa_allows(const struct x86_cpuid *id, struct x86_decoded *d) {
   unsigned m = d->insn.mnemonic, n = needs[d->insn.meta.isa_set];
-  if (m == ZYDIS_MNEMONIC_TZCNT || m == ZYDIS_MNEMONIC_LZCNT) return scan_allowed(id, d);
   if (!n) return false;
+  if (m == ZYDIS_MNEMONIC_TZCNT || m == ZYDIS_MNEMONIC_LZCNT) return scan_allowed(id, d);
   if (n & (EVEX | VL) && !x86_cpuid_has(id, X86_FEATURE_AVX512F)) return false;
   if (n & VL && !x86_cpuid_has(id, X86_FEATURE_AVX512VL)) return false;
   if (n & 0xff && !x86_cpuid_has(id, (enum x86_feature)((n & 0xff) - 1))) return false;

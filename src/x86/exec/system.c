@@ -1,6 +1,7 @@
 /* System instructions: control and debug registers, MSRs, time, CPUID, halts, hypercalls, translations.
  *
  * Manual: Intel SDM Vol. 2; privilege and order of checks as on the page of each instruction. */
+#include "core/stats.h"
 #include "x86/cpuid/cpuid.h"
 #include "x86/exec/exec.h"
 #include "x86/exec/system.h"
@@ -100,6 +101,7 @@ static int exec_monitor(struct x86_vcpu *c, const struct x86_insn *i) {
 
 static int exec_hlt(struct x86_vcpu *c, const struct x86_insn *i) {
   NEED_CPL0(c);
+  vcpu_stat_exit(&c->core, halt_exits);
   if (x86_pv_may_halt(c)) {
     c->mp_state = KVM_MP_STATE_HALTED;
     atomic_fetch_or_explicit(&c->core.requests, BIT(REQ_HALT), memory_order_relaxed);
@@ -164,6 +166,7 @@ static int exec_invlpg(struct x86_vcpu *c, const struct x86_insn *i) {
   NEED_CPL0(c);
   u64 lin = operand_linear(c, i);
   if (x86_canonical(c, lin)) x86_mmu_flush_page(c, lin);
+  vcpu_stat_inc(&c->core, invlpg);
   return X86_END;
 }
 

@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <string.h>
 #include "core/iobus.h"
+#include "core/stats.h"
 #include "x86/mmu/access.h"
 #include "x86/mmu/io.h"
 #include "x86/mmu/walk.h"
@@ -53,6 +54,7 @@ static int complete_read(struct x86_vcpu *c) {
 
 int x86_io_read(struct x86_vcpu *c, gpa_t gpa, void *data, unsigned len) {
   struct x86_io *io = &c->io;
+  if (!io->n_reads) vcpu_stat_exit(&c->core, mmio_exits); /* not when the instruction runs again with the answer */
   if (x86_lapic_hit(c, gpa) && !x86_lapic_mmio_read(c, gpa, len, data)) return X86_OK;
   if (!io_bus_read(&c->core, BUS_MMIO, gpa, len, data)) return X86_OK;
   if (io->read_pos < io->n_reads) {
@@ -76,6 +78,7 @@ int x86_io_read(struct x86_vcpu *c, gpa_t gpa, void *data, unsigned len) {
 
 void x86_io_write(struct x86_vcpu *c, gpa_t gpa, const void *data, unsigned len) {
   struct x86_io *io = &c->io;
+  vcpu_stat_exit(&c->core, mmio_exits);
   if (x86_lapic_hit(c, gpa) && !x86_lapic_mmio_write(c, gpa, len, data)) return;
   if (!io_bus_write(&c->core, BUS_MMIO, gpa, len, data)) return;
   if (io->n_writes == X86_IO_FRAGS) return; /* cannot be: an instruction writes at most 64 bytes, in two parts */
@@ -132,12 +135,14 @@ int x86_pio_in(struct x86_vcpu *c, u16 port, unsigned size, u32 *value) {
     *value = c->io.pio_value;
     return X86_OK;
   }
+  vcpu_stat_exit(&c->core, io_exits);
   if (!io_bus_read(&c->core, BUS_PIO, port, size, value)) return X86_OK;
   return pio_exit(c, port, size, true, 0);
 }
 
 int x86_pio_out(struct x86_vcpu *c, u16 port, unsigned size, u32 value) {
   if (pio_answered(&c->io, port, size, false)) return X86_OK;
+  vcpu_stat_exit(&c->core, io_exits);
   if (!io_bus_write(&c->core, BUS_PIO, port, size, &value)) return X86_OK;
   return pio_exit(c, port, size, false, value);
 }

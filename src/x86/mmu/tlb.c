@@ -2,6 +2,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include "core/stats.h"
 #include "x86/cpuid/cpuid.h"
 #include "x86/mmu/walk.h"
 #include "x86/x86.h"
@@ -45,12 +46,14 @@ void x86_tlb_fill(struct x86_vcpu *c, u64 lin, unsigned table, gpa_t gpa, bool g
   c->mmu.meta[n] = (struct x86_tlb_meta){.gpa = gpa, .global = global};
   if (c->mmu.logged < X86_TLB_LOG) c->mmu.log[c->mmu.logged] = (u16)n;
   c->mmu.logged++;
+  vcpu_stat_inc(&c->core, tlb_fills);
 }
 
 void x86_mmu_flush_all(struct x86_vcpu *c, bool globals) {
   struct x86_mmu *m = &c->mmu;
   unsigned kept = 0;
   c->code_gen++;
+  vcpu_stat_inc(&c->core, tlb_flush);
   if (m->logged > X86_TLB_LOG) {
     for (unsigned n = 0; n < TLB_COUNT * X86_TLB_SIZE; n++) entry_clear(&m->tables[n]);
   } else {

@@ -6,6 +6,7 @@
 #include <string.h>
 #include <time.h>
 #include "core/memslot.h"
+#include "core/stats.h"
 #include "x86/cpuid/cpuid.h"
 #include "x86/pv/pv.h"
 
@@ -82,6 +83,7 @@ static long dispatch(struct x86_vcpu *c, u64 nr, const struct call *call) {
 int x86_hypercall(struct x86_vcpu *c) {
   struct call call = {.arg = {c->regs[RBX], c->regs[RCX], c->regs[RDX], c->regs[RSI]}, .mode64 = c->code64};
   u64 nr = c->regs[RAX];
+  vcpu_stat_exit(&c->core, hypercalls);
   if (!call.mode64) {
     nr = (u32)nr;
     for (unsigned k = 0; k < 4; k++) call.arg[k] = (u32)call.arg[k];
