@@ -439,6 +439,12 @@ static inline int next_block(struct x86_vcpu *c, u32 mode, struct x86_block **ou
   return r;
 }
 
+/* RF lasts for one instruction (SDM Vol. 3B 17.3.1.1).  Only breakpoints could tell that it ends before that one, and they make instructions run singly. */
+static bool one_by_one(struct x86_vcpu *c) {
+  if (!(c->mode & X86_MODE_SINGLE)) c->rflags &= ~(u64)FL_RF;
+  return c->int_shadow | (c->mode & X86_MODE_SINGLE);
+}
+
 int x86_run_one(struct x86_vcpu *c) {
   struct x86_block *b;
   bool stepping = c->mode & X86_MODE_SINGLE;
@@ -466,7 +472,7 @@ int x86_run_blocks(struct x86_vcpu *c) {
     struct x86_block *b;
     if (unlikely(atomic_load_explicit(&c->core.requests, memory_order_acquire) | READ_ONCE(c->core.run->immediate_exit))) return X86_OK;
     int r;
-    if (unlikely(c->int_shadow | (c->mode & X86_MODE_SINGLE))) {
+    if (unlikely(c->int_shadow | (c->mode & X86_MODE_SINGLE) | (c->rflags & FL_RF)) && one_by_one(c)) {
       r = x86_run_one(c);
       if (c->io.n_writes) return r;
     } else {
