@@ -13,7 +13,8 @@
 #define MAX_FDS (1u << 20) /* Linux's default hard limit; the table is reserved address space that costs nothing until used */
 
 typedef struct fd_object *entry_t;
-static _Atomic(entry_t) *table; /* (o) MAX_FDS entries */
+static _Atomic(entry_t) *table;  /* (o) MAX_FDS entries */
+static _Atomic unsigned highest; /* no entry above it was ever used */
 
 static void make_table(void) {
   void *p = mmap(NULL, MAX_FDS * sizeof(*table), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -65,6 +66,9 @@ struct fd_object *fd_get(int fd) {
 
 /* A descriptor closed behind our back leaves its entry; the number's new owner replaces it. */
 static void replace_entry(_Atomic(entry_t) *e, struct fd_object *o) {
+  unsigned fd = (unsigned)(e - table), max = atomic_load_explicit(&highest, memory_order_relaxed);
+  while (fd > max && !atomic_compare_exchange_weak(&highest, &max, fd)) {
+  }
   struct fd_object *old = atomic_exchange_explicit(e, o, memory_order_acq_rel);
   if (old) fd_put(old);
 }
@@ -107,6 +111,13 @@ int fd_close(int fd) {
   int r = close(fd) ? -errno : 0;
   fd_put(o);
   return r;
+}
+
+void fd_forget(unsigned first, unsigned last) {
+  if (!__atomic_load_n(&table, __ATOMIC_ACQUIRE)) return;
+  last = MIN(last, atomic_load(&highest));
+  for (unsigned fd = first; fd <= last; fd++)
+    if (fd_is_ours((int)fd)) replace_entry(entry_of((int)fd), NULL);
 }
 
 int fd_make(const char *name, bool cloexec) {

@@ -28,6 +28,8 @@ void fd_put(struct fd_object *o);
 bool fd_is_ours(int fd);
 /* Closes fd if it is ours: 0, or -EBADF. */
 int fd_close(int fd);
+/* The numbers from first to last, both included, were closed behind our back: their entries go. */
+void fd_forget(unsigned first, unsigned last);
 /* A second descriptor for the object of old, made by dup(2) or received: newfd is entered for the same object.  0 or -errno. */
 int fd_alias(int old, int newfd);
 
