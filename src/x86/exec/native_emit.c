@@ -7,6 +7,7 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include "base/process.h"
 #include "jit/codemem.h"
 #include "x86/exec/native.h"
 
@@ -245,7 +246,7 @@ static bool describe(const struct x86_decoded *d, struct x86_native *n) {
 /* Stubs by the rewritten bytes plus which general register is meant. */
 #define BUCKETS 4096
 static struct x86_native *buckets[BUCKETS];
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+FORK_MUTEX(lock); /* a stub is entered whole */
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 
 static unsigned make_key(const struct x86_decoded *d, u8 *key) {
