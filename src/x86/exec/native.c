@@ -63,6 +63,13 @@ static bool runs_natively(ZydisISAExt ext) {
 /* x87 and pure MMX instructions: their registers are one state, which stubs load as a whole. */
 static bool on_x87_state(const struct x86_decoded *d) {
   bool mmx = false;
+  switch (d->insn.mnemonic) { /* floating-point conversions, also of a memory operand */
+  case ZYDIS_MNEMONIC_CVTPS2PI:
+  case ZYDIS_MNEMONIC_CVTTPS2PI:
+  case ZYDIS_MNEMONIC_CVTPD2PI:
+  case ZYDIS_MNEMONIC_CVTTPD2PI: return false;
+  default: break;
+  }
   if (d->insn.meta.isa_ext == ZYDIS_ISA_EXT_X87) return true;
   for (unsigned k = 0; k < d->insn.operand_count; k++) {
     if (d->ops[k].type != ZYDIS_OPERAND_TYPE_REGISTER) continue;

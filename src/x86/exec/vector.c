@@ -45,13 +45,11 @@ static int load_slow(struct x86_vcpu *c, const struct x86_insn *i, u64 lin) {
   return r ? r : run(c, i, v, buf);
 }
 
-/* Stores change no register but MXCSR: its flags count only when the store can be done. */
+/* Stores change no register but MXCSR, whose flags stay also when the store faults. */
 static int store_slow(struct x86_vcpu *c, const struct x86_insn *i, u64 lin) {
   const struct x86_vector *v = i->aux;
   u8 buf[64] __attribute__((aligned(64)));
-  u64 all = ~0ull >> (64 - v->mem_size);
-  int r = v->fp ? x86_vector_probe(c, i, x86_ea(c, i), all) : X86_OK;
-  if (!r) r = run(c, i, v, buf);
+  int r = run(c, i, v, buf);
   return r ? r : x86_write_slow(c, i->seg, lin, buf, v->mem_size);
 }
 
@@ -78,8 +76,9 @@ static int masked_slow(struct x86_vcpu *c, const struct x86_insn *i) {
   const struct x86_vector *v = i->aux;
   u8 buf[64] __attribute__((aligned(64))) = {0};
   u64 needed = x86_vector_needed(c, i, v), ea = x86_ea(c, i);
-  int r = v->store ? x86_vector_probe(c, i, ea, needed) : x86_vector_read(c, i, ea, needed, buf);
+  int r = v->store ? X86_OK : x86_vector_read(c, i, ea, needed, buf);
   if (!r) r = run(c, i, v, buf);
+  if (!r && v->store) r = x86_vector_probe(c, i, ea, v->whole ? ~0ull >> (64 - v->mem_size) : needed);
   return r || !v->store ? r : x86_vector_write(c, i, ea, needed, buf);
 }
 

@@ -6,7 +6,7 @@
  *   vector_masked.c   memory operands of which only selected parts are accessed
  *   vector_gather.c   gathers and scatters
  *   vector_fp.c       MXCSR and floating-point exceptions
- *   vector_exact.c    whether an overflowed result is exact, which only an unmasked overflow shows
+ *   vector_exact.c    what only unmasked exceptions show: exact overflowed results, tiny half-precision ones
  *
  * A stub runs one form with any registers: it gets pointers to its operands' storage.  So there are few of them, and none is ever freed.
  */
@@ -45,9 +45,13 @@ struct x86_vector {
   u8 class;      /* enum x86_vector_class */
   u8 mask;       /* enum x86_vector_mask */
   u8 mask_bits, mask_bytes; /* elements under the mask; bytes of memory for each */
+  bool whole;    /* what is masked off must be accessible nevertheless */
   bool store;    /* the memory operand is written (else read) */
-  bool fp;       /* raises floating-point exceptions */
+  bool fp;       /* depends on MXCSR */
   bool flags;    /* writes arithmetic flags */
+  bool opmask;   /* writes under an opmask */
+  bool broadcast; /* the memory operand is one element */
+  u8 elements;   /* of the destination */
   u8 dest;       /* enum x86_vector_role of what is written; ROLE_COUNT: flags only */
   u16 mnemonic;
   u8 key[16];
@@ -110,6 +114,9 @@ x86_exec_fn *x86_vector_gather_select(const struct x86_decoded *d, struct x86_in
 int x86_vector_run_fp(struct x86_vcpu *c, const struct x86_insn *i, const struct x86_vector *v, void *rm, u64 *flags);
 
 /* ---- vector_exact.c ---- */
-bool x86_vector_overflow_exact(struct x86_vcpu *c, const struct x86_insn *i, const struct x86_vector *v, const void *rm);
+/* All results are exact in the destination's precision, however large, and however small where underflow is unmasked. */
+bool x86_vector_exact(struct x86_vcpu *c, const struct x86_insn *i, const struct x86_vector *v, void *const operand[ROLE_COUNT]);
+/* One of the half-precision results is a denormal. */
+bool x86_vector_tiny_half(struct x86_vcpu *c, const struct x86_insn *i, const struct x86_vector *v, const void *result);
 
 #endif

@@ -3,16 +3,14 @@
  * While a vCPU runs, the host's MXCSR holds the guest's as long as that masks all exceptions (fpu.live): loading it costs a hundred cycles when
  * control bits change, and the flags gather by themselves.  Everyone else sees fpu.mxcsr after x86_mxcsr_sync().
  *
- * With an exception unmasked, an instruction runs on copies with all exceptions masked, and its flags decide: SDM Vol. 1 11.5.2 and appendix E.4.
+ * With an exception unmasked, an instruction runs beside its destination with all exceptions masked, and its flags decide: SDM Vol. 1 11.5.2 and appendix E.4.
  */
 #include <string.h>
 #include "x86/exec/vector.h"
 
 #define FLAGS     0x3fu
-#define DAZ       0x40u
 #define MASKS     0x1f80u
 #define FTZ       0x8000u
-#define MASK(e)   ((e) << 7)
 #define IE        1u
 #define DE        2u
 #define ZE        4u
@@ -48,25 +46,21 @@ static void make_live(struct x86_vcpu *c) {
 
 /* ---- with an exception unmasked ---- */
 
-/* Copies of the operands, so that nothing is lost when the result does not count. */
+/* What a run left, beside the destination. */
 struct trial {
-  u8 op[ROLE_COUNT][64] __attribute__((aligned(64)));
+  u8 result[64] __attribute__((aligned(64)));
   u64 flags;
 };
-
-static void *operand(struct x86_vcpu *c, const struct x86_insn *i, unsigned role, void *rm) {
-  return role == ROLE_RM ? rm : x86_vector_operand(c, i, role);
-}
 
 static size_t size_of(const struct x86_vector *v, unsigned role) { return role == ROLE_RM && v->mem_size ? v->mem_size : 64; }
 
 /* Runs it with this MXCSR on a copy of the destination; the new flags. */
-static u32 try(struct x86_vcpu *c, const struct x86_insn *i, const struct x86_vector *v, void *rm, u32 mxcsr, struct trial *t) {
+static u32 try(const struct x86_vector *v, void *const operand[ROLE_COUNT], u32 mxcsr, struct trial *t) {
   void *p[ROLE_COUNT];
-  for (unsigned r = 0; r < ROLE_COUNT; r++) p[r] = operand(c, i, r, rm);
+  memcpy(p, operand, sizeof(p));
   if (v->dest < ROLE_COUNT) {
-    memcpy(t->op[v->dest], p[v->dest], size_of(v, v->dest));
-    p[v->dest] = t->op[v->dest];
+    memcpy(t->result, p[v->dest], size_of(v, v->dest));
+    p[v->dest] = t->result;
   }
   u32 host = stmxcsr();
   ldmxcsr((mxcsr | MASKS) & ~FLAGS);
@@ -76,35 +70,39 @@ static u32 try(struct x86_vcpu *c, const struct x86_insn *i, const struct x86_ve
   return raised;
 }
 
-/* An unmasked underflow needs no loss of accuracy (SDM Vol. 1 4.9.1.5): with FTZ every tiny result raises the flag. */
-static bool tiny(struct x86_vcpu *c, const struct x86_insn *i, const struct x86_vector *v, void *rm) {
-  struct trial t;
-  return try(c, i, v, rm, c->fpu.mxcsr | FTZ, &t) & UE;
+/* An unmasked underflow needs no loss of accuracy (SDM Vol. 1 4.9.1.5): with FTZ every tiny result raises the flag.  Half precision knows no FTZ. */
+static bool tiny(struct x86_vcpu *c, const struct x86_insn *i, const struct x86_vector *v, void *const operand[ROLE_COUNT], const struct trial *t) {
+  struct trial flushed;
+  return (try(v, operand, c->fpu.mxcsr | FTZ, &flushed) & UE) || x86_vector_tiny_half(c, i, v, t->result);
 }
 
-static u32 result_flags(struct x86_vcpu *c, const struct x86_insn *i, const struct x86_vector *v, void *rm, u32 raised) {
+/* An unmasked overflow or underflow is inexact only if the digits do not fit, whatever the exponent (4.9.1.4, 4.9.1.5); a masked one always is. */
+static u32 result_flags(struct x86_vcpu *c, const struct x86_insn *i, const struct x86_vector *v, void *const operand[ROLE_COUNT], u32 raised,
+                        const struct trial *t) {
   u32 unmasked = ~c->fpu.mxcsr >> 7 & FLAGS;
-  if ((unmasked & UE) && tiny(c, i, v, rm)) raised |= UE;
-  if ((unmasked & raised & OE) && x86_vector_overflow_exact(c, i, v, rm)) raised &= ~PE;
+  if ((unmasked & UE) && tiny(c, i, v, operand, t)) raised |= UE;
+  if ((raised & unmasked & (OE | UE)) && !(raised & ~unmasked & (OE | UE)) && x86_vector_exact(c, i, v, operand)) raised &= ~PE;
   return raised;
 }
 
-static int run_unmasked(struct x86_vcpu *c, const struct x86_insn *i, const struct x86_vector *v, void *rm, u64 *flags) {
+static int run_unmasked(struct x86_vcpu *c, const struct x86_insn *i, const struct x86_vector *v, void *const operand[ROLE_COUNT], u64 *flags) {
   struct trial t;
   u32 unmasked = ~c->fpu.mxcsr >> 7 & FLAGS;
-  u32 raised = try(c, i, v, rm, unmasked & UE ? c->fpu.mxcsr & ~FTZ : c->fpu.mxcsr, &t); /* FTZ: only while underflow is masked (10.2.3.3) */
+  u32 raised = try(v, operand, unmasked & UE ? c->fpu.mxcsr & ~FTZ : c->fpu.mxcsr, &t); /* FTZ: only while underflow is masked (10.2.3.3) */
   if (raised & unmasked & OPERANDS) raised &= OPERANDS;
-  else raised = result_flags(c, i, v, rm, raised);
+  else raised = result_flags(c, i, v, operand, raised, &t);
   c->fpu.mxcsr |= raised;
   if (raised & unmasked) return x86_fault(c, c->cr4 & CR4_OSXMMEXCPT ? VEC_XM : VEC_UD);
-  if (v->dest < ROLE_COUNT) memcpy(operand(c, i, v->dest, rm), t.op[v->dest], size_of(v, v->dest));
+  if (v->dest < ROLE_COUNT) memcpy(operand[v->dest], t.result, size_of(v, v->dest));
   *flags = t.flags;
   return X86_OK;
 }
 
 int x86_vector_run_fp(struct x86_vcpu *c, const struct x86_insn *i, const struct x86_vector *v, void *rm, u64 *flags) {
-  if ((c->fpu.mxcsr & MASKS) != MASKS) return run_unmasked(c, i, v, rm, flags);
+  void *operand[ROLE_COUNT];
+  for (unsigned r = 0; r < ROLE_COUNT; r++) operand[r] = r == ROLE_RM ? rm : x86_vector_operand(c, i, r);
+  if ((c->fpu.mxcsr & MASKS) != MASKS) return run_unmasked(c, i, v, operand, flags);
   make_live(c);
-  v->stub(x86_vector_operand(c, i, ROLE_REG), rm, x86_vector_operand(c, i, ROLE_VVVV), x86_vector_operand(c, i, ROLE_FOURTH), flags);
+  v->stub(operand[ROLE_REG], operand[ROLE_RM], operand[ROLE_VVVV], operand[ROLE_FOURTH], flags);
   return X86_OK;
 }

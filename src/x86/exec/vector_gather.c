@@ -6,11 +6,14 @@
 #include "x86/exec/vector.h"
 
 /* i->reg: destination or source, i->vvvv: vector of indices, i->rm: mask (a vector register; for EVEX an opmask), i->shift: log2 of the scale,
- * i->sub: bytes of an element, i->imm: bytes of an index, i->opsize: number of elements. */
+ * i->sub: bytes of an element, i->opsize: number of elements, i->imm: bytes of an index, and of the vectors in the next byte. */
+
+static unsigned index_size(const struct x86_insn *i) { return (u8)i->imm; }
+static unsigned vector_size(const struct x86_insn *i) { return (u8)(i->imm >> 8); }
 
 static u64 element_address(struct x86_vcpu *c, const struct x86_insn *i, unsigned n) {
-  const u8 *at = c->fpu.zmm[i->vvvv] + n * i->imm;
-  u64 index = i->imm == 8 ? *(const x86_u64_unaligned *)at : (u64)(s64)(s32) * (const x86_u32_unaligned *)at;
+  const u8 *at = c->fpu.zmm[i->vvvv] + n * index_size(i);
+  u64 index = index_size(i) == 8 ? *(const x86_u64_unaligned *)at : (u64)(s64)(s32) * (const x86_u32_unaligned *)at;
   return (c->regs[i->base] + (u64)i->disp + (index << i->shift)) & i->ea_mask;
 }
 
@@ -38,14 +41,20 @@ static void zero_above(struct x86_vcpu *c, const struct x86_insn *i) {
   memset(c->fpu.zmm[i->reg] + used, 0, 64 - used);
 }
 
+/* The mask's elements become all ones or zero, what is above them zero. */
+static void extend_signs(u8 *mask, unsigned size, unsigned vector) {
+  for (unsigned at = 0; at < vector; at += size) memset(mask + at, mask[at + size - 1] & 0x80 ? 0xff : 0, size);
+  memset(mask + vector, 0, 64 - vector);
+}
+
 static int gather_signs(struct x86_vcpu *c, const struct x86_insn *i) {
   if (unlikely(!x86_vector_enabled(c, VECTOR_AVX))) return x86_vector_refuse(c, VECTOR_AVX);
   u8 *mask = c->fpu.zmm[i->rm];
+  extend_signs(mask, i->sub, vector_size(i));
   for (unsigned n = 0; n < i->opsize; n++) {
-    if (mask[(n + 1) * i->sub - 1] & 0x80) {
-      int r = load_element(c, i, n);
-      if (r) return r;
-    }
+    if (!mask[n * i->sub]) continue;
+    int r = load_element(c, i, n);
+    if (r) return r;
     memset(mask + n * i->sub, 0, i->sub);
   }
   memset(mask, 0, 64);
@@ -111,7 +120,7 @@ x86_exec_fn *x86_vector_gather_select(const struct x86_decoded *d, struct x86_in
   bool evex = d->insn.encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX;
   for (unsigned n = 0; n < d->insn.operand_count_visible; n++) place_operand(&d->ops[n], i);
   i->sub = rows[k].element;
-  i->imm = rows[k].index;
+  i->imm = rows[k].index | (u64)(d->insn.avx.vector_length / 8) << 8;
   i->opsize = (u8)(d->insn.avx.vector_length / 8 / MAX(rows[k].element, rows[k].index));
   bool same = i->reg == i->vvvv || (!evex && (i->reg == i->rm || i->vvvv == i->rm));
   if (same && !rows[k].scatter) return x86_exec_ud;

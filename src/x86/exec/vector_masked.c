@@ -7,8 +7,8 @@
 
 /* ---- which bytes ---- */
 
-/* Classes whose memory operand is read as a whole, whatever the mask. */
-static bool reads_all(const ZydisDecodedInstruction *in) {
+/* Classes whose memory operand must be accessible as a whole, whatever the mask. */
+static bool reaches_all(const ZydisDecodedInstruction *in) {
   switch (in->meta.exception_class) {
   case ZYDIS_EXCEPTION_CLASS_E1NF:
   case ZYDIS_EXCEPTION_CLASS_E2NF:
@@ -40,7 +40,8 @@ static const ZydisDecodedOperand *masked_operand(const struct x86_decoded *d) {
 static void describe_opmask(const struct x86_decoded *d, const struct x86_vector_form *f, struct x86_vector *v) {
   const ZydisDecodedOperand *op = masked_operand(d), *mem = f->mem;
   bool broadcast = d->insn.avx.broadcast.mode != ZYDIS_BROADCAST_MODE_INVALID;
-  if (!v->store && reads_all(&d->insn)) return;
+  v->whole = reaches_all(&d->insn);
+  if (!v->store && v->whole) return;
   v->mask = packs(&d->insn) ? MASK_PACKED : MASK_ELEMENTS;
   if (!op) op = mem;
   if (mem->element_count == 1 && !broadcast) { /* scalar */
@@ -92,11 +93,14 @@ u64 x86_vector_needed(struct x86_vcpu *c, const struct x86_insn *i, const struct
 
 /* ---- accesses ---- */
 
+/* Alignment checks are for whole operands: pieces of any size must not meet them. */
+static bool alignment_checked(const struct x86_vcpu *c) { return (c->rflags & FL_AC) && (c->cr0 & CR0_AM) && c->cpl == 3; }
+
 /* Takes the lowest run of ones out of needed. */
-static unsigned next_run(u64 *needed, unsigned *length) {
+static unsigned next_run(const struct x86_vcpu *c, u64 *needed, unsigned *length) {
   unsigned first = (unsigned)__builtin_ctzll(*needed);
   u64 rest = ~(*needed >> first);
-  *length = rest ? (unsigned)__builtin_ctzll(rest) : 64 - first;
+  *length = alignment_checked(c) ? 1 : rest ? (unsigned)__builtin_ctzll(rest) : 64 - first;
   *needed &= ~(low_bits(*length) << first);
   return first;
 }
@@ -104,7 +108,7 @@ static unsigned next_run(u64 *needed, unsigned *length) {
 int x86_vector_read(struct x86_vcpu *c, const struct x86_insn *i, u64 ea, u64 needed, u8 *buf) {
   int r = X86_OK;
   while (!r && needed) {
-    unsigned n, first = next_run(&needed, &n);
+    unsigned n, first = next_run(c, &needed, &n);
     r = x86_read(c, i->seg, (ea + first) & i->ea_mask, buf + first, n);
   }
   return r;
@@ -120,7 +124,7 @@ static int probe(struct x86_vcpu *c, const struct x86_insn *i, u64 ea, unsigned 
 int x86_vector_probe(struct x86_vcpu *c, const struct x86_insn *i, u64 ea, u64 needed) {
   int r = X86_OK;
   while (!r && needed) {
-    unsigned n, first = next_run(&needed, &n);
+    unsigned n, first = next_run(c, &needed, &n);
     r = probe(c, i, (ea + first) & i->ea_mask, n);
   }
   return r;
@@ -129,7 +133,7 @@ int x86_vector_probe(struct x86_vcpu *c, const struct x86_insn *i, u64 ea, u64 n
 int x86_vector_write(struct x86_vcpu *c, const struct x86_insn *i, u64 ea, u64 needed, const u8 *buf) {
   int r = X86_OK;
   while (!r && needed) {
-    unsigned n, first = next_run(&needed, &n);
+    unsigned n, first = next_run(c, &needed, &n);
     r = x86_write(c, i->seg, (ea + first) & i->ea_mask, buf + first, n);
   }
   return r;

@@ -62,10 +62,11 @@ static void emit(const struct x86_vector_form *f, bool flags, struct code *e) {
     if (f->op[r].used && f->op[r].read) load(e, f, r);
     wide |= f->op[r].used && f->op[r].size > 16;
   }
-  if (f->implied) PUT(e, 0x49, 0x89, 0xc9, 0x49, 0x8b, 0x01, 0x49, 0x8b, 0x51, 0x10); /* mov r9, rcx; mov rax, [r9]; mov rdx, [r9 + 16] */
+  if (f->implied) PUT(e, 0x49, 0x89, 0xc9, 0x49, 0x89, 0xd2, 0x49, 0x8b, 0x01, 0x49, 0x8b, 0x51, 0x10); /* mov r9, rcx; mov r10, rdx; mov rax, [r9]; mov rdx, [r9 + 16] */
   put(e, f->bytes, f->len);
   if (flags) PUT(e, 0x9c, 0x41, 0x8f, 0x00); /* pushfq; pop [r8] */
   if (f->implied_rcx) PUT(e, 0x49, 0x89, 0x49, 0x08); /* mov [r9 + 8], rcx */
+  if (f->implied) PUT(e, 0x4c, 0x89, 0xd2);           /* mov rdx, r10 */
   for (unsigned r = 0; r < ROLE_COUNT; r++)
     if (f->op[r].used && f->op[r].write) store(e, f, r);
   if (f->class == VECTOR_MIXED) PUT(e, 0x0f, 0x77); /* emms */
@@ -99,8 +100,9 @@ static bool aligned(const struct x86_decoded *d, const struct x86_vector_form *f
   }
 }
 
-/* Exception classes with floating-point exceptions; the complex products of AVX512-FP16 have them in a class that has none. */
-static bool raises(const ZydisDecodedInstruction *in) {
+/* What depends on MXCSR: the exception classes with floating-point exceptions; the complex products of AVX512-FP16, which raise them in a class that has
+ * none; approximations, which raise none but know DAZ and FTZ. */
+static bool uses_mxcsr(const ZydisDecodedInstruction *in) {
   switch (in->meta.exception_class) {
   case ZYDIS_EXCEPTION_CLASS_SSE2:
   case ZYDIS_EXCEPTION_CLASS_SSE3:
@@ -123,7 +125,27 @@ static bool raises(const ZydisDecodedInstruction *in) {
   case ZYDIS_MNEMONIC_VFMADDCPH:
   case ZYDIS_MNEMONIC_VFMADDCSH:
   case ZYDIS_MNEMONIC_VFCMADDCPH:
-  case ZYDIS_MNEMONIC_VFCMADDCSH: return true;
+  case ZYDIS_MNEMONIC_VFCMADDCSH:
+  case ZYDIS_MNEMONIC_RCPPS:
+  case ZYDIS_MNEMONIC_RCPSS:
+  case ZYDIS_MNEMONIC_RSQRTPS:
+  case ZYDIS_MNEMONIC_RSQRTSS:
+  case ZYDIS_MNEMONIC_VRCPPS:
+  case ZYDIS_MNEMONIC_VRCPSS:
+  case ZYDIS_MNEMONIC_VRSQRTPS:
+  case ZYDIS_MNEMONIC_VRSQRTSS:
+  case ZYDIS_MNEMONIC_VRCP14PD:
+  case ZYDIS_MNEMONIC_VRCP14PS:
+  case ZYDIS_MNEMONIC_VRCP14SD:
+  case ZYDIS_MNEMONIC_VRCP14SS:
+  case ZYDIS_MNEMONIC_VRSQRT14PD:
+  case ZYDIS_MNEMONIC_VRSQRT14PS:
+  case ZYDIS_MNEMONIC_VRSQRT14SD:
+  case ZYDIS_MNEMONIC_VRSQRT14SS:
+  case ZYDIS_MNEMONIC_VRCPPH:
+  case ZYDIS_MNEMONIC_VRCPSH:
+  case ZYDIS_MNEMONIC_VRSQRTPH:
+  case ZYDIS_MNEMONIC_VRSQRTSH: return true;
   default: return false;
   }
 }
@@ -152,8 +174,11 @@ static void probe_host(void) { host_avx512 = x86_native_supports(X86_FEATURE_AVX
 static void describe(const struct x86_decoded *d, const struct x86_vector_form *f, struct x86_vector *v) {
   v->class = f->class;
   v->mnemonic = (u16)d->insn.mnemonic;
-  v->fp = raises(&d->insn);
+  v->fp = uses_mxcsr(&d->insn);
   v->flags = writes_flags(&d->insn);
+  v->opmask = f->op[ROLE_FOURTH].used && f->op[ROLE_FOURTH].kind == ZYDIS_REGCLASS_MASK;
+  v->broadcast = d->insn.encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX && f->mem && d->insn.raw.evex.b;
+  v->elements = (u8)d->ops[0].element_count;
   v->dest = destination(f);
   memcpy(v->key, f->bytes, sizeof(v->key));
   if (!f->mem) return;
