@@ -31,13 +31,9 @@ int x86_x87_run(struct x86_vcpu *c, const struct x86_native *n, void *mem) {
   bool unmasked = (cw & 0x3f) != 0x3f;
   if (unlikely(unmasked)) memcpy(saved, c->fpu.fx, sizeof(saved));
   *fcw(c) = cw | 0x3f;
-  *(u32 *)(void *)&c->fpu.fx[24] = 0x1f80; /* FXRSTOR in the stub loads this MXCSR for a moment */
   *fsw(c) &= (u16)~(FSW_ES | FSW_B | (unmasked ? 0x3f : 0));
-  c->fpu.mxcsr_run = c->fpu.mxcsr | 0x1f80;
   n->stub(c, mem, &flags);
-  c->fpu.mxcsr |= n->fp ? c->fpu.mxcsr_run & 0x3f : 0;
   *fcw(c) = cw;
-  c->fpu.xinuse |= 1;
   if (unlikely(unmasked)) {
     u16 raised = *fsw(c) & 0x3f, hit = raised & ~cw;
     if (hit & 7) { /* SDM Vol. 1, 8.5.1 to 8.5.3: operands and stack stay as they were */
