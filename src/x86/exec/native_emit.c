@@ -95,6 +95,11 @@ static bool emit(const struct x86_decoded *d, struct x86_native *n, struct code 
   disp32(e, (u32)offsetof(struct x86_vcpu, fpu.fx));
   if (gpr) move_general(e, RDX, (unsigned)ZydisRegisterGetId(gpr->reg.value), false);
   if (!rewrite(d, n->mem_size != 0, gpr, bytes, &len)) return false;
+  if (d->insn.cpu_flags && d->insn.cpu_flags->tested) { /* mov eax, [rdi+rflags]; and eax, arithmetic flags; push rax; popf */
+    puts_(e, (const u8[]){0x8b, 0x87}, 2);
+    disp32(e, (u32)offsetof(struct x86_vcpu, rflags));
+    puts_(e, (const u8[]){0x25, FL_ARITH & 0xff, FL_ARITH >> 8, 0, 0, 0x50, 0x9d}, 7);
+  }
   puts_(e, bytes, len);
   if (n->flags) puts_(e, (const u8[]){0x9c, 0x41, 0x8f, 0x00}, 4); /* pushf; pop [r8] */
   if (gpr && (gpr->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE)) move_general(e, RDX, (unsigned)ZydisRegisterGetId(gpr->reg.value), true);

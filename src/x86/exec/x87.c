@@ -10,6 +10,9 @@ static u16 *fop(struct x86_vcpu *c) { return (u16 *)(void *)&c->fpu.fx[6]; }
 
 #define FSW_ES 0x80u
 #define FSW_B  0x8000u
+#define FSW_IE 0x01u
+#define FSW_OE 0x08u
+#define FSW_UE 0x10u
 
 /* ES and B summarise unmasked pending exceptions. */
 static void summarize(struct x86_vcpu *c) {
@@ -24,36 +27,33 @@ int x86_x87_check(struct x86_vcpu *c, bool mmx, bool waits) {
   return X86_OK;
 }
 
-int x86_x87_run(struct x86_vcpu *c, const struct x86_native *n, void *mem) {
-  u16 cw = *fcw(c), before = *fsw(c);
+bool x86_x87_not_stored(struct x86_vcpu *c) { return *fsw(c) & ~*fcw(c) & (FSW_IE | FSW_OE | FSW_UE); }
+
+static u64 *fip(struct x86_vcpu *c) { return (u64 *)(void *)&c->fpu.fx[8]; }
+static u64 *fdp(struct x86_vcpu *c) { return (u64 *)(void *)&c->fpu.fx[16]; }
+
+/* The stub runs with the guest's own masks: the next instruction that waits would take the exception, and the stub ends with one that does not.  The
+ * pointers and the opcode that the host recorded are the stub's; they become the guest's (SDM Vol. 1, 8.1.8). */
+int x86_x87_run(struct x86_vcpu *c, const struct x86_insn *i, const struct x86_native *n, void *mem) {
   u64 flags;
-  u8 saved[512];
-  bool unmasked = (cw & 0x3f) != 0x3f;
-  if (unlikely(unmasked)) memcpy(saved, c->fpu.fx, sizeof(saved));
-  *fcw(c) = cw | 0x3f;
-  *fsw(c) &= (u16)~(FSW_ES | FSW_B | (unmasked ? 0x3f : 0));
+  u16 op = *fop(c);
   n->stub(c, mem, &flags);
-  *fcw(c) = cw;
-  if (unlikely(unmasked)) {
-    u16 raised = *fsw(c) & 0x3f, hit = raised & ~cw;
-    if (hit & 7) { /* SDM Vol. 1, 8.5.1 to 8.5.3: operands and stack stay as they were */
-      u16 cc = *fsw(c);
-      memcpy(c->fpu.fx, saved, sizeof(saved));
-      *fsw(c) = (u16)((*fsw(c) & ~0x40) | (cc & 0x247)); /* flags, stack fault and C1 are reported */
-      raised &= 7;
-    }
-    *fsw(c) |= (before & 0x3f) | raised;
-    summarize(c);
-  }
+  if (n->mmx) return X86_OK;
+  *fip(c) = x86_insn_ip(c, i);
+  if (mem && *fdp(c) == (u64)(uintptr_t)mem) *fdp(c) = x86_ea(c, i);
+  if (*fop(c) != op || *fsw(c) & FSW_ES) *fop(c) = (u16)i->imm;
   if (n->flags) c->rflags = (c->rflags & ~(u64)FL_ARITH) | (flags & FL_ARITH);
   return X86_OK;
 }
 
 static void init(struct x86_vcpu *c) {
+  x86_mmx_top(c); /* the registers keep what they hold */
   memset(c->fpu.fx, 0, 24);
   *fcw(c) = 0x37f;
 }
 
+/* FENI, FDISI and FSETPM of the 8087 and 80287. */
+static int nothing(struct x86_vcpu *c, const struct x86_insn *i) { return x86_x87_check(c, false, false); }
 static int fninit(struct x86_vcpu *c, const struct x86_insn *i) {
   int r = x86_x87_check(c, false, false);
   if (!r) init(c);
@@ -93,7 +93,9 @@ static int fnstsw_ax(struct x86_vcpu *c, const struct x86_insn *i) {
 }
 static int emms(struct x86_vcpu *c, const struct x86_insn *i) {
   int r = x86_x87_check(c, true, true);
-  if (!r) *ftw(c) = 0;
+  if (r) return r;
+  x86_mmx_state(c);
+  *ftw(c) = 0;
   return r;
 }
 
@@ -125,6 +127,7 @@ static unsigned env_store(struct x86_vcpu *c, const struct x86_insn *i, u8 *b) {
   memcpy(&dp, &c->fpu.fx[16], 8);
   u16 tags = full_tags(c), op = *fop(c) & 0x7ff;
   bool real = !x86_protected(c) || x86_v86(c);
+  ip = (u32)ip, dp = (u32)dp; /* CS and DS read as 0: CPUID.(07H,0).EBX[13] */
   if (i->opsize == 2) {
     u16 v[7] = {*fcw(c), *fsw(c), tags, (u16)ip, real ? (u16)((ip >> 4 & 0xf000) | op) : (u16)(ip >> 32), (u16)dp,
                 real ? (u16)(dp >> 4 & 0xf000) : (u16)(dp >> 32)};
@@ -152,6 +155,7 @@ static void env_load(struct x86_vcpu *c, const struct x86_insn *i, const u8 *b) 
   memcpy(&ip, b + 3 * w, w);
   memcpy(&dp, b + 5 * w, w);
   if (w == 4) memcpy(&op, b + 4 * w + 2, 2);
+  x86_x87_set_top(c, sw >> 11 & 7);
   *fcw(c) = (u16)((cw & 0x1f3f) | 0x40);
   *fsw(c) = sw;
   *ftw(c) = short_tags(tags);
@@ -207,6 +211,9 @@ static int frstor(struct x86_vcpu *c, const struct x86_insn *i) {
 x86_exec_fn *x86_x87_select(const struct x86_decoded *d, struct x86_insn *i) {
   bool mem = i->iflags & X86_I_MEM;
   switch (d->insn.mnemonic) {
+  case ZYDIS_MNEMONIC_FENI8087_NOP:
+  case ZYDIS_MNEMONIC_FDISI8087_NOP:
+  case ZYDIS_MNEMONIC_FSETPM287_NOP: return nothing;
   case ZYDIS_MNEMONIC_FNINIT: return fninit;
   case ZYDIS_MNEMONIC_FNCLEX: return fnclex;
   case ZYDIS_MNEMONIC_FWAIT: return fwait;
