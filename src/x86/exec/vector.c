@@ -37,11 +37,13 @@ INLINE int registers(struct x86_vcpu *c, const struct x86_insn *i, enum x86_vect
 
 /* ---- an operand in memory ---- */
 
+static u64 all_bytes(const struct x86_vector *v) { return ~0ull >> (64 - v->mem_size); }
+
 /* Not in one page of the TLB: through a buffer. */
 static int load_slow(struct x86_vcpu *c, const struct x86_insn *i, u64 lin) {
   const struct x86_vector *v = i->aux;
   u8 buf[64] __attribute__((aligned(64)));
-  int r = x86_read_slow(c, i->seg, lin, buf, v->mem_size);
+  int r = v->unchecked ? x86_vector_read(c, i, x86_ea(c, i), all_bytes(v), buf) : x86_read_slow(c, i->seg, lin, buf, v->mem_size);
   return r ? r : run(c, i, v, buf);
 }
 
@@ -50,6 +52,10 @@ static int store_slow(struct x86_vcpu *c, const struct x86_insn *i, u64 lin) {
   const struct x86_vector *v = i->aux;
   u8 buf[64] __attribute__((aligned(64)));
   int r = run(c, i, v, buf);
+  if (!r && v->unchecked) {
+    r = x86_vector_probe_whole(c, i, x86_ea(c, i), v->mem_size);
+    return r ? r : x86_vector_write(c, i, x86_ea(c, i), all_bytes(v), buf);
+  }
   return r ? r : x86_write_slow(c, i->seg, lin, buf, v->mem_size);
 }
 
@@ -71,27 +77,34 @@ INLINE int memory(struct x86_vcpu *c, const struct x86_insn *i, enum x86_vector_
   return run(c, i, v, (void *)(uintptr_t)(lin + e->addend));
 }
 
+static int check_alignment(struct x86_vcpu *c, const struct x86_vector *v, u64 lin) {
+  if (lin & v->align) return x86_gp0(c);
+  bool misaligned = v->mem_size <= 8 && (lin & (v->mem_size - 1u)) && !v->unchecked;
+  return unlikely(misaligned && x86_alignment_checked(c)) ? x86_fault_code(c, VEC_AC, 0) : X86_OK;
+}
+
 /* Masked: the fast way where all of the operand may be accessed; the host's instruction then leaves alone what it must. */
-static int masked_slow(struct x86_vcpu *c, const struct x86_insn *i) {
+static int masked_slow(struct x86_vcpu *c, const struct x86_insn *i, u64 lin) {
   const struct x86_vector *v = i->aux;
   u8 buf[64] __attribute__((aligned(64))) = {0};
   u64 needed = x86_vector_needed(c, i, v), ea = x86_ea(c, i);
-  int r = v->store ? X86_OK : x86_vector_read(c, i, ea, needed, buf);
+  int r = needed ? check_alignment(c, v, lin) : X86_OK; /* an operand that is not accessed may lie anywhere */
+  if (r) return r;
+  if (!v->store) r = x86_vector_read(c, i, ea, needed, buf);
   if (!r) r = run(c, i, v, buf);
-  if (!r && v->store) r = x86_vector_probe(c, i, ea, v->whole ? ~0ull >> (64 - v->mem_size) : needed);
+  if (!r && v->store) r = v->whole ? x86_vector_probe_whole(c, i, ea, v->mem_size) : x86_vector_probe(c, i, ea, needed);
   return r || !v->store ? r : x86_vector_write(c, i, ea, needed, buf);
 }
 
 INLINE int masked(struct x86_vcpu *c, const struct x86_insn *i, enum x86_vector_class class) {
   const struct x86_vector *v = i->aux;
-  u64 lin;
+  u64 lin = 0;
   if (unlikely(!x86_vector_enabled(c, class))) return x86_vector_refuse(c, class);
-  if (unlikely(x86_linear(c, i->seg, x86_ea(c, i), v->mem_size, v->store ? ACC_WRITE : ACC_READ, &lin))) return masked_slow(c, i);
-  if (unlikely(lin & v->align)) return x86_gp0(c);
+  if (unlikely(x86_linear(c, i->seg, x86_ea(c, i), v->mem_size, v->store ? ACC_WRITE : ACC_READ, &lin))) return masked_slow(c, i, lin);
   struct x86_tlb_entry *e = x86_tlb_slot(c, lin);
   u64 last = (lin + v->mem_size - 1) & PAGE_MASK;
-  if (unlikely(last != (v->store ? e->write : e->read))) return masked_slow(c, i);
-  if (v->store && v->fp && unlikely(!c->fpu.live)) return masked_slow(c, i);
+  if (unlikely(last != (v->store ? e->write : e->read) || (lin & v->align))) return masked_slow(c, i, lin);
+  if (v->store && v->fp && unlikely(!c->fpu.live)) return masked_slow(c, i, lin);
   return run(c, i, v, (void *)(uintptr_t)(lin + e->addend));
 }
 
@@ -163,10 +176,9 @@ static int mixed(struct x86_vcpu *c, const struct x86_insn *i) {
   u64 offset = (u64)((u8 *)x86_mmx_register(c, i->reg) - (u8 *)c);
   at.imm = (i->imm & ~(0xffffull << (16 * i->sub))) | offset << (16 * i->sub);
   r = run(c, &at, v, v->mem_size ? buf : x86_vector_operand(c, &at, ROLE_RM));
-  if (r) return r;
-  x86_mmx_state(c);
-  if (v->dest == i->sub) memset(&c->fpu.fx[32 + 16 * i->reg + 8], 0xff, 2); /* SDM Vol. 3A 12.2: bits 79:64 */
-  return X86_OK;
+  x86_mmx_state(c); /* also when a floating-point exception holds back the result */
+  if (!r && v->dest == i->sub) memset(&c->fpu.fx[32 + 16 * i->reg + 8], 0xff, 2); /* SDM Vol. 3A 12.2: bits 79:64 */
+  return r;
 }
 
 /* ---- selection ---- */

@@ -42,12 +42,14 @@ struct x86_vector {
   x86_vector_stub *stub;
   u8 mem_size;   /* bytes, 0: none */
   u8 align;      /* address bits that must be 0 */
+  bool unchecked; /* no alignment checks */
   u8 class;      /* enum x86_vector_class */
   u8 mask;       /* enum x86_vector_mask */
   u8 mask_bits, mask_bytes; /* elements under the mask; bytes of memory for each */
   bool whole;    /* what is masked off must be accessible nevertheless */
   bool store;    /* the memory operand is written (else read) */
   bool fp;       /* depends on MXCSR */
+  bool sae;      /* suppresses all exceptions */
   bool flags;    /* writes arithmetic flags */
   bool opmask;   /* writes under an opmask */
   bool broadcast; /* the memory operand is one element */
@@ -96,6 +98,9 @@ static inline bool x86_vector_enabled(const struct x86_vcpu *c, enum x86_vector_
   return !((c->cr0 & CR0_TS) | (~c->cr4 & CR4_OSXSAVE) | (~c->xcr0 & need));
 }
 
+/* Alignment checks are on (SDM Vol. 3A 6.15, interrupt 17).  They concern operands of two, four and eight bytes. */
+static inline bool x86_alignment_checked(const struct x86_vcpu *c) { return (c->rflags & FL_AC) && (c->cr0 & CR0_AM) && c->cpl == 3; }
+
 /* ---- vector_masked.c ---- */
 void x86_vector_describe_mask(const struct x86_decoded *d, const struct x86_vector_form *f, struct x86_vector *v);
 x86_exec_fn *x86_vector_masked_select(const struct x86_decoded *d, struct x86_insn *i);
@@ -104,6 +109,7 @@ u64 x86_vector_needed(struct x86_vcpu *c, const struct x86_insn *i, const struct
 /* Reads, checks for writing, or writes those bytes of a buffer. */
 int x86_vector_read(struct x86_vcpu *c, const struct x86_insn *i, u64 ea, u64 needed, u8 *buf);
 int x86_vector_probe(struct x86_vcpu *c, const struct x86_insn *i, u64 ea, u64 needed);
+int x86_vector_probe_whole(struct x86_vcpu *c, const struct x86_insn *i, u64 ea, unsigned n);
 int x86_vector_write(struct x86_vcpu *c, const struct x86_insn *i, u64 ea, u64 needed, const u8 *buf);
 
 /* ---- vector_gather.c ---- */
@@ -116,6 +122,8 @@ int x86_vector_run_fp(struct x86_vcpu *c, const struct x86_insn *i, const struct
 /* ---- vector_exact.c ---- */
 /* All results are exact in the destination's precision, however large, and however small where underflow is unmasked. */
 bool x86_vector_exact(struct x86_vcpu *c, const struct x86_insn *i, const struct x86_vector *v, void *const operand[ROLE_COUNT]);
+/* The instruction knows the underflow exception. */
+bool x86_vector_underflows(const struct x86_vector *v);
 /* One of the half-precision results is a denormal. */
 bool x86_vector_tiny_half(struct x86_vcpu *c, const struct x86_insn *i, const struct x86_vector *v, const void *result);
 

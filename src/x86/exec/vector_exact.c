@@ -9,7 +9,7 @@
 
 /* ---- operations ---- */
 
-enum operation { OP_NONE, OP_ADD, OP_SUB, OP_ADDSUB, OP_HADD, OP_HSUB, OP_MUL, OP_DIV, OP_FMA, OP_SCALE, OP_CONVERT, OP_COMPLEX };
+enum operation { OP_NONE, OP_DOT, OP_ADD, OP_SUB, OP_ADDSUB, OP_HADD, OP_HSUB, OP_MUL, OP_DIV, OP_FMA, OP_SCALE, OP_CONVERT, OP_COMPLEX };
 
 static const struct {
   const char *name;
@@ -17,7 +17,7 @@ static const struct {
 } operations[] = {
     {"addsub", OP_ADDSUB}, {"add", OP_ADD},        {"sub", OP_SUB},       {"hadd", OP_HADD},     {"hsub", OP_HSUB},     {"mul", OP_MUL},
     {"div", OP_DIV},       {"scalef", OP_SCALE},   {"cvt", OP_CONVERT},   {"fmulc", OP_COMPLEX}, {"fcmulc", OP_COMPLEX}, {"fmaddc", OP_COMPLEX},
-    {"fcmaddc", OP_COMPLEX}, {"fmadd", OP_FMA},    {"fmsub", OP_FMA},     {"fnmadd", OP_FMA},    {"fnmsub", OP_FMA},
+    {"fcmaddc", OP_COMPLEX}, {"dp", OP_DOT}, {"fmadd", OP_FMA},    {"fmsub", OP_FMA},     {"fnmadd", OP_FMA},    {"fnmsub", OP_FMA},
 };
 
 /* Formats: number of significant bits (with the hidden one), exponent bits; integers have none. */
@@ -89,6 +89,8 @@ static u64 selected(struct x86_vcpu *c, const struct x86_insn *i, const struct x
 }
 
 /* ---- tiny results ---- */
+
+bool x86_vector_underflows(const struct x86_vector *v) { return parse(v->mnemonic).op != OP_NONE; }
 
 bool x86_vector_tiny_half(struct x86_vcpu *c, const struct x86_insn *i, const struct x86_vector *v, const void *result) {
   struct arithmetic a = parse(v->mnemonic);
@@ -246,7 +248,7 @@ static bool exact_element(const struct operands *o, unsigned n, const char *name
 bool x86_vector_exact(struct x86_vcpu *c, const struct x86_insn *i, const struct x86_vector *v, void *const operand[ROLE_COUNT]) {
   struct operands o = {.a = parse(v->mnemonic), .reg = operand[ROLE_REG], .rm = operand[ROLE_RM], .vvvv = operand[ROLE_VVVV],
                        .two = v->class == VECTOR_SSE, .broadcast = v->broadcast, .daz = c->fpu.mxcsr & 0x40};
-  if (o.a.op == OP_NONE || o.a.op == OP_COMPLEX) return false;
+  if (o.a.op == OP_NONE || o.a.op == OP_COMPLEX || o.a.op == OP_DOT) return false;
   o.digits.count = o.a.to->precision;
   o.digits.smallest = c->fpu.mxcsr & 0x800 ? 2 - (1 << (o.a.to->exponent - 1)) - (o.a.to->precision - 1) : INT_MIN;
   unsigned count = o.a.scalar ? 1 : v->elements;

@@ -80,7 +80,7 @@ static bool tiny(struct x86_vcpu *c, const struct x86_insn *i, const struct x86_
 static u32 result_flags(struct x86_vcpu *c, const struct x86_insn *i, const struct x86_vector *v, void *const operand[ROLE_COUNT], u32 raised,
                         const struct trial *t) {
   u32 unmasked = ~c->fpu.mxcsr >> 7 & FLAGS;
-  if ((unmasked & UE) && tiny(c, i, v, operand, t)) raised |= UE;
+  if ((unmasked & UE) && x86_vector_underflows(v) && tiny(c, i, v, operand, t)) raised |= UE;
   if ((raised & unmasked & (OE | UE)) && !(raised & ~unmasked & (OE | UE)) && x86_vector_exact(c, i, v, operand)) raised &= ~PE;
   return raised;
 }
@@ -88,8 +88,10 @@ static u32 result_flags(struct x86_vcpu *c, const struct x86_insn *i, const stru
 static int run_unmasked(struct x86_vcpu *c, const struct x86_insn *i, const struct x86_vector *v, void *const operand[ROLE_COUNT], u64 *flags) {
   struct trial t;
   u32 unmasked = ~c->fpu.mxcsr >> 7 & FLAGS;
-  u32 raised = try(v, operand, unmasked & UE ? c->fpu.mxcsr & ~FTZ : c->fpu.mxcsr, &t); /* FTZ: only while underflow is masked (10.2.3.3) */
-  if (raised & unmasked & OPERANDS) raised &= OPERANDS;
+  bool no_ftz = (unmasked & UE) && !v->sae && x86_vector_underflows(v); /* FTZ is for masked underflows (10.2.3.3) */
+  u32 raised = try(v, operand, no_ftz ? c->fpu.mxcsr & ~FTZ : c->fpu.mxcsr, &t);
+  if (v->sae) raised = 0; /* none is raised (SDM Vol. 1 15.6.4) */
+  else if (raised & unmasked & OPERANDS) raised &= OPERANDS;
   else raised = result_flags(c, i, v, operand, raised, &t);
   c->fpu.mxcsr |= raised;
   if (raised & unmasked) return x86_fault(c, c->cr4 & CR4_OSXMMEXCPT ? VEC_XM : VEC_UD);

@@ -17,13 +17,22 @@ static u64 element_address(struct x86_vcpu *c, const struct x86_insn *i, unsigne
   return (c->regs[i->base] + (u64)i->disp + (index << i->shift)) & i->ea_mask;
 }
 
+static void zero_above(struct x86_vcpu *c, const struct x86_insn *i) {
+  unsigned used = i->opsize * i->sub;
+  memset(c->fpu.zmm[i->reg] + used, 0, 64 - used);
+}
+
+static u64 all_bytes(const struct x86_insn *i) { return i->sub == 4 ? 15 : 255; }
+
 static int load_element(struct x86_vcpu *c, const struct x86_insn *i, unsigned n) {
   u8 *to = c->fpu.zmm[i->reg] + n * i->sub;
-  u64 ea = element_address(c, i, n);
-  u32 v4;
-  u64 v8;
-  int r = i->sub == 4 ? x86_load32(c, i->seg, ea, &v4) : x86_load64(c, i->seg, ea, &v8);
+  u64 ea = element_address(c, i, n), v8 = 0;
+  u32 v4 = 0;
+  int r;
+  if (unlikely(x86_alignment_checked(c))) r = x86_vector_read(c, i, ea, all_bytes(i), i->sub == 4 ? (u8 *)&v4 : (u8 *)&v8); /* not here */
+  else r = i->sub == 4 ? x86_load32(c, i->seg, ea, &v4) : x86_load64(c, i->seg, ea, &v8);
   if (r) return r;
+  zero_above(c, i);
   if (i->sub == 4) *(x86_u32_unaligned *)to = v4;
   else *(x86_u64_unaligned *)to = v8;
   x86_io_commit(c);
@@ -33,12 +42,11 @@ static int load_element(struct x86_vcpu *c, const struct x86_insn *i, unsigned n
 static int store_element(struct x86_vcpu *c, const struct x86_insn *i, unsigned n) {
   const u8 *from = c->fpu.zmm[i->reg] + n * i->sub;
   u64 ea = element_address(c, i, n);
+  if (unlikely(x86_alignment_checked(c))) {
+    int r = x86_vector_probe_whole(c, i, ea, i->sub);
+    return r ? r : x86_vector_write(c, i, ea, all_bytes(i), from);
+  }
   return i->sub == 4 ? x86_store32(c, i->seg, ea, *(const x86_u32_unaligned *)from) : x86_store64(c, i->seg, ea, *(const x86_u64_unaligned *)from);
-}
-
-static void zero_above(struct x86_vcpu *c, const struct x86_insn *i) {
-  unsigned used = i->opsize * i->sub;
-  memset(c->fpu.zmm[i->reg] + used, 0, 64 - used);
 }
 
 /* The mask's elements become all ones or zero, what is above them zero. */

@@ -38,7 +38,7 @@ static const ZydisDecodedOperand *masked_operand(const struct x86_decoded *d) {
 }
 
 static void describe_opmask(const struct x86_decoded *d, const struct x86_vector_form *f, struct x86_vector *v) {
-  const ZydisDecodedOperand *op = masked_operand(d), *mem = f->mem;
+  const ZydisDecodedOperand *mem = f->mem, *op = d->insn.mnemonic == ZYDIS_MNEMONIC_VPSHUFBITQMB ? mem : masked_operand(d);
   bool broadcast = d->insn.avx.broadcast.mode != ZYDIS_BROADCAST_MODE_INVALID;
   v->whole = reaches_all(&d->insn);
   if (!v->store && v->whole) return;
@@ -93,14 +93,11 @@ u64 x86_vector_needed(struct x86_vcpu *c, const struct x86_insn *i, const struct
 
 /* ---- accesses ---- */
 
-/* Alignment checks are for whole operands: pieces of any size must not meet them. */
-static bool alignment_checked(const struct x86_vcpu *c) { return (c->rflags & FL_AC) && (c->cr0 & CR0_AM) && c->cpl == 3; }
-
-/* Takes the lowest run of ones out of needed. */
+/* Takes the lowest run of ones out of needed.  Alignment checks are for whole operands: single bytes never meet them. */
 static unsigned next_run(const struct x86_vcpu *c, u64 *needed, unsigned *length) {
   unsigned first = (unsigned)__builtin_ctzll(*needed);
   u64 rest = ~(*needed >> first);
-  *length = alignment_checked(c) ? 1 : rest ? (unsigned)__builtin_ctzll(rest) : 64 - first;
+  *length = x86_alignment_checked(c) ? 1 : rest ? (unsigned)__builtin_ctzll(rest) : 64 - first;
   *needed &= ~(low_bits(*length) << first);
   return first;
 }
@@ -114,20 +111,21 @@ int x86_vector_read(struct x86_vcpu *c, const struct x86_insn *i, u64 ea, u64 ne
   return r;
 }
 
-static int probe(struct x86_vcpu *c, const struct x86_insn *i, u64 ea, unsigned n) {
-  u64 lin;
-  int r = x86_linear(c, i->seg, ea, n, ACC_WRITE, &lin);
-  if (!r && c->code64 && !(x86_canonical(c, lin) && x86_canonical(c, lin + n - 1))) r = x86_fault_code(c, i->seg == SEG_SS ? VEC_SS : VEC_GP, 0);
-  return r ? r : x86_probe_write(c, lin, n, c->cpl);
+static int probe(struct x86_vcpu *c, const struct x86_insn *i, u64 ea, unsigned n, u64 *lin) {
+  int r = x86_linear(c, i->seg, ea & i->ea_mask, n, ACC_WRITE, lin);
+  if (r) return r;
+  if (c->code64 && !(x86_canonical(c, *lin) && x86_canonical(c, *lin + n - 1))) return x86_fault_code(c, i->seg == SEG_SS ? VEC_SS : VEC_GP, 0);
+  return x86_probe_write(c, *lin, n, c->cpl);
 }
 
+/* Processors take what is selected as one span: a fault on its second page is reported at its last byte. */
 int x86_vector_probe(struct x86_vcpu *c, const struct x86_insn *i, u64 ea, u64 needed) {
-  int r = X86_OK;
-  while (!r && needed) {
-    unsigned n, first = next_run(c, &needed, &n);
-    r = probe(c, i, (ea + first) & i->ea_mask, n);
-  }
-  return r;
+  u64 lin;
+  if (!needed) return X86_OK;
+  unsigned first = (unsigned)__builtin_ctzll(needed), last = 63 - (unsigned)__builtin_clzll(needed);
+  int r = probe(c, i, ea + first, 1, &lin);
+  bool crosses = (lin ^ (lin + last - first)) & PAGE_MASK;
+  return r || !crosses ? r : probe(c, i, ea + last, 1, &lin);
 }
 
 int x86_vector_write(struct x86_vcpu *c, const struct x86_insn *i, u64 ea, u64 needed, const u8 *buf) {
@@ -139,23 +137,34 @@ int x86_vector_write(struct x86_vcpu *c, const struct x86_insn *i, u64 ea, u64 n
   return r;
 }
 
-/* ---- MASKMOVDQU and MASKMOVQ: bytes chosen by the signs of a register go to DS:rDI ---- */
+int x86_vector_probe_whole(struct x86_vcpu *c, const struct x86_insn *i, u64 ea, unsigned n) {
+  u64 lin;
+  return probe(c, i, ea, n, &lin);
+}
 
-static int store_bytes(struct x86_vcpu *c, const struct x86_insn *i, const u8 *data, const u8 *signs, unsigned size) {
-  u64 needed = 0, ea = c->regs[RDI] & i->ea_mask;
-  for (unsigned n = 0; n < size; n++) needed |= (u64)(signs[n] >> 7) << n;
-  int r = x86_vector_probe(c, i, ea, needed);
-  return r ? r : x86_vector_write(c, i, ea, needed, data);
+/* ---- MASKMOVDQU and MASKMOVQ: bytes chosen by the signs of a register go to DS:rDI; all of them must be writable ---- */
+
+static int store_bytes(struct x86_vcpu *c, const struct x86_insn *i, u64 ea, const u8 *data, const u8 *signs) {
+  u64 needed = 0;
+  for (unsigned n = 0; n < i->opsize; n++) needed |= (u64)(signs[n] >> 7) << n;
+  return x86_vector_write(c, i, ea, needed, data);
 }
 
 static int maskmovdqu(struct x86_vcpu *c, const struct x86_insn *i) {
+  u64 ea = c->regs[RDI] & i->ea_mask, lin;
   if (unlikely(!x86_vector_enabled(c, i->sub))) return x86_vector_refuse(c, i->sub);
-  return store_bytes(c, i, c->fpu.zmm[i->reg], c->fpu.zmm[i->rm], 16);
+  int r = x86_linear(c, i->seg, ea, 16, ACC_WRITE, &lin);
+  if (!r && (lin & 7) && x86_alignment_checked(c)) r = x86_fault_code(c, VEC_AC, 0);
+  if (!r) r = x86_vector_probe_whole(c, i, ea + 8, 8); /* in the order of processors */
+  if (!r) r = x86_vector_probe_whole(c, i, ea, 8);
+  return r ? r : store_bytes(c, i, ea, c->fpu.zmm[i->reg], c->fpu.zmm[i->rm]);
 }
 
 static int maskmovq(struct x86_vcpu *c, const struct x86_insn *i) {
+  u64 ea = c->regs[RDI] & i->ea_mask;
   int r = x86_x87_check(c, true, true);
-  if (!r) r = store_bytes(c, i, x86_mmx_register(c, i->reg), x86_mmx_register(c, i->rm), 8);
+  if (!r) r = x86_vector_probe_whole(c, i, ea, 8);
+  if (!r) r = store_bytes(c, i, ea, x86_mmx_register(c, i->reg), x86_mmx_register(c, i->rm));
   if (!r) x86_mmx_state(c);
   return r;
 }
@@ -170,5 +179,6 @@ x86_exec_fn *x86_vector_masked_select(const struct x86_decoded *d, struct x86_in
     else if (op->encoding == ZYDIS_OPERAND_ENCODING_MODRM_RM) i->rm = (u8)ZydisRegisterGetId(op->reg.value);
   }
   i->sub = m == ZYDIS_MNEMONIC_VMASKMOVDQU ? VECTOR_AVX : VECTOR_SSE;
+  i->opsize = m == ZYDIS_MNEMONIC_MASKMOVQ ? 8 : 16;
   return m == ZYDIS_MNEMONIC_MASKMOVQ ? maskmovq : maskmovdqu;
 }

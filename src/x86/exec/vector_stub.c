@@ -127,6 +127,11 @@ static bool uses_mxcsr(const ZydisDecodedInstruction *in) {
   case ZYDIS_MNEMONIC_VFMADDCSH:
   case ZYDIS_MNEMONIC_VFCMADDCPH:
   case ZYDIS_MNEMONIC_VFCMADDCSH:
+  case ZYDIS_MNEMONIC_CVTPI2PS: /* conversions with MMX registers have no class */
+  case ZYDIS_MNEMONIC_CVTPS2PI:
+  case ZYDIS_MNEMONIC_CVTTPS2PI:
+  case ZYDIS_MNEMONIC_CVTPD2PI:
+  case ZYDIS_MNEMONIC_CVTTPD2PI:
   case ZYDIS_MNEMONIC_RCPPS:
   case ZYDIS_MNEMONIC_RCPSS:
   case ZYDIS_MNEMONIC_RSQRTPS:
@@ -157,6 +162,14 @@ static bool writes_flags(const ZydisDecodedInstruction *in) {
   return f && ((f->modified | f->set_0 | f->set_1 | f->undefined) & arithmetic);
 }
 
+/* Elements that are computed: conversions may have more places for results than operands. */
+static u8 elements_of(const struct x86_decoded *d, bool broadcast) {
+  unsigned n = d->ops[0].element_count;
+  for (unsigned k = 1; k < d->insn.operand_count_visible; k++)
+    if (d->ops[k].encoding == ZYDIS_OPERAND_ENCODING_MODRM_RM && !broadcast) n = MIN(n, d->ops[k].element_count);
+  return (u8)n;
+}
+
 static u8 destination(const struct x86_vector_form *f) {
   for (unsigned r = 0; r < ROLE_COUNT; r++)
     if (f->op[r].used && f->op[r].write) return (u8)r;
@@ -179,12 +192,14 @@ static void describe(const struct x86_decoded *d, const struct x86_vector_form *
   v->flags = writes_flags(&d->insn);
   v->opmask = f->op[ROLE_FOURTH].used && f->op[ROLE_FOURTH].kind == ZYDIS_REGCLASS_MASK;
   v->broadcast = d->insn.encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX && f->mem && d->insn.raw.evex.b;
-  v->elements = (u8)d->ops[0].element_count;
+  v->sae = d->insn.encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX && !f->mem && d->insn.raw.evex.b;
+  v->elements = elements_of(d, v->broadcast);
   v->dest = destination(f);
   memcpy(v->key, f->bytes, sizeof(v->key));
   if (!f->mem) return;
   v->mem_size = (u8)(f->mem->size / 8);
   v->store = (f->mem->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE) != 0;
+  v->unchecked = d->insn.meta.exception_class == ZYDIS_EXCEPTION_CLASS_AVX11 || d->insn.meta.exception_class == ZYDIS_EXCEPTION_CLASS_E11;
   if (v->mem_size >= 16 && aligned(d, f)) v->align = (u8)(v->mem_size - 1);
   x86_vector_describe_mask(d, f, v);
 }
