@@ -31,9 +31,6 @@ static u64 flags_compared(const struct diff_case *k) {
   return mask;
 }
 
-/* A page fault in the kernel's half or the last page below it: the host may have something there, the engine's guest has not. */
-static u32 error_mask(const struct diff_state *s) { return s->vector == 14 && s->cr2 >= 0x7ffffffff000 ? ~1u : ~0u; }
-
 /* Masked accesses: which of several faulting elements CR2 tells of is the processor's own business (SDM Vol. 2, VMASKMOV, MASKMOVDQU; Vol. 2A 2.7.7). */
 static bool is_masked(const ZydisDecodedInstruction *insn) {
   switch (insn->mnemonic) {
@@ -48,8 +45,14 @@ static bool is_masked(const ZydisDecodedInstruction *insn) {
 static bool is_image(const ZydisDecodedInstruction *insn) {
   const char *f = ext_family(insn);
   if (f && !strcmp(f, "xsave")) return insn->mnemonic != ZYDIS_MNEMONIC_LDMXCSR;
+  if (insn->mnemonic == ZYDIS_MNEMONIC_FBSTP || (insn->mnemonic == ZYDIS_MNEMONIC_FSTP && insn->opcode == 0xdb)) return true; /* eight bytes and two */
   return insn->mnemonic == ZYDIS_MNEMONIC_FRSTOR || insn->mnemonic == ZYDIS_MNEMONIC_FNSAVE || insn->mnemonic == ZYDIS_MNEMONIC_FLDENV ||
          insn->mnemonic == ZYDIS_MNEMONIC_FNSTENV;
+}
+
+/* A page fault in the kernel's half or the last page below it: the host may have something there, the engine's guest has not. */
+static u32 error_mask(const struct diff_case *k, const struct diff_state *s) {
+  return s->vector == 14 && (s->cr2 >= 0x7ffffffff000 || is_image(&k->insn)) ? ~1u : ~0u;
 }
 
 static bool cr2_equal(const struct diff_case *k, const struct diff_state *h, const struct diff_state *e) {
@@ -115,7 +118,7 @@ static bool registers_equal(const struct diff_case *k, const struct diff_state *
 
 bool compare(const struct diff_case *k, struct diff_state *h, struct diff_state *e) {
   static u8 reports[ZYDIS_MNEMONIC_MAX_VALUE + 1];
-  bool exceptions = h->vector == e->vector && cr2_equal(k, h, e) && !((h->error ^ e->error) & error_mask(h));
+  bool exceptions = h->vector == e->vector && cr2_equal(k, h, e) && !((h->error ^ e->error) & error_mask(k, h));
   bool registers = registers_equal(k, h, e) && !((h->rflags ^ e->rflags) & flags_compared(k));
   bool ext = !k->ext || ext_equal(k, h, e), memory = memory_equal();
   if (!memory && exceptions && h->vector >= 0 && is_image(&k->insn)) {

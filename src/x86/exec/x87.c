@@ -1,6 +1,7 @@
 /* x87 and MMX: availability, pending exceptions, the control instructions; arithmetic runs through stubs. */
 #include <string.h>
 #include "x86/exec/native.h"
+#include "x86/exec/xstate.h"
 
 /* FXSAVE64 image fields (SDM Vol. 1, table 10-2). */
 static u16 *fcw(struct x86_vcpu *c) { return (u16 *)(void *)&c->fpu.fx[0]; }
@@ -18,6 +19,12 @@ static u16 *fop(struct x86_vcpu *c) { return (u16 *)(void *)&c->fpu.fx[6]; }
 static void summarize(struct x86_vcpu *c) {
   bool pending = *fsw(c) & ~*fcw(c) & 0x3f;
   *fsw(c) = (u16)((*fsw(c) & ~(FSW_ES | FSW_B)) | (pending ? FSW_ES | FSW_B : 0));
+}
+
+void x86_x87_sanitize(struct x86_vcpu *c) {
+  *fcw(c) = (u16)((*fcw(c) & 0x1f3f) | 0x40);
+  *fop(c) &= 0x7ff;
+  summarize(c);
 }
 
 int x86_x87_check(struct x86_vcpu *c, bool mmx, bool waits) {
@@ -189,19 +196,17 @@ static int fnsave(struct x86_vcpu *c, const struct x86_insn *i) {
   if (r) return r;
   unsigned n = env_store(c, i, b);
   for (unsigned k = 0; k < 8; k++) memcpy(b + n + 10 * k, &c->fpu.fx[32 + 16 * k], 10);
-  n += 80;
-  for (unsigned at = 0; at < n; at += 54) { /* 94 or 108 bytes, in pieces of at most 64 */
-    r = x86_write(c, i->seg, (x86_ea(c, i) + at) & i->ea_mask, b + at, MIN(54u, n - at));
-    if (r) return r;
-  }
-  init(c);
-  return X86_OK;
+  r = x86_write(c, i->seg, x86_ea(c, i), b, n);
+  for (unsigned at = n; !r && at < n + 80; at += 40) r = x86_write(c, i->seg, (x86_ea(c, i) + at) & i->ea_mask, b + at, 40);
+  if (!r) init(c);
+  return r;
 }
 static int frstor(struct x86_vcpu *c, const struct x86_insn *i) {
   u8 b[108];
-  unsigned head = i->opsize == 2 ? 14 : 28, n = head + 80;
+  unsigned head = i->opsize == 2 ? 14 : 28;
   int r = x86_x87_check(c, false, true);
-  for (unsigned at = 0; !r && at < n; at += 54) r = x86_read(c, i->seg, (x86_ea(c, i) + at) & i->ea_mask, b + at, MIN(54u, n - at));
+  if (!r) r = x86_read(c, i->seg, x86_ea(c, i), b, head);
+  for (unsigned at = head; !r && at < head + 80; at += 40) r = x86_read(c, i->seg, (x86_ea(c, i) + at) & i->ea_mask, b + at, 40);
   if (r) return r;
   env_load(c, i, b);
   for (unsigned k = 0; k < 8; k++) memcpy(&c->fpu.fx[32 + 16 * k], b + head + 10 * k, 10);

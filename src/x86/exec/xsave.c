@@ -31,11 +31,37 @@ static int aligned(struct x86_vcpu *c, const struct x86_insn *i, unsigned to) {
   u64 lin;
   int r = x86_linear(c, i->seg, x86_ea(c, i), 1, ACC_READ, &lin);
   if (r) return r;
-  return lin & (to - 1) ? x86_gp0(c) : X86_OK;
+  if (!(lin & (to - 1))) return X86_OK;
+  return x86_alignment_checked(c) && (lin & 3) ? x86_fault_code(c, VEC_AC, 0) : x86_gp0(c); /* SDM Vol. 2A FXSAVE: one or the other; processors do this */
+}
+
+/* Without REX.W the pointers have 32 bits, and selectors that read as 0 (CPUID.(07H,0).EBX[13]; SDM Vol. 1, 10.5.1). */
+static void cut_pointers(const struct x86_insn *i, u8 *x87) {
+  if (i->opsize == 8) return;
+  memset(x87 + 12, 0, 4);
+  memset(x87 + 20, 0, 4);
+}
+
+/* Before anything else processors look at both ends of the area, also where nothing will be stored. */
+static int probe_one(struct x86_vcpu *c, const struct x86_insn *i, u64 ea) {
+  u64 lin;
+  int r = x86_linear(c, i->seg, ea & i->ea_mask, 1, ACC_WRITE, &lin);
+  if (!r && c->code64 && !x86_canonical(c, lin)) r = x86_fault_code(c, i->seg == SEG_SS ? VEC_SS : VEC_GP, 0);
+  return r ? r : x86_probe_write(c, lin, 1, c->cpl);
+}
+static int probe_store(struct x86_vcpu *c, const struct x86_insn *i, size_t size) {
+  int r = probe_one(c, i, x86_ea(c, i));
+  return r ? r : probe_one(c, i, x86_ea(c, i) + size - 1);
+}
+static int probe_load(struct x86_vcpu *c, const struct x86_insn *i, size_t size) {
+  u8 b;
+  int r = x86_load8(c, i->seg, x86_ea(c, i), &b);
+  return r ? r : x86_load8(c, i->seg, (x86_ea(c, i) + size - 1) & i->ea_mask, &b);
 }
 
 /* ---- FXSAVE, FXRSTOR ---- */
 
+#define FX_AREA 512u
 /* How much of the image is used: without CR4.OSFXSR no XMM registers, outside 64-bit mode eight. */
 static unsigned fx_size(const struct x86_vcpu *c) { return !(c->cr4 & CR4_OSFXSR) ? 160 : c->code64 ? 416 : 288; }
 
@@ -44,9 +70,11 @@ static int fxsave(struct x86_vcpu *c, const struct x86_insn *i) {
   u8 b[416];
   if (c->cr0 & (CR0_EM | CR0_TS)) return x86_fault(c, VEC_NM);
   int r = aligned(c, i, 16);
+  if (!r) r = probe_store(c, i, FX_AREA);
   if (r) return r;
   x86_mxcsr_sync(c);
   x86_xstate_store(c, XC_X87, b);
+  cut_pointers(i, b);
   memcpy(b + MXCSR_AT, &c->fpu.mxcsr, 4);
   memcpy(b + MXCSR_AT + 4, &mask, 4);
   x86_xstate_store(c, XC_SSE, b + 160);
@@ -59,10 +87,12 @@ static int fxrstor(struct x86_vcpu *c, const struct x86_insn *i) {
   if (c->cr0 & (CR0_EM | CR0_TS)) return x86_fault(c, VEC_NM);
   unsigned n = fx_size(c);
   int r = aligned(c, i, 16);
+  if (!r) r = probe_load(c, i, FX_AREA);
   if (!r) r = read_image(c, i, x86_ea(c, i), b, n);
   if (r) return r;
   memcpy(&mxcsr, b + MXCSR_AT, 4);
   if (mxcsr & ~MXCSR_MASK) return x86_gp0(c);
+  cut_pointers(i, b);
   x86_xstate_load(c, XC_X87, b);
   if (n == 160) return X86_OK;
   x86_mxcsr_sync(c);
@@ -89,6 +119,7 @@ static int save_component(struct x86_vcpu *c, const struct x86_insn *i, unsigned
   u8 b[1024];
   x86_xstate_store(c, n, b);
   if (n != XC_X87) return write_image(c, i, ea, b, x86_xstate_length(n));
+  cut_pointers(i, b);
   int r = write_image(c, i, ea, b, MXCSR_AT);
   return r ? r : write_image(c, i, (ea + 32) & i->ea_mask, b + 32, 128);
 }
@@ -112,8 +143,9 @@ static int xsave(struct x86_vcpu *c, const struct x86_insn *i) {
   int r = xsave_check(c, i, false);
   if (r) return r;
   x86_mxcsr_sync(c);
-  u64 rfbm = edx_eax(c) & c->xcr0, use = x86_xstate_in_use(c) & rfbm;
-  r = x86_load64(c, i->seg, (ea + XSTATE_HEADER) & i->ea_mask, &bv);
+  u64 rfbm = edx_eax(c) & c->xcr0, use = x86_xstate_in_use(c, false) & rfbm;
+  r = probe_store(c, i, x86_xsave_size(rfbm));
+  if (!r) r = x86_load64(c, i->seg, (ea + XSTATE_HEADER) & i->ea_mask, &bv);
   if (!r) r = save_components(c, i, i->sub == SAVE_OPT ? use : rfbm, 0);
   if (!r && (rfbm & (XC(SSE) | XC(AVX)))) r = save_mxcsr(c, i);
   return r ? r : x86_store64(c, i->seg, (ea + XSTATE_HEADER) & i->ea_mask, (bv & ~rfbm) | use);
@@ -125,9 +157,10 @@ static int xsavec(struct x86_vcpu *c, const struct x86_insn *i) {
   int r = xsave_check(c, i, supervisor);
   if (r) return r;
   x86_mxcsr_sync(c);
-  u64 rfbm = edx_eax(c) & (c->xcr0 | (supervisor ? c->xss : 0)), use = x86_xstate_in_use(c) & rfbm;
+  u64 rfbm = edx_eax(c) & (c->xcr0 | (supervisor ? c->xss : 0)), use = x86_xstate_in_use(c, true) & rfbm;
   u64 header[2] = {use, rfbm | XCOMP_PACKED};
-  r = save_components(c, i, use, rfbm | XCOMP_PACKED);
+  r = probe_store(c, i, x86_xstate_packed_size(rfbm));
+  if (!r) r = save_components(c, i, use, rfbm | XCOMP_PACKED);
   if (!r && (use & XC(SSE))) r = save_mxcsr(c, i);
   return r ? r : write_image(c, i, (x86_ea(c, i) + XSTATE_HEADER) & i->ea_mask, (u8 *)header, sizeof(header));
 }
@@ -164,8 +197,9 @@ static int load_image(struct x86_vcpu *c, const struct x86_insn *i, const struct
   return r;
 }
 
-static void restore(struct x86_vcpu *c, const struct header *h, u64 rfbm, const u8 *image) {
+static void restore(struct x86_vcpu *c, const struct x86_insn *i, const struct header *h, u64 rfbm, u8 *image) {
   x86_mxcsr_sync(c);
+  cut_pointers(i, image);
   for (unsigned n = 0; n < XC_COUNT; n++) {
     if (!(rfbm & BIT(n))) continue;
     if (h->bv & BIT(n)) x86_xstate_load(c, n, image + x86_xstate_offset(n, h->packed));
@@ -181,6 +215,7 @@ static int xrstor(struct x86_vcpu *c, const struct x86_insn *i) {
   struct header h;
   u32 mxcsr, pkru = c->pkru;
   int r = xsave_check(c, i, i->sub);
+  if (!r) r = probe_load(c, i, x86_xsave_size(edx_eax(c) & c->xcr0));
   if (!r) r = read_image(c, i, (x86_ea(c, i) + XSTATE_HEADER) & i->ea_mask, (u8 *)&h, sizeof(h));
   if (r) return r;
   u64 enabled = c->xcr0 | (i->sub ? c->xss : 0), rfbm = edx_eax(c) & enabled;
@@ -189,7 +224,7 @@ static int xrstor(struct x86_vcpu *c, const struct x86_insn *i) {
   if (r) return r;
   memcpy(&mxcsr, image + MXCSR_AT, 4);
   if (has_mxcsr(&h, rfbm) && (mxcsr & ~MXCSR_MASK)) return x86_gp0(c);
-  restore(c, &h, rfbm, image);
+  restore(c, i, &h, rfbm, image);
   if (pkru != c->pkru && (c->cr4 & CR4_PKE)) x86_mmu_flush_all(c, true);
   return X86_OK;
 }
@@ -201,7 +236,7 @@ static int xgetbv(struct x86_vcpu *c, const struct x86_insn *i) {
   if (!(c->cr4 & CR4_OSXSAVE)) return x86_ud(c);
   if (n > 1 || (n && !x86_has(c, X86_FEATURE_XGETBV1))) return x86_gp0(c);
   if (n) x86_mxcsr_sync(c);
-  u64 v = n ? x86_xstate_in_use(c) & c->xcr0 : c->xcr0;
+  u64 v = n ? x86_xstate_in_use(c, true) & c->xcr0 : c->xcr0;
   put32(c, RAX, (u32)v);
   put32(c, RDX, (u32)(v >> 32));
   return X86_OK;

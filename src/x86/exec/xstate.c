@@ -128,8 +128,8 @@ static u64 ones(const void *p, unsigned words) {
   return any;
 }
 
-u64 x86_xstate_in_use(const struct x86_vcpu *c) {
-  u64 use = 0, sse = c->fpu.mxcsr ^ MXCSR_INIT, avx = 0, zmm = 0;
+u64 x86_xstate_in_use(const struct x86_vcpu *c, bool mxcsr) {
+  u64 use = 0, sse = mxcsr ? c->fpu.mxcsr ^ MXCSR_INIT : 0, avx = 0, zmm = 0;
   if (memcmp(c->fpu.fx, x87_init, sizeof(x87_init)) || ones(&c->fpu.fx[32], 16)) use |= XC(X87);
   for (unsigned n = 0; n < 16; n++) {
     sse |= ones(c->fpu.zmm[n], 2);
@@ -180,6 +180,7 @@ void x86_xstate_load(struct x86_vcpu *c, unsigned n, const u8 *at) {
   case XC_X87:
     memcpy(c->fpu.fx, at, MXCSR_AT);
     memcpy(&c->fpu.fx[32], at + 32, 128);
+    x86_x87_sanitize(c);
     break;
   case XC_SSE: load_parts(c, 0, 16, at); break;
   case XC_AVX: load_parts(c, 16, 16, at); break;
@@ -225,7 +226,7 @@ void x86_fpu_to_xsave(struct x86_vcpu *c, void *area, size_t size, u64 mask) {
   memset(b, 0, size);
   for (unsigned n = 0; n < XC_COUNT; n++)
     if ((mask & BIT(n)) && comp[n].offset + comp[n].size <= size) x86_xstate_store(c, n, b + comp[n].offset);
-  u64 use = x86_xstate_in_use(c) & mask;
+  u64 use = x86_xstate_in_use(c, true) & mask;
   memcpy(b + MXCSR_AT, &c->fpu.mxcsr, 4);
   memcpy(b + MXCSR_AT + 4, &mxcsr_mask, 4);
   if (size >= XSTATE_EXTENDED) memcpy(b + XSTATE_HEADER, &use, 8);
