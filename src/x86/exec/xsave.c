@@ -30,8 +30,8 @@ static int write_image(struct x86_vcpu *c, const struct x86_insn *i, u64 ea, con
 static int aligned(struct x86_vcpu *c, const struct x86_insn *i, unsigned to) {
   u64 lin;
   int r = x86_linear(c, i->seg, x86_ea(c, i), 1, ACC_READ, &lin);
-  if (r) return r;
-  if (!(lin & (to - 1))) return X86_OK;
+  if (!r && c->code64 && !x86_canonical(c, lin)) r = x86_fault_code(c, i->seg == SEG_SS ? VEC_SS : VEC_GP, 0);
+  if (r || !(lin & (to - 1))) return r;
   return x86_alignment_checked(c) && (lin & 3) ? x86_fault_code(c, VEC_AC, 0) : x86_gp0(c); /* SDM Vol. 2A FXSAVE: one or the other; processors do this */
 }
 
@@ -42,21 +42,16 @@ static void cut_pointers(const struct x86_insn *i, u8 *x87) {
   memset(x87 + 20, 0, 4);
 }
 
-/* Before anything else processors look at both ends of the area, also where nothing will be stored. */
+/* Before anything else processors look at the head (header or first byte) and at the end of the area, also where nothing will be stored. */
 static int probe_one(struct x86_vcpu *c, const struct x86_insn *i, u64 ea) {
   u64 lin;
   int r = x86_linear(c, i->seg, ea & i->ea_mask, 1, ACC_WRITE, &lin);
   if (!r && c->code64 && !x86_canonical(c, lin)) r = x86_fault_code(c, i->seg == SEG_SS ? VEC_SS : VEC_GP, 0);
   return r ? r : x86_probe_write(c, lin, 1, c->cpl);
 }
-static int probe_store(struct x86_vcpu *c, const struct x86_insn *i, size_t size) {
-  int r = probe_one(c, i, x86_ea(c, i));
+static int probe_store(struct x86_vcpu *c, const struct x86_insn *i, unsigned head, size_t size) {
+  int r = probe_one(c, i, x86_ea(c, i) + head);
   return r ? r : probe_one(c, i, x86_ea(c, i) + size - 1);
-}
-static int probe_load(struct x86_vcpu *c, const struct x86_insn *i, size_t size) {
-  u8 b;
-  int r = x86_load8(c, i->seg, x86_ea(c, i), &b);
-  return r ? r : x86_load8(c, i->seg, (x86_ea(c, i) + size - 1) & i->ea_mask, &b);
 }
 
 /* ---- FXSAVE, FXRSTOR ---- */
@@ -70,7 +65,7 @@ static int fxsave(struct x86_vcpu *c, const struct x86_insn *i) {
   u8 b[416];
   if (c->cr0 & (CR0_EM | CR0_TS)) return x86_fault(c, VEC_NM);
   int r = aligned(c, i, 16);
-  if (!r) r = probe_store(c, i, FX_AREA);
+  if (!r) r = probe_store(c, i, 0, FX_AREA);
   if (r) return r;
   x86_mxcsr_sync(c);
   x86_xstate_store(c, XC_X87, b);
@@ -87,7 +82,8 @@ static int fxrstor(struct x86_vcpu *c, const struct x86_insn *i) {
   if (c->cr0 & (CR0_EM | CR0_TS)) return x86_fault(c, VEC_NM);
   unsigned n = fx_size(c);
   int r = aligned(c, i, 16);
-  if (!r) r = probe_load(c, i, FX_AREA);
+  u8 last;
+  if (!r) r = x86_load8(c, i->seg, (x86_ea(c, i) + FX_AREA - 1) & i->ea_mask, &last);
   if (!r) r = read_image(c, i, x86_ea(c, i), b, n);
   if (r) return r;
   memcpy(&mxcsr, b + MXCSR_AT, 4);
@@ -144,7 +140,7 @@ static int xsave(struct x86_vcpu *c, const struct x86_insn *i) {
   if (r) return r;
   x86_mxcsr_sync(c);
   u64 rfbm = edx_eax(c) & c->xcr0, use = x86_xstate_in_use(c, false) & rfbm;
-  r = probe_store(c, i, x86_xsave_size(rfbm));
+  r = probe_store(c, i, XSTATE_HEADER, x86_xsave_size(rfbm));
   if (!r) r = x86_load64(c, i->seg, (ea + XSTATE_HEADER) & i->ea_mask, &bv);
   if (!r) r = save_components(c, i, i->sub == SAVE_OPT ? use : rfbm, 0);
   if (!r && (rfbm & (XC(SSE) | XC(AVX)))) r = save_mxcsr(c, i);
@@ -159,7 +155,7 @@ static int xsavec(struct x86_vcpu *c, const struct x86_insn *i) {
   x86_mxcsr_sync(c);
   u64 rfbm = edx_eax(c) & (c->xcr0 | (supervisor ? c->xss : 0)), use = x86_xstate_in_use(c, true) & rfbm;
   u64 header[2] = {use, rfbm | XCOMP_PACKED};
-  r = probe_store(c, i, x86_xstate_packed_size(rfbm));
+  r = probe_store(c, i, XSTATE_HEADER, x86_xstate_packed_size(rfbm));
   if (!r) r = save_components(c, i, use, rfbm | XCOMP_PACKED);
   if (!r && (use & XC(SSE))) r = save_mxcsr(c, i);
   return r ? r : write_image(c, i, (x86_ea(c, i) + XSTATE_HEADER) & i->ea_mask, (u8 *)header, sizeof(header));
@@ -215,7 +211,6 @@ static int xrstor(struct x86_vcpu *c, const struct x86_insn *i) {
   struct header h;
   u32 mxcsr, pkru = c->pkru;
   int r = xsave_check(c, i, i->sub);
-  if (!r) r = probe_load(c, i, x86_xsave_size(edx_eax(c) & c->xcr0));
   if (!r) r = read_image(c, i, (x86_ea(c, i) + XSTATE_HEADER) & i->ea_mask, (u8 *)&h, sizeof(h));
   if (r) return r;
   u64 enabled = c->xcr0 | (i->sub ? c->xss : 0), rfbm = edx_eax(c) & enabled;
