@@ -79,6 +79,7 @@ INLINE int memory(struct x86_vcpu *c, const struct x86_insn *i, enum x86_vector_
 
 static int check_alignment(struct x86_vcpu *c, const struct x86_vector *v, u64 lin) {
   if (lin & v->align) return x86_gp0(c);
+  if (c->code64 && !x86_canonical(c, lin)) return X86_OK; /* the access will tell */
   bool misaligned = v->mem_size <= 8 && (lin & (v->mem_size - 1u)) && !v->unchecked;
   return unlikely(misaligned && x86_alignment_checked(c)) ? x86_fault_code(c, VEC_AC, 0) : X86_OK;
 }

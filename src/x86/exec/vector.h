@@ -49,7 +49,7 @@ struct x86_vector {
   bool whole;    /* what is masked off must be accessible nevertheless */
   bool store;    /* the memory operand is written (else read) */
   bool fp;       /* depends on MXCSR */
-  bool sae;      /* suppresses all exceptions */
+  bool quiet;    /* never raises one, whatever MXCSR says */
   bool flags;    /* writes arithmetic flags */
   bool opmask;   /* writes under an opmask */
   bool broadcast; /* the memory operand is one element */

@@ -181,7 +181,7 @@ static bool exact_quotient(struct number a, struct number b, struct digits d) {
 
 /* a * 2^floor(b) */
 static bool exact_scaling(struct number a, struct number b, struct digits d) {
-  if (b.exponent > 12 || bits_of(b.m) + b.exponent > 20) return !b.negative || !a.m || d.smallest == INT_MIN; /* far beyond the format */
+  if (b.exponent > 12 || (int)bits_of(b.m) + b.exponent > 20) return !b.negative || !a.m || d.smallest == INT_MIN; /* far beyond the format */
   long whole = b.exponent >= 0 ? (long)(b.m << b.exponent) : b.exponent < -63 ? 0 : (long)(b.m >> -b.exponent);
   bool fraction = b.m && (b.exponent < -63 || (b.exponent < 0 && (b.m & ((u128)-1 >> (128 + b.exponent)))));
   a.exponent += (int)(b.negative ? -whole - fraction : whole);
@@ -249,8 +249,11 @@ bool x86_vector_exact(struct x86_vcpu *c, const struct x86_insn *i, const struct
   struct operands o = {.a = parse(v->mnemonic), .reg = operand[ROLE_REG], .rm = operand[ROLE_RM], .vvvv = operand[ROLE_VVVV],
                        .two = v->class == VECTOR_SSE, .broadcast = v->broadcast, .daz = c->fpu.mxcsr & 0x40};
   if (o.a.op == OP_NONE || o.a.op == OP_COMPLEX || o.a.op == OP_DOT) return false;
+  bool half = o.a.to->precision == 11;
+  if (half && !o.a.from->exponent) return false; /* integers too large for half precision are always inexact */
   o.digits.count = o.a.to->precision;
-  o.digits.smallest = c->fpu.mxcsr & 0x800 ? 2 - (1 << (o.a.to->exponent - 1)) - (o.a.to->precision - 1) : INT_MIN;
+  bool bounded = (c->fpu.mxcsr & 0x800) || half; /* half precision: as processors do it */
+  o.digits.smallest = bounded ? 2 - (1 << (o.a.to->exponent - 1)) - (o.a.to->precision - 1) : INT_MIN;
   unsigned count = o.a.scalar ? 1 : v->elements;
   u64 bits = selected(c, i, v, count);
   if (o.a.op == OP_CONVERT && v->dest == ROLE_RM) o.rm = operand[ROLE_REG]; /* VCVTPS2PH stores to ModRM.rm */

@@ -88,9 +88,9 @@ static u32 result_flags(struct x86_vcpu *c, const struct x86_insn *i, const stru
 static int run_unmasked(struct x86_vcpu *c, const struct x86_insn *i, const struct x86_vector *v, void *const operand[ROLE_COUNT], u64 *flags) {
   struct trial t;
   u32 unmasked = ~c->fpu.mxcsr >> 7 & FLAGS;
-  bool no_ftz = (unmasked & UE) && !v->sae && x86_vector_underflows(v); /* FTZ is for masked underflows (10.2.3.3) */
+  bool no_ftz = (unmasked & UE) && !v->quiet && x86_vector_underflows(v); /* FTZ is for masked underflows (10.2.3.3) */
   u32 raised = try(v, operand, no_ftz ? c->fpu.mxcsr & ~FTZ : c->fpu.mxcsr, &t);
-  if (v->sae) raised = 0; /* none is raised (SDM Vol. 1 15.6.4) */
+  if (v->quiet) unmasked = 0;
   else if (raised & unmasked & OPERANDS) raised &= OPERANDS;
   else raised = result_flags(c, i, v, operand, raised, &t);
   c->fpu.mxcsr |= raised;

@@ -17,10 +17,7 @@ static u64 element_address(struct x86_vcpu *c, const struct x86_insn *i, unsigne
   return (c->regs[i->base] + (u64)i->disp + (index << i->shift)) & i->ea_mask;
 }
 
-static void zero_above(struct x86_vcpu *c, const struct x86_insn *i) {
-  unsigned used = i->opsize * i->sub;
-  memset(c->fpu.zmm[i->reg] + used, 0, 64 - used);
-}
+static void zero_above(struct x86_vcpu *c, const struct x86_insn *i, unsigned used) { memset(c->fpu.zmm[i->reg] + used, 0, 64 - used); }
 
 static u64 all_bytes(const struct x86_insn *i) { return i->sub == 4 ? 15 : 255; }
 
@@ -32,7 +29,7 @@ static int load_element(struct x86_vcpu *c, const struct x86_insn *i, unsigned n
   if (unlikely(x86_alignment_checked(c))) r = x86_vector_read(c, i, ea, all_bytes(i), i->sub == 4 ? (u8 *)&v4 : (u8 *)&v8); /* not here */
   else r = i->sub == 4 ? x86_load32(c, i->seg, ea, &v4) : x86_load64(c, i->seg, ea, &v8);
   if (r) return r;
-  zero_above(c, i);
+  zero_above(c, i, vector_size(i)); /* already with the first element */
   if (i->sub == 4) *(x86_u32_unaligned *)to = v4;
   else *(x86_u64_unaligned *)to = v8;
   x86_io_commit(c);
@@ -66,7 +63,7 @@ static int gather_signs(struct x86_vcpu *c, const struct x86_insn *i) {
     memset(mask + n * i->sub, 0, i->sub);
   }
   memset(mask, 0, 64);
-  zero_above(c, i);
+  zero_above(c, i, i->opsize * i->sub);
   return X86_OK;
 }
 
@@ -80,7 +77,7 @@ static int gather(struct x86_vcpu *c, const struct x86_insn *i) {
     *mask &= ~BIT(n);
   }
   *mask = 0;
-  zero_above(c, i);
+  zero_above(c, i, i->opsize * i->sub);
   return X86_OK;
 }
 

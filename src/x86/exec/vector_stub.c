@@ -101,9 +101,8 @@ static bool aligned(const struct x86_decoded *d, const struct x86_vector_form *f
   }
 }
 
-/* What depends on MXCSR: the exception classes with floating-point exceptions; the complex products of AVX512-FP16, which raise them in a class that has
- * none; approximations, which raise none but know DAZ and FTZ. */
-static bool uses_mxcsr(const ZydisDecodedInstruction *in) {
+/* The exception classes with floating-point exceptions. */
+static bool raises(const ZydisDecodedInstruction *in) {
   switch (in->meta.exception_class) {
   case ZYDIS_EXCEPTION_CLASS_SSE2:
   case ZYDIS_EXCEPTION_CLASS_SSE3:
@@ -118,6 +117,18 @@ static bool uses_mxcsr(const ZydisDecodedInstruction *in) {
   case ZYDIS_EXCEPTION_CLASS_E11NF: return true;
   default: break;
   }
+  switch (in->mnemonic) { /* conversions with MMX registers have no class */
+  case ZYDIS_MNEMONIC_CVTPI2PS:
+  case ZYDIS_MNEMONIC_CVTPS2PI:
+  case ZYDIS_MNEMONIC_CVTTPS2PI:
+  case ZYDIS_MNEMONIC_CVTPD2PI:
+  case ZYDIS_MNEMONIC_CVTTPD2PI: return true;
+  default: return false;
+  }
+}
+
+/* What raises none, but rounds or flushes as MXCSR says. */
+static bool obeys(const ZydisDecodedInstruction *in) {
   switch (in->mnemonic) {
   case ZYDIS_MNEMONIC_VFMULCPH:
   case ZYDIS_MNEMONIC_VFMULCSH:
@@ -127,11 +138,12 @@ static bool uses_mxcsr(const ZydisDecodedInstruction *in) {
   case ZYDIS_MNEMONIC_VFMADDCSH:
   case ZYDIS_MNEMONIC_VFCMADDCPH:
   case ZYDIS_MNEMONIC_VFCMADDCSH:
-  case ZYDIS_MNEMONIC_CVTPI2PS: /* conversions with MMX registers have no class */
-  case ZYDIS_MNEMONIC_CVTPS2PI:
-  case ZYDIS_MNEMONIC_CVTTPS2PI:
-  case ZYDIS_MNEMONIC_CVTPD2PI:
-  case ZYDIS_MNEMONIC_CVTTPD2PI:
+  case ZYDIS_MNEMONIC_VFPCLASSPD:
+  case ZYDIS_MNEMONIC_VFPCLASSPS:
+  case ZYDIS_MNEMONIC_VFPCLASSSD:
+  case ZYDIS_MNEMONIC_VFPCLASSSS:
+  case ZYDIS_MNEMONIC_VFPCLASSPH:
+  case ZYDIS_MNEMONIC_VFPCLASSSH:
   case ZYDIS_MNEMONIC_RCPPS:
   case ZYDIS_MNEMONIC_RCPSS:
   case ZYDIS_MNEMONIC_RSQRTPS:
@@ -162,11 +174,16 @@ static bool writes_flags(const ZydisDecodedInstruction *in) {
   return f && ((f->modified | f->set_0 | f->set_1 | f->undefined) & arithmetic);
 }
 
-/* Elements that are computed: conversions may have more places for results than operands. */
-static u8 elements_of(const struct x86_decoded *d, bool broadcast) {
+/* Elements that are computed: the operands of conversions and insertions have different numbers of them. */
+static u8 elements_of(const struct x86_decoded *d) {
+  bool broadcast = d->insn.avx.broadcast.mode != ZYDIS_BROADCAST_MODE_INVALID;
   unsigned n = d->ops[0].element_count;
-  for (unsigned k = 1; k < d->insn.operand_count_visible; k++)
-    if (d->ops[k].encoding == ZYDIS_OPERAND_ENCODING_MODRM_RM && !broadcast) n = MIN(n, d->ops[k].element_count);
+  for (unsigned k = 0; k < d->insn.operand_count_visible; k++) {
+    const ZydisDecodedOperand *op = &d->ops[k];
+    if (op->encoding == ZYDIS_OPERAND_ENCODING_MODRM_RM)
+      n = MIN(n, broadcast && op->type == ZYDIS_OPERAND_TYPE_MEMORY ? d->insn.avx.vector_length / op->element_size : op->element_count);
+    if (op->encoding == ZYDIS_OPERAND_ENCODING_MODRM_REG) n = MIN(n, op->element_count);
+  }
   return (u8)n;
 }
 
@@ -188,12 +205,12 @@ static void probe_host(void) { host_avx512 = x86_native_supports(X86_FEATURE_AVX
 static void describe(const struct x86_decoded *d, const struct x86_vector_form *f, struct x86_vector *v) {
   v->class = f->class;
   v->mnemonic = (u16)d->insn.mnemonic;
-  v->fp = uses_mxcsr(&d->insn);
+  v->fp = raises(&d->insn) || obeys(&d->insn);
   v->flags = writes_flags(&d->insn);
   v->opmask = f->op[ROLE_FOURTH].used && f->op[ROLE_FOURTH].kind == ZYDIS_REGCLASS_MASK;
   v->broadcast = d->insn.encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX && f->mem && d->insn.raw.evex.b;
-  v->sae = d->insn.encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX && !f->mem && d->insn.raw.evex.b;
-  v->elements = elements_of(d, v->broadcast);
+  v->quiet = !raises(&d->insn) || (d->insn.encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX && !f->mem && d->insn.raw.evex.b); /* SAE */
+  v->elements = elements_of(d);
   v->dest = destination(f);
   memcpy(v->key, f->bytes, sizeof(v->key));
   if (!f->mem) return;

@@ -13,7 +13,7 @@ static int read_image(struct x86_vcpu *c, const struct x86_insn *i, u64 ea, u8 *
   int r = X86_OK;
   for (unsigned at = 0, step; !r && at < n; at += step) {
     step = MIN(64u, n - at);
-    r = x86_read(c, i->seg, (ea + at) & i->ea_mask, b + at, step);
+    r = x86_read(c, i->seg, ea + at, b + at, step);
   }
   return r;
 }
@@ -22,7 +22,7 @@ static int write_image(struct x86_vcpu *c, const struct x86_insn *i, u64 ea, con
   int r = X86_OK;
   for (unsigned at = 0, step; !r && at < n; at += step) {
     step = MIN(64u, n - at);
-    r = x86_write(c, i->seg, (ea + at) & i->ea_mask, b + at, step);
+    r = x86_write(c, i->seg, ea + at, b + at, step);
   }
   return r;
 }
@@ -117,19 +117,19 @@ static int save_component(struct x86_vcpu *c, const struct x86_insn *i, unsigned
   if (n != XC_X87) return write_image(c, i, ea, b, x86_xstate_length(n));
   cut_pointers(i, b);
   int r = write_image(c, i, ea, b, MXCSR_AT);
-  return r ? r : write_image(c, i, (ea + 32) & i->ea_mask, b + 32, 128);
+  return r ? r : write_image(c, i, ea + 32, b + 32, 128);
 }
 
 static int save_mxcsr(struct x86_vcpu *c, const struct x86_insn *i) {
   u64 v = c->fpu.mxcsr | (u64)MXCSR_MASK << 32;
-  return write_image(c, i, (x86_ea(c, i) + MXCSR_AT) & i->ea_mask, (u8 *)&v, 8);
+  return write_image(c, i, x86_ea(c, i) + MXCSR_AT, (u8 *)&v, 8);
 }
 
 /* The components in `write`, at their places in an image compacted to `packed` (0: standard). */
 static int save_components(struct x86_vcpu *c, const struct x86_insn *i, u64 write, u64 packed) {
   int r = X86_OK;
   for (unsigned n = 0; !r && n < XC_COUNT; n++)
-    if (write & BIT(n)) r = save_component(c, i, n, (x86_ea(c, i) + x86_xstate_offset(n, packed)) & i->ea_mask);
+    if (write & BIT(n)) r = save_component(c, i, n, x86_ea(c, i) + x86_xstate_offset(n, packed));
   return r;
 }
 
@@ -141,10 +141,10 @@ static int xsave(struct x86_vcpu *c, const struct x86_insn *i) {
   x86_mxcsr_sync(c);
   u64 rfbm = edx_eax(c) & c->xcr0, use = x86_xstate_in_use(c, false) & rfbm;
   r = probe_store(c, i, XSTATE_HEADER, x86_xsave_size(rfbm));
-  if (!r) r = x86_load64(c, i->seg, (ea + XSTATE_HEADER) & i->ea_mask, &bv);
+  if (!r) r = x86_load64(c, i->seg, ea + XSTATE_HEADER, &bv);
   if (!r) r = save_components(c, i, i->sub == SAVE_OPT ? use : rfbm, 0);
   if (!r && (rfbm & (XC(SSE) | XC(AVX)))) r = save_mxcsr(c, i);
-  return r ? r : x86_store64(c, i->seg, (ea + XSTATE_HEADER) & i->ea_mask, (bv & ~rfbm) | use);
+  return r ? r : x86_store64(c, i->seg, ea + XSTATE_HEADER, (bv & ~rfbm) | use);
 }
 
 /* 13.10, 13.11: compacted, without those in their initial state; MXCSR belongs to SSE. */
@@ -158,7 +158,7 @@ static int xsavec(struct x86_vcpu *c, const struct x86_insn *i) {
   r = probe_store(c, i, XSTATE_HEADER, x86_xstate_packed_size(rfbm));
   if (!r) r = save_components(c, i, use, rfbm | XCOMP_PACKED);
   if (!r && (use & XC(SSE))) r = save_mxcsr(c, i);
-  return r ? r : write_image(c, i, (x86_ea(c, i) + XSTATE_HEADER) & i->ea_mask, (u8 *)header, sizeof(header));
+  return r ? r : write_image(c, i, x86_ea(c, i) + XSTATE_HEADER, (u8 *)header, sizeof(header));
 }
 
 /* ---- XRSTOR, XRSTORS ---- */
@@ -183,12 +183,12 @@ static bool has_mxcsr(const struct header *h, u64 rfbm) {
 static int load_image(struct x86_vcpu *c, const struct x86_insn *i, const struct header *h, u64 rfbm, u8 *image) {
   u64 ea = x86_ea(c, i);
   int r = X86_OK;
-  if (has_mxcsr(h, rfbm)) r = read_image(c, i, (ea + MXCSR_AT) & i->ea_mask, image + MXCSR_AT, 4);
+  if (has_mxcsr(h, rfbm)) r = read_image(c, i, ea + MXCSR_AT, image + MXCSR_AT, 4);
   for (unsigned n = 0; !r && n < XC_COUNT; n++) {
     u32 at = x86_xstate_offset(n, h->packed), length = x86_xstate_length(n);
     if (!(rfbm & h->bv & BIT(n))) continue;
     if (n == XC_X87) r = read_image(c, i, ea, image, MXCSR_AT), at = 32, length = 128;
-    if (!r) r = read_image(c, i, (ea + at) & i->ea_mask, image + at, length);
+    if (!r) r = read_image(c, i, ea + at, image + at, length);
   }
   return r;
 }
@@ -211,7 +211,7 @@ static int xrstor(struct x86_vcpu *c, const struct x86_insn *i) {
   struct header h;
   u32 mxcsr, pkru = c->pkru;
   int r = xsave_check(c, i, i->sub);
-  if (!r) r = read_image(c, i, (x86_ea(c, i) + XSTATE_HEADER) & i->ea_mask, (u8 *)&h, sizeof(h));
+  if (!r) r = read_image(c, i, x86_ea(c, i) + XSTATE_HEADER, (u8 *)&h, sizeof(h));
   if (r) return r;
   u64 enabled = c->xcr0 | (i->sub ? c->xss : 0), rfbm = edx_eax(c) & enabled;
   if (!header_valid(&h, enabled, i->sub)) return x86_gp0(c);
