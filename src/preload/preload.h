@@ -16,6 +16,8 @@
 
 #define INTERPOSE __attribute__((visibility("default")))
 
+/* ---- real.c ---- */
+
 enum real_index {
 #define FN(name) REAL_##name,
 #include "preload/real.def"
@@ -33,22 +35,50 @@ void *real_look_up(enum real_index i);
     (__typeof__(&fn))(likely(real_) ? real_ : real_look_up(REAL_##fn));                                                          \
   })
 
-/* Whether the call is about one of our descriptors and not the library's own. */
-static inline bool ours(int fd) {
-  return unlikely(uvirt_is_ours(fd)) && !front_inside();
-}
-
 /* Sets errno and returns -1. */
 int fail(int err);
 
 /* ---- paths.c ---- */
 
-/* Whether path, relative to dirfd unless absolute, names a virtual device node. */
-bool is_node(int dirfd, const char *path);
+enum target_kind {
+  TARGET_NONE,        /* nothing of ours: the kernel's business */
+  TARGET_NODE,        /* a device node, or a link to an opened one */
+  TARGET_OBJECT_LINK, /* /proc/self/fd/N of a VM, vCPU or device: cannot be opened */
+  TARGET_TEXT,        /* a file whose contents we make */
+};
+struct target {
+  enum target_kind kind;
+  unsigned major, minor;                              /* TARGET_NODE */
+  char *(*text)(const struct target *t, size_t *len); /* TARGET_TEXT: its contents, for free(); NULL with errno */
+  const void *text_arg;
+};
+
+/* What path, relative to dirfd unless absolute, names.  Leaves errno alone. */
+struct target path_target(int dirfd, const char *path);
+/* The descriptor N of this process that path names as /proc/self/fd/N or in another such form; -1: it has another form. */
+int path_descriptor(const char *path);
+
+/* ---- textfiles.c ---- */
+
+/* Sets t for the path of a file we make up; false for others. */
+bool textfile_find(const char *path, struct target *t);
 
 /* ---- open.c ---- */
 
-/* open(2) of a node. */
-int open_node(int flags);
+/* open(2) of a target that is not TARGET_NONE. */
+int open_target(const struct target *t, int flags);
+
+/* ---- descriptors.c ---- */
+
+/* Whether the call is about one of our descriptors, and not the library's own call. */
+static inline bool ours(int fd) {
+  return unlikely(uvirt_is_ours(fd)) && !front_inside();
+}
+/* The kernel gave out this number just now: it cannot be ours any more.  Returns it. */
+int fresh(int fd);
+/* fd is now a duplicate of old, which may be ours.  Returns fd, or -1 with errno and fd closed. */
+int duplicated(int old, int fd);
+/* The file behind fd is being closed by other means than close(). */
+void forget(int fd);
 
 #endif

@@ -1,4 +1,4 @@
-/* The functions behind ours in the search order. */
+/* The functions behind ours in the search order, and the library's own way to two of them. */
 #include <dlfcn.h>
 #include <errno.h>
 #include "preload/preload.h"
@@ -19,6 +19,7 @@ void *real_look_up(enum real_index i) {
 
 __attribute__((constructor)) static void look_up_all(void) {
   for (unsigned i = 0; i < REAL_COUNT; i++) real_look_up(i);
+  front_set_signal_functions(REAL(sigaction), REAL(pthread_sigmask));
 }
 
 int fail(int err) {

@@ -140,7 +140,9 @@ static int guarded(struct x86_vcpu *c, int (*fn)(struct x86_vcpu *c)) {
   if (!fault_try(&guard)) {
     r = fn(c);
     fault_end(&guard);
+    x86_mxcsr_sync(c);
   } else { /* guest memory is gone: as KVM, which cannot map it */
+    x86_mxcsr_lost(c, guard.fault_mxcsr);
     x86_blocks_abandon(c);
     r = -EFAULT;
   }

@@ -31,7 +31,7 @@ static const u64 *effective_dr(const struct x86_vcpu *c) { return guest_debug_hw
 u64 x86_debug_dr7(const struct x86_vcpu *c) { return effective_dr(c)[7]; }
 
 bool x86_debug_active(const struct x86_vcpu *c) {
-  return (c->rflags & (FL_TF | FL_RF)) || (effective_dr(c)[7] & DR7_ENABLES) || guest_debug_step(c) ||
+  return (c->rflags & FL_TF) || (effective_dr(c)[7] & DR7_ENABLES) || guest_debug_step(c) ||
          (c->pending_dbg & DBG_MOV_SS);
 }
 

@@ -202,7 +202,6 @@ static void start_up(struct x86_vcpu *c, unsigned vector) {
   cs->base = (u64)vector << 12;
   x86_seg_update(cs);
   c->rip = 0;
-  c->code_gen++;
   c->mp_state = KVM_MP_STATE_RUNNABLE;
   x86_mode_changed(c);
 }

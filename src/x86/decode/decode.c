@@ -73,7 +73,7 @@ unsigned x86_reg_number(ZydisRegister r) {
   return (unsigned)ZydisRegisterGetId(r);
 }
 
-static unsigned segment_number(ZydisRegister r) {
+unsigned x86_segment_number(ZydisRegister r) {
   return r >= ZYDIS_REGISTER_ES && r <= ZYDIS_REGISTER_GS ? (unsigned)(r - ZYDIS_REGISTER_ES) : SEG_DS;
 }
 
@@ -92,7 +92,7 @@ static void fill_memory(const ZydisDecodedOperand *op, struct x86_insn *i) {
   }
   i->disp = op->mem.disp.has_displacement ? op->mem.disp.value : 0;
   if (i->base == X86_REG_RIP) i->disp += i->off + i->len;
-  i->seg = (u8)segment_number(op->mem.segment);
+  i->seg = (u8)x86_segment_number(op->mem.segment);
 }
 
 static void fill_operands(const struct x86_decoded *d, struct x86_insn *i) {

@@ -24,6 +24,12 @@ static inline bool pause_due(const struct x86_vcpu *c, u64 done) {
   return done && (done >= CHUNK || c->stop || (c->mode & X86_MODE_SINGLE) || atomic_load_explicit(&c->core.requests, memory_order_relaxed));
 }
 
+/* SDM Vol. 3B 17.3.1.1: what comes between two iterations finds RF set, so that the rest does not hit the instruction's breakpoint again. */
+static inline int pause_here(struct x86_vcpu *c) {
+  c->rflags |= FL_RF;
+  return X86_RESTART;
+}
+
 /* With 32-bit addresses in 64-bit mode a repeated instruction clears the upper half of RCX first, even when it then faults or does nothing; MOVS and STOS
  * do so with RSI and RDI too.  (Not in the manual; as Intel processors do it.) */
 static inline u64 count(struct x86_vcpu *c, const struct x86_insn *i) {
@@ -58,7 +64,7 @@ typedef u64 bulk_fn(struct x86_vcpu *c, const struct x86_insn *i, u64 n); /* ele
 static inline int repeat(struct x86_vcpu *c, const struct x86_insn *i, one_fn *one, bulk_fn *bulk) {
   u64 n = count(c, i);
   for (u64 done = 0; n; n = at(c, i, RCX)) {
-    if (pause_due(c, done)) return X86_RESTART;
+    if (pause_due(c, done)) return pause_here(c);
     u64 k = c->mode & X86_MODE_SINGLE ? 0 : bulk(c, i, n);
     if (!k) {
       int r = one(c, i);
@@ -175,7 +181,7 @@ static inline int repeat_compare(struct x86_vcpu *c, const struct x86_insn *i, c
   u64 n = count(c, i);
   if (!n) return X86_OK;
   for (u64 done = 0; n; n = at(c, i, RCX)) {
-    if (pause_due(c, done)) return X86_RESTART;
+    if (pause_due(c, done)) return pause_here(c);
     u64 k = c->mode & X86_MODE_SINGLE ? 0 : bulk(c, i, n, &raw);
     if (!k) {
       int r = one(c, i, &raw);

@@ -72,6 +72,11 @@ X86_DEFINE_ACCESS(16)
 X86_DEFINE_ACCESS(32)
 X86_DEFINE_ACCESS(64)
 
+/* Whether misaligned operands are #AC (SDM Vol. 3A 6.15, interrupt 17). */
+static inline bool x86_alignment_checked(const struct x86_vcpu *c) {
+  return (c->cr0 & CR0_AM) && (c->rflags & FL_AC) && c->cpl == 3;
+}
+
 /* Any size up to 64 bytes, (segment, offset). */
 int x86_read(struct x86_vcpu *c, unsigned seg, u64 ea, void *data, unsigned size);
 int x86_write(struct x86_vcpu *c, unsigned seg, u64 ea, const void *data, unsigned size);

@@ -8,6 +8,7 @@
 #include <unistd.h>
 #include <urcu-bp.h>
 #include "base/fault.h"
+#include "base/ownfd.h"
 #include "core/memslot.h"
 #include "x86/cpuid/cpuid.h"
 #include "x86/mmu/access.h"
@@ -22,8 +23,8 @@
 static int open_schedstat(struct x86_pv *pv) {
   pthread_t self = pthread_self();
   if (pv->delay_fd >= 0 && pthread_equal(pv->delay_thread, self)) return pv->delay_fd;
-  if (pv->delay_fd >= 0) close(pv->delay_fd);
-  pv->delay_fd = open("/proc/thread-self/schedstat", O_RDONLY | O_CLOEXEC);
+  own_fd_close(pv->delay_fd);
+  pv->delay_fd = own_fd(open("/proc/thread-self/schedstat", O_RDONLY | O_CLOEXEC));
   pv->delay_thread = self;
   pv->run_delay = ~0ull; /* another thread's figure does not go on from ours */
   return pv->delay_fd;
@@ -162,7 +163,7 @@ int x86_pv_create(struct x86_vcpu *c) {
 
 void x86_pv_destroy(struct x86_vcpu *c) {
   if (!c->pv) return;
-  if (c->pv->delay_fd >= 0) close(c->pv->delay_fd);
+  own_fd_close(c->pv->delay_fd);
   free(c->pv);
   c->pv = NULL;
 }
