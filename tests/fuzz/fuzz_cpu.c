@@ -48,8 +48,14 @@ static struct kvm_segment code(u16 sel, unsigned l, unsigned db, unsigned dpl) {
                               .dpl = dpl};
 }
 
+static void free_guest(void) {
+  guest_free(g);
+  free(kept);
+}
+
 static void make_guest(void) {
   g = guest_new();
+  atexit(free_guest);
   guest_real(g, 0, GUEST_CODE);
   keep(REAL);
   guest_protected(g, GUEST_CODE);
