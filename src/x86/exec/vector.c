@@ -47,15 +47,11 @@ static int load_slow(struct x86_vcpu *c, const struct x86_insn *i, u64 lin) {
   return r ? r : run(c, i, v, buf);
 }
 
-/* Stores change no register but MXCSR, whose flags stay also when the store faults. */
+/* Stores change no register. */
 static int store_slow(struct x86_vcpu *c, const struct x86_insn *i, u64 lin) {
   const struct x86_vector *v = i->aux;
   u8 buf[64] __attribute__((aligned(64)));
   int r = run(c, i, v, buf);
-  if (!r && v->unchecked) {
-    r = x86_vector_probe_whole(c, i, x86_ea(c, i), v->mem_size);
-    return r ? r : x86_vector_write(c, i, x86_ea(c, i), all_bytes(v), buf);
-  }
   return r ? r : x86_write_slow(c, i->seg, lin, buf, v->mem_size);
 }
 
@@ -73,7 +69,6 @@ INLINE int memory(struct x86_vcpu *c, const struct x86_insn *i, enum x86_vector_
   struct x86_tlb_entry *e = x86_tlb_slot(c, lin);
   u64 last = (lin + v->mem_size - 1) & PAGE_MASK;
   if (unlikely(last != (store ? e->write : e->read))) return store ? store_slow(c, i, lin) : load_slow(c, i, lin);
-  if (store && v->fp && unlikely(!c->fpu.live)) return store_slow(c, i, lin);
   return run(c, i, v, (void *)(uintptr_t)(lin + e->addend));
 }
 
@@ -105,8 +100,18 @@ INLINE int masked(struct x86_vcpu *c, const struct x86_insn *i, enum x86_vector_
   struct x86_tlb_entry *e = x86_tlb_slot(c, lin);
   u64 last = (lin + v->mem_size - 1) & PAGE_MASK;
   if (unlikely(last != (v->store ? e->write : e->read) || (lin & v->align))) return masked_slow(c, i, lin);
-  if (v->store && v->fp && unlikely(!c->fpu.live)) return masked_slow(c, i, lin);
   return run(c, i, v, (void *)(uintptr_t)(lin + e->addend));
+}
+
+/* VCVTPS2PH to memory: the flags of MXCSR change before the memory operand is looked at, and stay when that faults. */
+INLINE int convert_store(struct x86_vcpu *c, const struct x86_insn *i, enum x86_vector_class class) {
+  const struct x86_vector *v = i->aux;
+  u8 buf[64] __attribute__((aligned(64)));
+  if (unlikely(!x86_vector_enabled(c, class))) return x86_vector_refuse(c, class);
+  u64 needed = v->mask ? x86_vector_needed(c, i, v) : all_bytes(v), ea = x86_ea(c, i);
+  int r = run(c, i, v, buf);
+  if (!r) r = v->mask && !v->whole ? x86_vector_probe(c, i, ea, needed) : x86_vector_probe_whole(c, i, ea, v->mem_size);
+  return r ? r : x86_vector_write(c, i, ea, needed, buf);
 }
 
 /* ---- handlers by class ---- */
@@ -117,13 +122,14 @@ INLINE int masked(struct x86_vcpu *c, const struct x86_insn *i, enum x86_vector_
   static int name##_load_simple(struct x86_vcpu *c, const struct x86_insn *i) { return memory(c, i, class, true, false); }       \
   static int name##_store(struct x86_vcpu *c, const struct x86_insn *i) { return memory(c, i, class, false, true); }             \
   static int name##_store_simple(struct x86_vcpu *c, const struct x86_insn *i) { return memory(c, i, class, true, true); }       \
+  static int name##_convert_store(struct x86_vcpu *c, const struct x86_insn *i) { return convert_store(c, i, class); }            \
   static int name##_masked(struct x86_vcpu *c, const struct x86_insn *i) { return masked(c, i, class); }
 HANDLERS(sse, VECTOR_SSE)
 HANDLERS(avx, VECTOR_AVX)
 HANDLERS(avx512, VECTOR_AVX512)
 
-enum { REGISTERS, LOAD, LOAD_SIMPLE, STORE, STORE_SIMPLE, MASKED, KINDS };
-#define ROW(name) {name##_registers, name##_load, name##_load_simple, name##_store, name##_store_simple, name##_masked}
+enum { REGISTERS, LOAD, LOAD_SIMPLE, STORE, STORE_SIMPLE, MASKED, CONVERT_STORE, KINDS };
+#define ROW(name) {name##_registers, name##_load, name##_load_simple, name##_store, name##_store_simple, name##_masked, name##_convert_store}
 static x86_exec_fn *const handlers[VECTOR_MIXED][KINDS] = {
     [VECTOR_SSE] = ROW(sse),
     [VECTOR_AVX] = ROW(avx),
@@ -186,6 +192,7 @@ static int mixed(struct x86_vcpu *c, const struct x86_insn *i) {
 
 static unsigned kind_of(const struct x86_decoded *d, const struct x86_insn *i, const struct x86_vector *v) {
   if (!v->mem_size) return REGISTERS;
+  if (v->store && v->fp) return CONVERT_STORE;
   if (v->mask) return MASKED;
   return (v->store ? STORE : LOAD) + x86_address_simple(d, i);
 }

@@ -187,9 +187,10 @@ bool x86_vector_form(const struct x86_decoded *d, struct x86_vector_form *f) {
   f->class = class_of(in, f);
   add_merging(in, f);
   bool w = evex ? in->raw.evex.W : vex && in->raw.vex.W;
+  if (w && in->machine_mode != ZYDIS_MACHINE_MODE_LONG_64) { /* there it has no meaning for general registers */
+    put_bytes(d, f, false);
+    if (means_the_same(d, f)) return true;
+  }
   put_bytes(d, f, w);
-  if (means_the_same(d, f)) return true;
-  if (!w) return false;
-  put_bytes(d, f, false); /* outside 64-bit mode W has no meaning for general registers */
   return means_the_same(d, f);
 }

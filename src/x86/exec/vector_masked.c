@@ -147,9 +147,9 @@ static int store_bytes(struct x86_vcpu *c, const struct x86_insn *i, u64 ea, con
 static int maskmovdqu(struct x86_vcpu *c, const struct x86_insn *i) {
   u64 ea = c->regs[RDI] & i->ea_mask, lin;
   if (unlikely(!x86_vector_enabled(c, i->sub))) return x86_vector_refuse(c, i->sub);
-  int r = check_address(c, i, ea, 16, &lin);
+  int r = check_address(c, i, ea, 8, &lin);
   if (!r && (lin & 7) && x86_alignment_checked(c)) r = x86_fault_code(c, VEC_AC, 0);
-  if (!r) r = x86_vector_probe_whole(c, i, ea + 8, 8); /* in the order of processors */
+  if (!r) r = x86_vector_probe_whole(c, i, (ea + 8) & i->ea_mask, 8); /* in the order of processors */
   if (!r) r = x86_vector_probe_whole(c, i, ea, 8);
   return r ? r : store_bytes(c, i, ea, c->fpu.zmm[i->reg], c->fpu.zmm[i->rm]);
 }
