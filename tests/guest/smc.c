@@ -164,6 +164,8 @@ static void guest_border(void) {
       EXPECT_EQ(run(edge - k), v);
       *(volatile u8 *)(uintptr_t)(edge - k + 4) = 0x80; /* its last byte alone */
       EXPECT_EQ(run(edge - k), v | 0x80000000);
+      EXPECT_EQ(TRY("lock addl $1, (%0)", "r"(edge - k + 1)), NO_FAULT);
+      EXPECT_EQ(run(edge - k), (v | 0x80000000) + 1);
     }
   }
   done();
