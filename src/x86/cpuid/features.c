@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <pthread.h>
 #include <string.h>
+#include "base/process.h"
 #include "x86/cpuid/cpuid.h"
 
 const struct x86_feature_row x86_feature_rows[X86_FEATURE_COUNT] = {
@@ -50,7 +51,7 @@ static const u8 origins[X86_FEATURE_COUNT] = {
 /* clang-format on */
 #undef IS
 
-static bool host_bit(enum x86_feature f) {
+bool x86_host_has(enum x86_feature f) {
   const struct x86_feature_row *row = &x86_feature_rows[f];
   u32 r[4] = {0};
   if (!__get_cpuid_count(row->leaf, row->subleaf, &r[0], &r[1], &r[2], &r[3])) return false;
@@ -72,7 +73,7 @@ static bool works(enum x86_feature f) {
   case NATIVE:
     return x86_native_supports(f);
   case HOST:
-    return host_bit(f);
+    return x86_host_has(f);
   case VENDOR:
     return host_is_amd();
   default:
@@ -121,7 +122,7 @@ bool x86_pv_has(const struct x86_vcpu *c, enum x86_feature f) {
 static const u8 runtime_features[] = {X86_FEATURE_OSXSAVE, X86_FEATURE_OSPKE, X86_FEATURE_APIC, X86_FEATURE_MONITOR};
 
 /* Guards config and isa of all vCPUs.  Innermost. */
-static pthread_mutex_t isa_lock = PTHREAD_MUTEX_INITIALIZER;
+FORK_MUTEX(isa_lock);
 
 /* The number of another vCPU of the VM with this configuration, else one that no vCPU uses.  A vCPU that has run cannot change
  * its number, so blocks of one configuration never meet another under the same number. */

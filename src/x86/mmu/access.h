@@ -149,5 +149,7 @@ static inline void x86_io_commit(struct x86_vcpu *c) {
 /* IN/OUT of one element, permission already checked.  In: X86_OK with the value, or X86_EXIT.  Out: posted like a device write. */
 int x86_pio_in(struct x86_vcpu *c, u16 port, unsigned size, u32 *value);
 int x86_pio_out(struct x86_vcpu *c, u16 port, unsigned size, u32 value);
+/* A repeated IN of up to `max` elements: X86_OK with *n of them (at least 1) at *data, or X86_EXIT. */
+int x86_pio_in_string(struct x86_vcpu *c, u16 port, unsigned size, unsigned max, unsigned *n, const u8 **data);
 
 #endif
