@@ -76,7 +76,8 @@ TAKE(1)
 TAKE(6)
 TAKE(7)
 TAKE_CODE(10)
-TAKE_CODE(11) TAKE_CODE(12) TAKE_CODE(13) TAKE_CODE(14) TAKE_CODE(17)
+TAKE_CODE(11)
+TAKE_CODE(12) TAKE_CODE(13) TAKE_CODE(14) TAKE_CODE(17)
     /* The end of user code. */
     HANDLER take_done(struct frame *f) {
   recover(f, 0, 0);
