@@ -55,7 +55,7 @@ static void forward(int sig, siginfo_t *info, void *context, bool by_kernel) {
 
 /* Runs in place of the faulting instruction, on its stack. */
 __attribute__((noreturn)) static void unwind(struct fault_guard *g) {
-  __asm__ volatile("fninit\n\tfldcw %0\n\tldmxcsr %1" : : "m"(g->x87_control), "m"(g->mxcsr));
+  __asm__ volatile("stmxcsr %0\n\tfninit\n\tfldcw %1\n\tldmxcsr %2" : "=m"(g->fault_mxcsr) : "m"(g->x87_control), "m"(g->mxcsr));
   _longjmp(g->env, 1);
 }
 

@@ -31,6 +31,7 @@ struct fault_guard {
   void *addr; /* after a fault: the address, as in siginfo_t */
   int sig;    /* SIGSEGV or SIGBUS */
   int code;   /* si_code: SEGV_MAPERR, BUS_MCEERR_AR, ... */
+  u32 fault_mxcsr; /* MXCSR of the code that faulted */
 };
 
 /* Innermost armed guard of this thread.  initial-exec: the signal handler must not allocate thread-local storage. */

@@ -140,7 +140,9 @@ static int guarded(struct x86_vcpu *c, int (*fn)(struct x86_vcpu *c)) {
   if (!fault_try(&guard)) {
     r = fn(c);
     fault_end(&guard);
+    x86_mxcsr_sync(c);
   } else { /* guest memory is gone: as KVM, which cannot map it */
+    x86_mxcsr_lost(c, guard.fault_mxcsr);
     x86_blocks_abandon(c);
     r = -EFAULT;
   }
@@ -190,8 +192,9 @@ int x86_vcpu_run(struct vcpu *v) {
 int x86_vcpu_complete_io(struct vcpu *v) {
   struct x86_vcpu *c = x86_vcpu(v);
   int r = x86_sync_regs_in(c);
-  if (r || !c->complete_io) return r;
-  r = guarded(c, complete_io);
+  if (r) return r;
+  if (c->complete_io) r = guarded(c, complete_io);
   save_run(c);
+  x86_sync_regs_out(c);
   return r == X86_EXIT ? 1 : r;
 }

@@ -69,6 +69,7 @@ struct x86_io {
   bool pio_wait, pio_done;      /* a port access is with the client / was answered */
   u16 port;
   u8 pio_size;
+  unsigned pio_count;           /* elements asked for */
   bool pio_in;
   u32 pio_value;
   u64 lin_ip;                   /* linear address of the instruction the above belongs to */

@@ -95,7 +95,13 @@ void x86_pv_clock_update(struct x86_vcpu *c); /* REQ_CLOCK */
 void x86_pv_enter(struct x86_vcpu *c);      /* steal time: about to run guest code after being away */
 void x86_pv_leave(struct x86_vcpu *c);
 
-/* ---- exec/native.c, exec/xsave.c ---- */
+/* ---- exec/vector_fp.c ---- */
+/* Brings fpu.mxcsr up to date and gives the host's register back to the client: before KVM_RUN returns and before anyone looks. */
+void x86_mxcsr_sync(struct x86_vcpu *c);
+/* The same when a host fault took the register; mxcsr: its value then. */
+void x86_mxcsr_lost(struct x86_vcpu *c, u32 mxcsr);
+
+/* ---- exec/xstate.c ---- */
 void x86_fpu_reset(struct x86_vcpu *c, bool init);
 /* Whole state in the standard (non-compacted) XSAVE layout; size as CPUID.0DH says. */
 void x86_fpu_to_xsave(struct x86_vcpu *c, void *area, size_t size, u64 mask);

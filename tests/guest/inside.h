@@ -75,7 +75,8 @@ TAKE(0)
 TAKE(1)
 TAKE(6)
 TAKE(7)
-TAKE_CODE(10) TAKE_CODE(11) TAKE_CODE(12) TAKE_CODE(13) TAKE_CODE(14) TAKE_CODE(17)
+TAKE_CODE(10)
+TAKE_CODE(11) TAKE_CODE(12) TAKE_CODE(13) TAKE_CODE(14) TAKE_CODE(17)
     /* The end of user code. */
     HANDLER take_done(struct frame *f) {
   recover(f, 0, 0);
@@ -109,15 +110,19 @@ static inline u32 try_call(u64 at) {
   return TRY("call *%0", "r"(at));
 }
 
-/* Ring 3: code at a user page, with RBX; it ends with USER_DONE or a fault. */
-static inline u32 user_run(u64 code, u64 rbx) {
+/* Ring 3: code at a user page, with RBX and these flags; it ends with USER_DONE or a fault. */
+static inline u32 user_run_flags(u64 code, u64 rbx, u64 flags) {
   fault_seen = NO_FAULT;
-  __asm__ volatile("lea 1f(%%rip), %%rcx\n mov %%rcx, recover_ip(%%rip)\n mov %%rsp, recover_sp(%%rip)\n"
-                   "push %2\n push %3\n push $2\n push %4\n push %0\n iretq\n1:\n"
+  __asm__ volatile("push %%rbp\n lea 1f(%%rip), %%rcx\n mov %%rcx, recover_ip(%%rip)\n mov %%rsp, recover_sp(%%rip)\n"
+                   "push %2\n push %3\n push %5\n push %4\n push %0\n iretq\n1: pop %%rbp\n"
                    :
-                   : "r"(code), "b"(rbx), "i"(SEL_DATA3), "i"(GUEST_STACK3), "i"(SEL_CODE64U)
-                   : "rax", "rcx", "memory", "cc");
+                   : "r"(code), "b"(rbx), "i"(SEL_DATA3), "i"(GUEST_STACK3), "i"(SEL_CODE64U), "r"(flags)
+                   : "rax", "rcx", "rdx", "rsi", "rdi", "memory", "cc");
   return fault_seen;
+}
+
+static inline u32 user_run(u64 code, u64 rbx) {
+  return user_run_flags(code, rbx, 2);
 }
 
 /* ---- control registers ---- */

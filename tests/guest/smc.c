@@ -64,6 +64,18 @@ static void guest_loop(void) {
   done();
 }
 
+/* A store to the last byte of an undefined encoding makes it one that exists: 0F 01 CC becomes SMSW %eax. */
+static void guest_undefined(void) {
+  static const u8 code[] = {0xc6, 0x05, 2, 0, 0, 0, 0xe0, /* movb $0xe0, 1f + 2(%rip) */
+                            0x0f, 0x01, 0xcc,             /* 1: */
+                            0xc3};
+  for (unsigned n = 0; n < 3; n++) {
+    put(CODE, code, sizeof(code));
+    EXPECT_EQ(run(CODE) & 1, 1);
+  }
+  done();
+}
+
 /* Every kind of store to the operand of the MOV at TARGET, which has run: EAX is v, %0 the operand's address; what the function
  * returns then.  The operand is aligned to 16 bytes. */
 #define TARGET (CODE + 15)
@@ -290,6 +302,7 @@ static struct guest *start(void (*f)(void)) {
   }
 INSIDE(next_insn)
 INSIDE(loop)
+INSIDE(undefined)
 INSIDE(stores)
 INSIDE(frames)
 INSIDE(border)
@@ -425,7 +438,7 @@ static void logged(void) {
   guest_free(g);
 }
 
-GUEST_MAIN({"next-insn", run_next_insn}, {"loop", run_loop}, {"stores", run_stores}, {"frames", run_frames},
+GUEST_MAIN({"next-insn", run_next_insn}, {"loop", run_loop}, {"undefined", run_undefined}, {"stores", run_stores}, {"frames", run_frames},
            {"border", run_border}, {"alias", run_alias}, {"string", run_string}, {"stepped", run_stepped}, {"remap", run_remap},
            {"walk", run_walk}, {"client-writes", client_writes}, {"client-writes-ahead", client_writes_ahead},
            {"client-remaps", client_remaps}, {"slots", slots}, {"logged", logged})

@@ -218,7 +218,7 @@ long x86_ioctl_set_sregs2(struct ioctl_ctx *ctx, void *data) {
 
 /* ---- extended state ---- */
 
-#define XINUSE_X87_SSE 3ull
+#define X87_SSE 3ull /* XCR0: components that exist on every processor */
 
 long x86_ioctl_get_fpu(struct ioctl_ctx *ctx, void *data) {
   const struct x86_fpu *f = &x86_vcpu(ctx->vcpu)->fpu;
@@ -246,7 +246,6 @@ long x86_ioctl_set_fpu(struct ioctl_ctx *ctx, void *data) {
   memcpy(f->fx + 16, &u->last_dp, 8);
   memcpy(f->fx + 32, u->fpr, sizeof(u->fpr));
   for (unsigned k = 0; k < 16; k++) memcpy(f->zmm[k], u->xmm[k], 16);
-  f->xinuse |= XINUSE_X87_SSE;
   return 0;
 }
 
@@ -257,7 +256,7 @@ static size_t xsave_size(void) {
 long x86_ioctl_get_xsave(struct ioctl_ctx *ctx, void *data) {
   struct x86_vcpu *c = x86_vcpu(ctx->vcpu);
   if (xsave_size() > sizeof(struct kvm_xsave)) return -EINVAL;
-  x86_fpu_to_xsave(c, data, sizeof(struct kvm_xsave), x86_cpuid_xcr0(c) | XINUSE_X87_SSE);
+  x86_fpu_to_xsave(c, data, sizeof(struct kvm_xsave), x86_cpuid_xcr0(c) | X87_SSE);
   return 0;
 }
 
@@ -266,7 +265,7 @@ long x86_ioctl_get_xsave2(struct ioctl_ctx *ctx, void *data) {
   size_t size = xsave_size();
   void *area = calloc(1, size);
   if (!area) return -ENOMEM;
-  x86_fpu_to_xsave(c, area, size, x86_cpuid_xcr0(c) | XINUSE_X87_SSE);
+  x86_fpu_to_xsave(c, area, size, x86_cpuid_xcr0(c) | X87_SSE);
   int r = copy_to_user(ctx->user, area, size);
   free(area);
   return r;

@@ -28,8 +28,10 @@ static bool guest_debug_step(const struct x86_vcpu *c) {
 /* The debugger outside replaces the guest's breakpoints by its own. */
 static const u64 *effective_dr(const struct x86_vcpu *c) { return guest_debug_hw(c) ? c->guest_debug_dr : c->dr; }
 
+u64 x86_debug_dr7(const struct x86_vcpu *c) { return effective_dr(c)[7]; }
+
 bool x86_debug_active(const struct x86_vcpu *c) {
-  return (c->rflags & (FL_TF | FL_RF)) || (effective_dr(c)[7] & DR7_ENABLES) || guest_debug_step(c) ||
+  return (c->rflags & FL_TF) || (effective_dr(c)[7] & DR7_ENABLES) || guest_debug_step(c) ||
          (c->pending_dbg & DBG_MOV_SS);
 }
 

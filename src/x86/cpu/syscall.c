@@ -80,9 +80,7 @@ int x86_sysenter(struct x86_vcpu *c) {
   bool is64 = x86_long(c);
   if (is64 && x86_is_amd(c)) return x86_ud(c);
   if (!x86_protected(c) || !sel) return x86_gp0(c);
-  bool v86 = x86_v86(c);
   c->regs[RSP] = is64 ? c->sysenter_esp : (u32)c->sysenter_esp;
-  if (v86) c->code_gen++;
   return enter(c, sel, (u16)(sel + 8), 0, is64, is64 ? c->sysenter_eip : (u32)c->sysenter_eip,
                c->rflags & ~(u64)(FL_VM | FL_IF | FL_RF));
 }

@@ -2,7 +2,7 @@
 #ifndef X86_CPUID_CPUID_H
 #define X86_CPUID_CPUID_H
 
-#include "x86/exec/xsave.h"
+#include "x86/exec/xstate.h"
 #include "x86/x86.h"
 
 #define X86_CPUID_MAX_ENTRIES   256 /* KVM_MAX_CPUID_ENTRIES */
@@ -49,6 +49,9 @@ int x86_cpuid_emulated(struct kvm_cpuid_entry2 *entries, u32 max, u32 *n);
 /* Whether the engine runs a feature. */
 bool x86_engine_has(enum x86_feature f);
 
+/* Whether the host's CPUID shows a feature. */
+bool x86_host_has(enum x86_feature f);
+
 /* ---- inside the folder ---- */
 
 /* Where a feature's bit is. */
@@ -65,8 +68,6 @@ static inline u32 *x86_cpuid_reg(struct kvm_cpuid_entry2 *e, unsigned reg) {
 u32 x86_engine_word(u32 leaf, u32 subleaf, unsigned reg);
 /* First entry for a function; the sub-leaf counts only where the entry says so. */
 struct kvm_cpuid_entry2 *x86_cpuid_find(struct kvm_cpuid_entry2 *entries, u32 n, u32 function, u32 index);
-/* Size of an XSAVE area for these components. */
-u32 x86_xsave_area_size(u64 components, bool compacted);
 /* The small number of a feature configuration within a VM (x86_vcpu.isa). */
 int x86_isa_assign(struct x86_vcpu *c, const u64 features[X86_CPUID_FEATURE_WORDS]);
 

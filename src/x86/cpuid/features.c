@@ -51,7 +51,7 @@ static const u8 origins[X86_FEATURE_COUNT] = {
 /* clang-format on */
 #undef IS
 
-static bool host_bit(enum x86_feature f) {
+bool x86_host_has(enum x86_feature f) {
   const struct x86_feature_row *row = &x86_feature_rows[f];
   u32 r[4] = {0};
   if (!__get_cpuid_count(row->leaf, row->subleaf, &r[0], &r[1], &r[2], &r[3])) return false;
@@ -73,7 +73,7 @@ static bool works(enum x86_feature f) {
   case NATIVE:
     return x86_native_supports(f);
   case HOST:
-    return host_bit(f);
+    return x86_host_has(f);
   case VENDOR:
     return host_is_amd();
   default:

@@ -94,14 +94,14 @@ static void leaf_d(struct builder *b, u32 function) {
   if (!x86_engine_has(X86_FEATURE_XSAVE)) return;
   e->eax = (u32)xcr0;
   e->edx = (u32)(xcr0 >> 32);
-  e->ebx = e->ecx = x86_xsave_area_size(xcr0, false);
+  e->ebx = e->ecx = (u32)x86_xsave_size(xcr0);
   e = add(b, 0xd, 1, KVM_CPUID_FLAG_SIGNIFCANT_INDEX);
   e->eax = x86_engine_word(0xd, 1, CPUID_EAX);
-  if (x86_engine_has(X86_FEATURE_XSAVEC) || x86_engine_has(X86_FEATURE_XSAVES)) e->ebx = x86_xsave_area_size(xcr0, true);
+  if (x86_engine_has(X86_FEATURE_XSAVEC) || x86_engine_has(X86_FEATURE_XSAVES)) e->ebx = (u32)x86_xstate_packed_size(xcr0);
   for (u32 i = 2; i < 63; i++) {
     u32 r[4];
     if (!(xcr0 >> i & 1)) continue;
-    x86_xsave_leaf(xcr0, i, r);
+    x86_xstate_leaf(i, r);
     e = add(b, 0xd, i, KVM_CPUID_FLAG_SIGNIFCANT_INDEX);
     e->eax = r[0], e->ebx = r[1], e->ecx = r[2] & ~4u; /* no extended feature disable */
   }

@@ -11,8 +11,6 @@
 
 #define MISC_ENABLE_MWAIT BIT(18)
 #define APIC_BASE_ENABLE  BIT(11)
-#define XSAVE_LEGACY_SIZE 576u /* legacy region and header */
-#define XSAVE_EXTENDED    0x7ffffffffffffffcull
 
 struct kvm_cpuid_entry2 *x86_cpuid_find(struct kvm_cpuid_entry2 *entries, u32 n, u32 function, u32 index) {
   for (u32 k = 0; k < n; k++)
@@ -23,18 +21,6 @@ struct kvm_cpuid_entry2 *x86_cpuid_find(struct kvm_cpuid_entry2 *entries, u32 n,
 
 static struct kvm_cpuid_entry2 *find(const struct x86_cpuid *id, u32 function, u32 index) {
   return x86_cpuid_find(id->entries, id->n, function, index);
-}
-
-/* SDM Vol. 1 13.4.3: compacted components follow one another, some aligned to 64 bytes. */
-u32 x86_xsave_area_size(u64 components, bool compacted) {
-  u32 size = XSAVE_LEGACY_SIZE;
-  for (u64 m = components & XSAVE_EXTENDED; m; m &= m - 1) {
-    u32 r[4], offset;
-    x86_xsave_leaf(components, (u32)__builtin_ctzll(m), r);
-    offset = !compacted ? r[1] : r[2] & 2 ? ALIGN_UP(size, 64u) : size;
-    size = MAX(size, offset + r[0]);
-  }
-  return size;
 }
 
 /* ---- features ---- */
@@ -98,8 +84,8 @@ void x86_cpuid_mwait_changed(struct x86_vcpu *c) {
 
 void x86_cpuid_xcr0_changed(struct x86_vcpu *c) {
   struct x86_cpuid *id = c->cpuid;
-  if (id->leafd0) id->leafd0->ebx = x86_xsave_area_size(c->xcr0, false);
-  if (id->leafd1 && (id->leafd1->eax & 0xa)) id->leafd1->ebx = x86_xsave_area_size(c->xcr0 | c->xss, true); /* XSAVEC, XSAVES */
+  if (id->leafd0) id->leafd0->ebx = (u32)x86_xsave_size(c->xcr0);
+  if (id->leafd1 && (id->leafd1->eax & 0xa)) id->leafd1->ebx = (u32)x86_xstate_packed_size(c->xcr0 | c->xss); /* XSAVEC, XSAVES */
 }
 
 void x86_cpuid_runtime_changed(struct x86_vcpu *c) {

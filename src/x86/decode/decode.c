@@ -73,7 +73,7 @@ unsigned x86_reg_number(ZydisRegister r) {
   return (unsigned)ZydisRegisterGetId(r);
 }
 
-static unsigned segment_number(ZydisRegister r) {
+unsigned x86_segment_number(ZydisRegister r) {
   return r >= ZYDIS_REGISTER_ES && r <= ZYDIS_REGISTER_GS ? (unsigned)(r - ZYDIS_REGISTER_ES) : SEG_DS;
 }
 
@@ -92,7 +92,7 @@ static void fill_memory(const ZydisDecodedOperand *op, struct x86_insn *i) {
   }
   i->disp = op->mem.disp.has_displacement ? op->mem.disp.value : 0;
   if (i->base == X86_REG_RIP) i->disp += i->off + i->len;
-  i->seg = (u8)segment_number(op->mem.segment);
+  i->seg = (u8)x86_segment_number(op->mem.segment);
 }
 
 static void fill_operands(const struct x86_decoded *d, struct x86_insn *i) {
@@ -215,7 +215,7 @@ int x86_decode(const struct x86_decode_ctx *ctx, const u8 *bytes, unsigned avail
   /* SDM Vol. 3A 6.15, interrupt 13: more than 15 bytes */
   if (s == ZYDIS_STATUS_NO_MORE_DATA) return avail < 15 ? 0 : refuse(i, 15, exec_too_long);
   if (s == ZYDIS_STATUS_INSTRUCTION_TOO_LONG) return refuse(i, 15, exec_too_long);
-  if (!ZYAN_SUCCESS(s)) return refuse(i, 1, x86_exec_ud);
+  if (!ZYAN_SUCCESS(s)) return refuse(i, MIN(avail, 15u), x86_exec_ud); /* any of the bytes may have decided it: all are part of the block */
   d.ctx = ctx;
   d.bytes = bytes;
   i->len = d.insn.length;

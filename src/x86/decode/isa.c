@@ -1,6 +1,6 @@
 /* Instruction-set extension -> CPUID feature: what a guest whose CPUID does not show a feature may not decode. */
 #include "x86/decode/isa.h"
-#include "x86/x86.h"
+#include "x86/cpuid/cpuid.h"
 
 /* What an ISA set needs: a feature (+1, so that 0 is "never"), with flags. */
 #define NEEDS(x) (X86_FEATURE_##x + 1)
@@ -53,6 +53,9 @@ static const struct {
     {ZYDIS_MNEMONIC_INVLPGA, X86_FEATURE_SVM},
 };
 
+/* Shown to the guest, and the engine runs it: clients may show what the host has not. */
+static bool has(const struct x86_cpuid *id, enum x86_feature f) { return x86_cpuid_has(id, f) && x86_engine_has(f); }
+
 static bool single_allowed(const struct x86_cpuid *id, unsigned mnemonic) {
   for (size_t k = 0; k < ARRAY_SIZE(singles); k++)
     if (singles[k].mnemonic == mnemonic) return x86_cpuid_has(id, (enum x86_feature)singles[k].feature);
@@ -70,9 +73,9 @@ bool x86_isa_allows(const struct x86_cpuid *id, struct x86_decoded *d) {
   unsigned m = d->insn.mnemonic, n = needs[d->insn.meta.isa_set];
   if (!n) return false;
   if (m == ZYDIS_MNEMONIC_TZCNT || m == ZYDIS_MNEMONIC_LZCNT) return scan_allowed(id, d);
-  if (n & (EVEX | VL) && !x86_cpuid_has(id, X86_FEATURE_AVX512F)) return false;
-  if (n & VL && !x86_cpuid_has(id, X86_FEATURE_AVX512VL)) return false;
-  if (n & 0xff && !x86_cpuid_has(id, (enum x86_feature)((n & 0xff) - 1))) return false;
+  if (n & (EVEX | VL) && !has(id, X86_FEATURE_AVX512F)) return false;
+  if (n & VL && !has(id, X86_FEATURE_AVX512VL)) return false;
+  if (n & 0xff && !has(id, (enum x86_feature)((n & 0xff) - 1))) return false;
   if (m == ZYDIS_MNEMONIC_LAHF || m == ZYDIS_MNEMONIC_SAHF) /* SDM Vol. 2A LAHF: in 64-bit mode only with the feature bit */
     return d->insn.machine_mode != ZYDIS_MACHINE_MODE_LONG_64 || x86_cpuid_has(id, X86_FEATURE_LAHF_LM);
   return single_allowed(id, m);

@@ -4,11 +4,11 @@
 
 /* Several families may have rows for one mnemonic (MOV: general, segment and control registers); they are asked in this order. */
 extern const struct x86_op_family x86_family_alu, x86_family_mov, x86_family_stack, x86_family_branch, x86_family_shift, x86_family_muldiv,
-    x86_family_string, x86_family_bits, x86_family_bmi, x86_family_cmpxchg, x86_family_bcd, x86_family_misc, x86_family_far, x86_family_segment, x86_family_system, x86_family_xsave;
+    x86_family_string, x86_family_bits, x86_family_bmi, x86_family_cmpxchg, x86_family_bcd, x86_family_misc, x86_family_far, x86_family_segment, x86_family_system, x86_family_xsave, x86_family_mxcsr;
 
 static const struct x86_op_family *const families[] = {
     &x86_family_alu,    &x86_family_mov,  &x86_family_stack, &x86_family_branch,  &x86_family_shift,  &x86_family_muldiv, &x86_family_string,
-    &x86_family_bits,   &x86_family_bmi,  &x86_family_cmpxchg, &x86_family_bcd, &x86_family_misc, &x86_family_far,   &x86_family_segment, &x86_family_system, &x86_family_xsave,
+    &x86_family_bits,   &x86_family_bmi,  &x86_family_cmpxchg, &x86_family_bcd, &x86_family_misc, &x86_family_far,   &x86_family_segment, &x86_family_system, &x86_family_xsave, &x86_family_mxcsr,
 };
 
 #define SELECTS 4

@@ -71,6 +71,7 @@ static inline unsigned width_index(unsigned size) { return size == 1 ? 0 : size 
 
 /* decode/decode.c: number of a register operand as insn.h wants it. */
 unsigned x86_reg_number(ZydisRegister reg);
+unsigned x86_segment_number(ZydisRegister reg);
 /* Explicit operands' form; fills i->rm (first register), i->reg (second register, or the one beside memory) and i->opsize from the first operand. */
 enum x86_form x86_operands(const struct x86_decoded *d, struct x86_insn *i);
 /* Destination register in i->reg, r/m source, width of the destination. */

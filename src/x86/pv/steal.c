@@ -126,18 +126,25 @@ bool x86_pv_may_halt(struct x86_vcpu *c) {
   return !atomic_exchange_explicit(&c->pv->kicked, false, memory_order_acq_rel);
 }
 
+/* Reading the run delay is a system call: after an exit it is made at once only if the vCPU was away for longer than that costs. */
+#define LONG_ABSENCE_KHZ 20u /* 1 / 50 us */
+
 void x86_pv_enter(struct x86_vcpu *c) {
+  struct x86_pv *pv = c->pv;
   c->cpuid->ran = true;
   take_kick(c);
-  if (c->pv->preempted) with_page(c, clear_preempted);
+  if (pv->preempted) with_page(c, clear_preempted);
+  if (!(pv->steal & STEAL_ENABLED)) return;
+  if (x86_host_tsc() - pv->left > x86_host_tsc_khz() / LONG_ABSENCE_KHZ) pv->steal_next = 0;
   x86_pv_steal_tick(c);
 }
 
 /* Only a halt is a preemption worth telling: an exit to the client is short, and costs no more than it must. */
 void x86_pv_leave(struct x86_vcpu *c) {
-  if (c->mp_state != KVM_MP_STATE_HALTED) return;
-  take_kick(c);
-  if (c->mp_state == KVM_MP_STATE_HALTED && (c->pv->steal & STEAL_ENABLED)) with_page(c, set_preempted);
+  if (c->mp_state == KVM_MP_STATE_HALTED) take_kick(c);
+  if (!(c->pv->steal & STEAL_ENABLED)) return;
+  c->pv->left = x86_host_tsc();
+  if (c->mp_state == KVM_MP_STATE_HALTED) with_page(c, set_preempted);
 }
 
 /* ---- life ---- */
