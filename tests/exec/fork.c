@@ -126,7 +126,8 @@ static void code_apart(void) {
                                 0xde, 0xc9, 0xdd, 0xd8, 0xf4}; /* fninit; fld1; fldpi; fmulp; fstp */
   static const uint8_t other[] = {0xdb, 0xe3, 0xd9, 0xee, 0xd9, 0xe0,
                                   0xd9, 0xfa, 0xdd, 0xd8, 0xf4}; /* fninit; fldz; fchs; fsqrt; fstp */
-  struct machine m = MACHINE(halt_code);
+  static const uint8_t first[] = {0xd9, 0xe8, 0xdd, 0xd8, 0xf4}; /* fld1; fstp st0; hlt: there is some code already */
+  struct machine m = MACHINE(first);
   CHECK(runs_to_halt(&m));
   pid_t pid = fork();
   struct machine own = make_machine(pid ? fpu : other, sizeof(fpu));
