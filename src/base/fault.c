@@ -69,7 +69,11 @@ static void resume_in_unwind(ucontext_t *uc, struct fault_guard *g) {
 }
 
 /* The kernel lays the context right above the return address (struct rt_sigframe); whoever else calls us has it elsewhere. */
+/* The kernel enters a handler with EFLAGS.AC as it was: with it set, the C library would fault in turn. */
+static inline void clear_ac(void) { __asm__ volatile("pushfq\n\tandl $~0x40000, (%%rsp)\n\tpopfq" : : : "memory", "cc"); }
+
 static void on_fault(int sig, siginfo_t *info, void *context) {
+  clear_ac();
   struct fault_guard *g = fault_top;
   bool by_kernel = context == (char *)__builtin_frame_address(0) + 16;
   if (g && is_synchronous(sig, info)) {
