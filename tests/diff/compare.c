@@ -58,7 +58,7 @@ static u32 error_mask(const struct diff_case *k, const struct diff_state *s) {
 }
 
 static bool cr2_equal(const struct diff_case *k, const struct diff_state *h, const struct diff_state *e) {
-  if ((h->vector == 14 || e->vector == 14) && is_image(&k->insn)) return true;
+  if ((h->vector == 14 || e->vector == 14) && (is_image(&k->insn) || h->vector != e->vector)) return true;
   return is_masked(&k->insn) ? h->cr2 >> PAGE_SHIFT == e->cr2 >> PAGE_SHIFT : h->cr2 == e->cr2;
 }
 
@@ -66,7 +66,7 @@ static bool cr2_equal(const struct diff_case *k, const struct diff_state *h, con
  * leaves the order of faults of one instruction open). */
 static bool vector_equal(const struct diff_case *k, const struct diff_state *h, const struct diff_state *e) {
   if (h->vector == e->vector) return true;
-  return (is_image(&k->insn) && h->vector + e->vector == 13 + 14) || (k->mode == 16 && ext_family(&k->insn) && h->vector + e->vector == 12 + 13);
+  return ((is_image(&k->insn) || (is_masked(&k->insn) && k->mode == 16)) && h->vector + e->vector == 13 + 14) || (k->mode == 16 && ext_family(&k->insn) && h->vector + e->vector == 12 + 13);
 }
 
 /* Several additions and multiplications: how far they got before an unmasked exception is not said (SDM Vol. 2A DPPS). */

@@ -203,6 +203,22 @@ def ends(uvirt, tmp):
     check(code == 0 and text.count("init: reached") == 2, f"reboot did not start the guest again (exit code {code})", text)
 
 
+def hvc(uvirt, tmp):
+    """The virtio console carries both directions; the serial port goes elsewhere meanwhile."""
+    serial = os.path.join(tmp, "serial")
+    script = "echo say-something > /dev/hvc0\nread line < /dev/hvc0\necho got-$line > /dev/hvc0\n"
+    guest = subprocess.Popen(Guest(uvirt, tmp, script, args=["--console", f"file={serial}", "--virtio-console", "stdio"]).command,
+                             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    text = b""
+    while b"say-something" not in text:
+        byte = guest.stdout.read(1)
+        check(byte, "the guest ended without a word on hvc0", text.decode(errors="replace"))
+        text += byte
+    text += guest.communicate(b"two words\n", timeout=TIMEOUT)[0]
+    check(b"got-two words" in text and guest.returncode == 0, f"no answer on hvc0, exit code {guest.returncode}", text.decode(errors="replace"))
+    check("init: reached" in open(serial, errors="replace").read(), "nothing on the serial port")
+
+
 def stat(uvirt, tmp):
     """`uvirt stat` of a running machine: its objects, plausible counts that go on growing, and clear errors."""
     guest = subprocess.Popen(Guest(uvirt, tmp, "while true; do cat /proc/interrupts > /dev/null; done\n", args=["--cpus", "2"]).command,
@@ -277,7 +293,7 @@ def bad_input(uvirt, tmp):
     check(set(os.listdir(tmp)) == before, "files were left behind")
 
 
-CASES = {f.__name__: f for f in (boot1, boot2, boot4, clock72, noacpi, pae, pae2, disk, net, ends, stat, bad_input)}
+CASES = {f.__name__: f for f in (boot1, boot2, boot4, clock72, noacpi, pae, pae2, disk, net, ends, hvc, stat, bad_input)}
 
 
 def main():

@@ -155,13 +155,14 @@ static int maskmovdqu(struct x86_vcpu *c, const struct x86_insn *i) {
 }
 
 static int maskmovq(struct x86_vcpu *c, const struct x86_insn *i) {
-  u64 ea = c->regs[RDI] & i->ea_mask;
+  u64 ea = c->regs[RDI] & i->ea_mask, lin;
   int r = x86_x87_check(c, true, true);
   if (r) return r;
-  x86_mmx_top(c); /* also where the store faults, as processors do */
-  r = x86_vector_probe_whole(c, i, ea, 8);
+  x86_mmx_state(c); /* also where the store faults, as processors do */
+  r = check_address(c, i, ea, 8, &lin);
+  if (!r && (lin & 7) && x86_alignment_checked(c)) r = x86_fault_code(c, VEC_AC, 0);
+  if (!r) r = x86_vector_probe_whole(c, i, ea, 8);
   if (!r) r = store_bytes(c, i, ea, x86_mmx_register(c, i->reg), x86_mmx_register(c, i->rm));
-  if (!r) x86_mmx_state(c);
   return r;
 }
 
