@@ -64,12 +64,16 @@ size_t x86_xstate_packed_size(u64 components) {
   return size;
 }
 
-size_t x86_xsave_size(u64 components) {
-  size_t size = XSTATE_EXTENDED;
-  pthread_once(&once, probe);
+size_t x86_xstate_end(u64 components, u64 packed) {
+  size_t end = XSTATE_EXTENDED;
   for (unsigned n = XC_AVX; n < XC_COUNT; n++)
-    if (components & supported & BIT(n)) size = MAX(size, (size_t)comp[n].offset + comp[n].size);
-  return size;
+    if (components & supported & BIT(n)) end = MAX(end, (size_t)x86_xstate_offset(n, packed) + comp[n].size);
+  return end;
+}
+
+size_t x86_xsave_size(u64 components) {
+  pthread_once(&once, probe);
+  return x86_xstate_end(components, 0);
 }
 
 void x86_xstate_leaf(u32 n, u32 out[4]) {
@@ -128,8 +132,8 @@ static u64 ones(const void *p, unsigned words) {
   return any;
 }
 
-u64 x86_xstate_in_use(const struct x86_vcpu *c) {
-  u64 use = 0, sse = c->fpu.mxcsr ^ MXCSR_INIT, avx = 0, zmm = 0;
+u64 x86_xstate_in_use(const struct x86_vcpu *c, bool mxcsr) {
+  u64 use = 0, sse = mxcsr ? c->fpu.mxcsr ^ MXCSR_INIT : 0, avx = 0, zmm = 0;
   if (memcmp(c->fpu.fx, x87_init, sizeof(x87_init)) || ones(&c->fpu.fx[32], 16)) use |= XC(X87);
   for (unsigned n = 0; n < 16; n++) {
     sse |= ones(c->fpu.zmm[n], 2);
@@ -175,12 +179,28 @@ void x86_xstate_store(const struct x86_vcpu *c, unsigned n, u8 *at) {
   }
 }
 
+/* Reserved bits read as they always do, the instruction pointer is canonical, the opcode has eleven bits, and ES and B follow from flags and masks, whatever the image says. */
+static void load_x87(struct x86_vcpu *c, const u8 *at) {
+  const unsigned unused = x86_has(c, X86_FEATURE_LA57) ? 64 - 57 : 64 - 48;
+  u16 cw, sw;
+  u64 ip;
+  memcpy(c->fpu.fx, at, MXCSR_AT);
+  memcpy(&c->fpu.fx[32], at + 32, 128);
+  memcpy(&cw, at, 2);
+  memcpy(&sw, at + 2, 2);
+  cw = (u16)((cw & 0x1f3f) | 0x40);
+  sw = (u16)((sw & 0x7f7f) | (sw & ~cw & 0x3f ? 0x8080 : 0));
+  memcpy(c->fpu.fx, &cw, 2);
+  memcpy(&c->fpu.fx[2], &sw, 2);
+  c->fpu.fx[7] &= 7;
+  memcpy(&ip, at + 8, 8);
+  ip = (u64)((s64)(ip << unused) >> unused);
+  memcpy(&c->fpu.fx[8], &ip, 8);
+}
+
 void x86_xstate_load(struct x86_vcpu *c, unsigned n, const u8 *at) {
   switch (n) {
-  case XC_X87:
-    memcpy(c->fpu.fx, at, MXCSR_AT);
-    memcpy(&c->fpu.fx[32], at + 32, 128);
-    break;
+  case XC_X87: load_x87(c, at); break;
   case XC_SSE: load_parts(c, 0, 16, at); break;
   case XC_AVX: load_parts(c, 16, 16, at); break;
   case XC_OPMASK: memcpy(c->fpu.k, at, sizeof(c->fpu.k)); break;
@@ -225,7 +245,7 @@ void x86_fpu_to_xsave(struct x86_vcpu *c, void *area, size_t size, u64 mask) {
   memset(b, 0, size);
   for (unsigned n = 0; n < XC_COUNT; n++)
     if ((mask & BIT(n)) && comp[n].offset + comp[n].size <= size) x86_xstate_store(c, n, b + comp[n].offset);
-  u64 use = x86_xstate_in_use(c) & mask;
+  u64 use = x86_xstate_in_use(c, true) & mask;
   memcpy(b + MXCSR_AT, &c->fpu.mxcsr, 4);
   memcpy(b + MXCSR_AT + 4, &mxcsr_mask, 4);
   if (size >= XSTATE_EXTENDED) memcpy(b + XSTATE_HEADER, &use, 8);
