@@ -8,6 +8,7 @@
 /* argv[0] is the command's name.  Returns the process's exit code (enum vmm_end). */
 int cmd_run(int argc, char **argv);
 int cmd_stat(int argc, char **argv);
+int cmd_exec(int argc, char **argv);
 int cmd_version(int argc, char **argv);
 
 /* Prints "uvirt: ..." on stderr. */

@@ -11,6 +11,7 @@ static const struct command {
 } commands[] = {
     {"run", "boot a virtual machine from a kernel file", cmd_run},
     {"stat", "show what running virtual machines do", cmd_stat},
+    {"exec", "run a program with a /dev/kvm of its own", cmd_exec},
     {"version", "say which version this is", cmd_version},
 };
 

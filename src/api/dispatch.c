@@ -24,7 +24,9 @@ struct api {
   struct row_table table[FD_KINDS];
 };
 
-static unsigned hash(u32 request) { return (request ^ (request >> 16) * 7u) % BUCKETS; }
+static unsigned hash(u32 request) {
+  return (request ^ (request >> 16) * 7u) % BUCKETS;
+}
 
 static void add_rows(struct row_table *t, const struct ioctl_row *row, unsigned n) {
   for (unsigned i = 0; i < n; i++) {
@@ -68,7 +70,9 @@ const struct api *api_of(const struct arch_ops *arch) {
   return a;
 }
 
-const struct arch_ops *api_arch(const struct api *api) { return api->arch; }
+const struct arch_ops *api_arch(const struct api *api) {
+  return api->arch;
+}
 
 /* ---- one call ---- */
 
@@ -100,7 +104,9 @@ static long call_with_data(const struct ioctl_row *row, struct ioctl_ctx *ctx, v
   return r;
 }
 
-static bool has_data(const struct ioctl_row *row) { return row->arg == ARG_IN || row->arg == ARG_OUT || row->arg == ARG_INOUT; }
+static bool has_data(const struct ioctl_row *row) {
+  return row->arg == ARG_IN || row->arg == ARG_OUT || row->arg == ARG_INOUT;
+}
 
 static long call(const struct ioctl_row *row, struct ioctl_ctx *ctx) {
   size_t size = _IOC_SIZE(row->request);
@@ -116,16 +122,27 @@ static long call(const struct ioctl_row *row, struct ioctl_ctx *ctx) {
   return r;
 }
 
-long api_ioctl(struct fd_object *o, unsigned long request, void *arg) {
-  struct vm *vm = o->vm;
-  if (vm && unlikely(vm->owner != process_pid() || atomic_load_explicit(&vm->dead, memory_order_relaxed)))
-    return trace_error(-EIO);
-  const struct ioctl_row *row = find_row(&o->api->table[o->kind], (u32)request); /* the kernel's cmd is an unsigned int */
-  if (unlikely(!row)) return trace_error(unknown_request(o, (u32)request));
-  struct ioctl_ctx ctx = {.object = o, .vm = vm, .vcpu = o->vcpu, .value = (u64)(uintptr_t)arg, .user = arg};
+/* What the client may or may not tell its user. */
+static long refuse(const char *name, unsigned long request, long err) {
+  if (err != -EINTR) log_note("%s (0x%x): %s", name, (u32)request, strerror((int)-err));
+  return err;
+}
+
+static long call_row(const struct ioctl_row *row, struct fd_object *o, void *arg) {
+  struct ioctl_ctx ctx = {.object = o, .vm = o->vm, .vcpu = o->vcpu, .value = (u64)(uintptr_t)arg, .user = arg};
   if (!(row->locks & LOCK_VCPU)) return call(row, &ctx);
   pthread_mutex_lock(&ctx.vcpu->mutex);
   long r = call(row, &ctx);
   pthread_mutex_unlock(&ctx.vcpu->mutex);
   return r;
+}
+
+long api_ioctl(struct fd_object *o, unsigned long request, void *arg) {
+  struct vm *vm = o->vm;
+  if (vm && unlikely(vm->owner != process_pid() || atomic_load_explicit(&vm->dead, memory_order_relaxed)))
+    return refuse("ioctl of another process's VM", request, trace_error(-EIO));
+  const struct ioctl_row *row = find_row(&o->api->table[o->kind], (u32)request); /* the kernel's cmd is an unsigned int */
+  if (unlikely(!row)) return refuse("unknown ioctl", request, trace_error(unknown_request(o, (u32)request)));
+  long r = call_row(row, o, arg);
+  return unlikely(r < 0) ? refuse(row->name, request, r) : r;
 }

@@ -3,6 +3,7 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 #include <urcu-bp.h>
 #include "api/fd.h"
@@ -13,7 +14,8 @@
 #define MAX_FDS (1u << 20) /* Linux's default hard limit; the table is reserved address space that costs nothing until used */
 
 typedef struct fd_object *entry_t;
-static _Atomic(entry_t) *table; /* (o) MAX_FDS entries */
+static _Atomic(entry_t) *table;  /* (o) MAX_FDS entries */
+static _Atomic unsigned highest; /* no entry above it was ever used */
 
 static void make_table(void) {
   void *p = mmap(NULL, MAX_FDS * sizeof(*table), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -65,27 +67,36 @@ struct fd_object *fd_get(int fd) {
 
 /* A descriptor closed behind our back leaves its entry; the number's new owner replaces it. */
 static void replace_entry(_Atomic(entry_t) *e, struct fd_object *o) {
+  unsigned fd = (unsigned)(e - table), max = atomic_load_explicit(&highest, memory_order_relaxed);
+  while (fd > max && !atomic_compare_exchange_weak(&highest, &max, fd)) {
+  }
   struct fd_object *old = atomic_exchange_explicit(e, o, memory_order_acq_rel);
   if (old) fd_put(old);
 }
 
-int fd_install(int fd, const struct fd_object *init) {
+int fd_enter(int fd, const struct fd_object *init) {
   static pthread_once_t once = PTHREAD_ONCE_INIT;
   pthread_once(&once, make_table);
   struct fd_object *o = malloc(sizeof(*o));
   _Atomic(entry_t) *e = entry_of(fd);
-  if (o && e) {
-    *o = *init;
-    atomic_init(&o->refs, 1);
-    replace_entry(e, o);
-    return fd;
+  if (!o || !e) {
+    int err = o ? -EMFILE : -ENOMEM;
+    free(o);
+    return trace_error(err);
   }
-  int err = o ? -EMFILE : -ENOMEM;
-  free(o);
+  *o = *init;
+  atomic_init(&o->refs, 1);
+  replace_entry(e, o);
+  return 0;
+}
+
+int fd_install(int fd, const struct fd_object *init) {
+  int r = fd_enter(fd, init);
+  if (!r) return fd;
   struct fd_object give_back = *init;
   release(&give_back);
   close(fd);
-  return trace_error(err);
+  return r;
 }
 
 int fd_alias(int old, int newfd) {
@@ -107,6 +118,20 @@ int fd_close(int fd) {
   int r = close(fd) ? -errno : 0;
   fd_put(o);
   return r;
+}
+
+void fd_forget(unsigned first, unsigned last) {
+  if (!__atomic_load_n(&table, __ATOMIC_ACQUIRE)) return;
+  last = MIN(last, atomic_load(&highest));
+  for (unsigned fd = first; fd <= last; fd++)
+    if (fd_is_ours((int)fd)) replace_entry(entry_of((int)fd), NULL);
+}
+
+int fd_find(const struct stat *file) {
+  struct stat st;
+  for (int fd = 0; fd <= (int)atomic_load(&highest); fd++)
+    if (fd_is_ours(fd) && !fstat(fd, &st) && st.st_ino == file->st_ino && st.st_dev == file->st_dev) return fd;
+  return -1;
 }
 
 int fd_make(const char *name, bool cloexec) {

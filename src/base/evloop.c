@@ -15,6 +15,7 @@
 #include <unistd.h>
 #include "base/evloop.h"
 #include "base/log.h"
+#include "base/ownfd.h"
 #include "base/process.h"
 
 #define NEVER (~0ull)
@@ -48,8 +49,12 @@ struct evloop {
   u64 next_serial;               /* [lock] */
 };
 
-static bool foreign(const struct evloop *loop) { return loop->owner != process_pid(); }
-static bool on_loop_thread(const struct evloop *loop) { return loop->started && pthread_equal(pthread_self(), loop->thread); }
+static bool foreign(const struct evloop *loop) {
+  return loop->owner != process_pid();
+}
+static bool on_loop_thread(const struct evloop *loop) {
+  return loop->started && pthread_equal(pthread_self(), loop->thread);
+}
 
 /* ---- the heap ---- */
 
@@ -178,16 +183,16 @@ static int epoll_put(struct evloop *loop, int fd, u32 events, u64 serial) {
 }
 
 static void close_fds(struct evloop *loop) {
-  if (loop->epoll >= 0) close(loop->epoll);
-  if (loop->timer >= 0) close(loop->timer);
-  if (loop->wake >= 0) close(loop->wake);
+  own_fd_close(loop->epoll);
+  own_fd_close(loop->timer);
+  own_fd_close(loop->wake);
   loop->epoll = loop->timer = loop->wake = -1;
 }
 
 static int open_fds(struct evloop *loop) {
-  loop->epoll = epoll_create1(EPOLL_CLOEXEC);
-  loop->timer = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
-  loop->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+  loop->epoll = own_fd(epoll_create1(EPOLL_CLOEXEC));
+  loop->timer = own_fd(timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK));
+  loop->wake = own_fd(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   if (loop->epoll < 0 || loop->timer < 0 || loop->wake < 0) return -errno;
   int r = epoll_put(loop, loop->timer, EPOLLIN, SERIAL_TIMER);
   return r ? r : epoll_put(loop, loop->wake, EPOLLIN, SERIAL_WAKE);

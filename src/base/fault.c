@@ -4,43 +4,53 @@
 #include <signal.h>
 #include <ucontext.h>
 #include "base/fault.h"
+#include "base/process.h"
 #include "base/signals.h"
 
 __thread struct fault_guard *fault_top __attribute__((tls_model("initial-exec")));
 
 /* What faults that are not ours go to, per signal.  Set before our handler is installed, under install_lock. */
 static const struct sigaction *_Atomic previous[2];
-static pthread_mutex_t install_lock = PTHREAD_MUTEX_INITIALIZER;
-/* This thread is in the previous handler: a handler that was installed over ours and calls ours in turn must not recurse. */
-static __thread bool forwarding __attribute__((tls_model("initial-exec")));
+FORK_MUTEX(install_lock);
+/* The signal that this thread's previous handler is at work on, by its context. */
+static __thread void *forwarding __attribute__((tls_model("initial-exec")));
 
-static const struct sigaction *_Atomic *previous_of(int sig) { return &previous[sig == SIGBUS]; }
+static const struct sigaction default_action = {.sa_handler = SIG_DFL};
+
+static const struct sigaction *_Atomic *previous_of(int sig) {
+  return &previous[sig == SIGBUS];
+}
 
 /* Lets the default action happen: the faulting instruction runs again after the return, or the signal is sent again. */
 static void take_default(int sig, const siginfo_t *info) {
-  struct sigaction dfl = {.sa_handler = SIG_DFL};
-  signals_sigaction(sig, &dfl, NULL);
+  signals_sigaction(sig, &default_action, NULL);
   if (info->si_code <= 0) raise(sig);
-}
-
-static void forward(int sig, siginfo_t *info, void *context) {
-  const struct sigaction *p = atomic_load(previous_of(sig));
-  if (p->sa_handler == SIG_IGN && info->si_code <= 0) return;
-  if (forwarding || p->sa_handler == SIG_DFL || p->sa_handler == SIG_IGN) {
-    take_default(sig, info);
-    return;
-  }
-  forwarding = true;
-  if (p->sa_flags & SA_SIGINFO)
-    p->sa_sigaction(sig, info, context);
-  else
-    p->sa_handler(sig);
-  forwarding = false;
 }
 
 /* Faults of an instruction have a positive code; BUS_MCEERR_AO is a notice about memory nobody touched. */
 static bool is_synchronous(int sig, const siginfo_t *info) {
   return info->si_code > 0 && !(sig == SIGBUS && info->si_code == BUS_MCEERR_AO);
+}
+
+static void call_previous(const struct sigaction *p, int sig, siginfo_t *info, void *context) {
+  if (p->sa_flags & SA_RESETHAND) atomic_store(previous_of(sig), &default_action);
+  forwarding = context;
+  signals_call(p, sig, info, context);
+  forwarding = NULL; /* a handler that jumps out leaves it: by_kernel tells its next call from a nested one */
+}
+
+/* by_kernel: not called by a handler that was installed over ours and calls it in turn. */
+static void forward(int sig, siginfo_t *info, void *context, bool by_kernel) {
+  const struct sigaction *p = atomic_load(previous_of(sig));
+  bool nested = forwarding == context && !by_kernel;
+  if (signals_is_hidden(sig) && !is_synchronous(sig, info))
+    signals_put_back(sig, info, context);
+  else if (p->sa_handler == SIG_IGN && info->si_code <= 0)
+    return;
+  else if (nested || p->sa_handler == SIG_DFL || p->sa_handler == SIG_IGN || signals_is_hidden(sig))
+    take_default(sig, info);
+  else
+    call_previous(p, sig, info, context);
 }
 
 /* Runs in place of the faulting instruction, on its stack. */
@@ -58,8 +68,14 @@ static void resume_in_unwind(ucontext_t *uc, struct fault_guard *g) {
   reg[REG_EFL] &= ~0x40500ll; /* AC, DF, TF: guest flags may have been live */
 }
 
+/* The kernel lays the context right above the return address (struct rt_sigframe); whoever else calls us has it elsewhere. */
+/* The kernel enters a handler with EFLAGS.AC as it was: with it set, the C library would fault in turn. */
+static inline void clear_ac(void) { __asm__ volatile("pushfq\n\tandl $~0x40000, (%%rsp)\n\tpopfq" : : : "memory", "cc"); }
+
 static void on_fault(int sig, siginfo_t *info, void *context) {
+  clear_ac();
   struct fault_guard *g = fault_top;
+  bool by_kernel = context == (char *)__builtin_frame_address(0) + 16;
   if (g && is_synchronous(sig, info)) {
     fault_top = g->prev;
     g->addr = info->si_addr;
@@ -69,30 +85,46 @@ static void on_fault(int sig, siginfo_t *info, void *context) {
     return;
   }
   int saved = errno;
-  forward(sig, info, context);
+  forward(sig, info, context, by_kernel);
   errno = saved;
 }
 
-static bool is_ours(const struct sigaction *a) { return (a->sa_flags & SA_SIGINFO) && a->sa_sigaction == on_fault; }
+static bool has_handler(const struct sigaction *a) {
+  return a->sa_handler != SIG_DFL && a->sa_handler != SIG_IGN;
+}
+
+static bool is_ours(const struct sigaction *a) {
+  return (a->sa_flags & SA_SIGINFO) && a->sa_sigaction == on_fault;
+}
+
+/* Records what ours stands in front of, and installs ours: on the stack, with the mask, and interrupting system calls or not as
+ * that would.
+ * install_lock held.  0, or -1 with errno. */
+static int install_before(int sig, const struct sigaction *previous_action) {
+  struct sigaction ours = {.sa_sigaction = on_fault, .sa_flags = SA_SIGINFO, .sa_mask = previous_action->sa_mask};
+  const struct sigaction *record = signals_remember(previous_action);
+  if (!record) return -1;
+  ours.sa_flags |= has_handler(record) ? record->sa_flags & (SA_ONSTACK | SA_RESTART) : SA_ONSTACK;
+  atomic_store(previous_of(sig), record);
+  return signals_sigaction(sig, &ours, NULL);
+}
 
 static void install_one(int sig) {
-  struct sigaction now, ours = {.sa_sigaction = on_fault, .sa_flags = SA_SIGINFO | SA_NODEFER | SA_ONSTACK};
-  if (signals_sigaction(sig, NULL, &now) || is_ours(&now)) return;
-  const struct sigaction *record = signals_remember(&now);
-  if (!record) return;
-  atomic_store(previous_of(sig), record);
-  signals_sigaction(sig, &ours, NULL);
+  struct sigaction now;
+  if (!signals_sigaction(sig, NULL, &now) && !is_ours(&now)) install_before(sig, &now);
+}
+
+void fault_seen_by_client(int sig, struct sigaction *a) {
+  if (is_ours(a)) *a = *atomic_load(previous_of(sig));
 }
 
 static int change_previous(int sig, const struct sigaction *act, struct sigaction *old) {
-  struct sigaction now, was;
+  struct sigaction now;
   if (signals_sigaction(sig, NULL, &now)) return -1;
   if (!is_ours(&now)) return signals_sigaction(sig, act, old);
-  was = *atomic_load(previous_of(sig));
-  const struct sigaction *record = act ? signals_remember(act) : NULL;
-  if (act && !record) return -1;
-  if (act) atomic_store(previous_of(sig), record);
-  if (old) *old = was;
+  fault_seen_by_client(sig, &now);
+  if (act && install_before(sig, act)) return -1;
+  if (old) *old = now;
   return 0;
 }
 
@@ -111,8 +143,6 @@ void fault_install(void) {
   install_one(SIGBUS);
   pthread_mutex_unlock(&install_lock);
 }
-
-void fault_after_fork(void) { pthread_mutex_init(&install_lock, NULL); }
 
 /* Not memcpy: that uses vector registers, which may hold the guest's, and sanitizers look at its addresses, which are the
  * client's business. */

@@ -53,10 +53,10 @@ static inline void fault_end(struct fault_guard *g) {
 
 /* Takes SIGSEGV and SIGBUS over (again, when the client has replaced the handlers).  Any thread. */
 void fault_install(void);
+/* Where a is ours: what the client takes it for. */
+void fault_seen_by_client(int sig, struct sigaction *a);
 /* sigaction(2) of the client for these two: changes what our handler forwards to, once it is installed. */
 int fault_client_sigaction(int sig, const struct sigaction *act, struct sigaction *old);
-/* In a forked child: nobody else holds the module's lock. */
-void fault_after_fork(void);
 
 /* memcpy that answers -EFAULT for a bad address on either side. */
 int fault_copy(void *dst, const void *src, size_t len);

@@ -6,6 +6,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 #include "base/fault.h"
+#include "base/process.h"
 #include "base/signals.h"
 
 #define N_SIGNALS 65
@@ -13,6 +14,7 @@
 __thread struct signal_gate signal_gate __attribute__((tls_model("initial-exec")));
 _Atomic unsigned signals_generation = 1;
 int (*signals_sigaction)(int sig, const struct sigaction *act, struct sigaction *old) = sigaction;
+int (*signals_sigmask)(int how, const sigset_t *set, sigset_t *old) = pthread_sigmask;
 
 /* What the client installed.  A record is never changed or freed: handlers read it without a lock. */
 struct record {
@@ -22,7 +24,7 @@ struct record {
 
 static const struct sigaction *_Atomic client[N_SIGNALS]; /* by signal; NULL: not behind the gate */
 static struct record *_Atomic records;                    /* all there ever were, each kind once; grows at the head */
-static pthread_mutex_t take_lock = PTHREAD_MUTEX_INITIALIZER;
+FORK_MUTEX(take_lock);
 
 /* Faults of instructions belong to base/fault.c or to the client at once; 32 and 33 are libc's own. */
 static bool may_gate(int sig) {
@@ -40,13 +42,33 @@ static bool may_gate(int sig) {
   }
 }
 
-static bool has_handler(const struct sigaction *a) { return a->sa_handler != SIG_DFL && a->sa_handler != SIG_IGN; }
+/* Which of the two fault signals, as in signal_gate.hidden. */
+static unsigned fault_bit(int sig) {
+  return sig == SIGSEGV ? 1 : sig == SIGBUS ? 2 : 0;
+}
+static unsigned fault_bits(const sigset_t *set) {
+  return (unsigned)(sigismember(set, SIGSEGV) == 1) | (unsigned)(sigismember(set, SIGBUS) == 1) << 1;
+}
 
-/* The signal goes back to where it came from, with its siginfo; it is blocked from now on. */
-static void put_back(int sig, siginfo_t *info) {
+bool signals_is_hidden(int sig) {
+  return signal_gate.hidden & fault_bit(sig);
+}
+
+static bool has_handler(const struct sigaction *a) {
+  return a->sa_handler != SIG_DFL && a->sa_handler != SIG_IGN;
+}
+
+/* The signal goes back to where it came from, with its siginfo. */
+static void queue_again(int sig, siginfo_t *info) {
   pid_t pid = getpid();
   pid_t tid = (pid_t)syscall(SYS_gettid);
   if (syscall(SYS_rt_tgsigqueueinfo, pid, tid, sig, info)) syscall(SYS_tgkill, pid, tid, sig);
+}
+
+void signals_put_back(int sig, siginfo_t *info, ucontext_t *uc) {
+  sigaddset(&uc->uc_sigmask, sig);
+  signal_gate.hidden &= ~fault_bit(sig);
+  queue_again(sig, info);
 }
 
 static void defer(int sig, siginfo_t *info, ucontext_t *uc) {
@@ -56,8 +78,7 @@ static void defer(int sig, siginfo_t *info, ucontext_t *uc) {
     g->restore = 1;
   }
   g->deferred = 1;
-  sigaddset(&uc->uc_sigmask, sig);
-  put_back(sig, info);
+  signals_put_back(sig, info, uc);
   if (g->poke) g->poke(g->arg);
 }
 
@@ -67,7 +88,20 @@ static void act_as_default(int sig, siginfo_t *info, const struct sigaction *a) 
   struct sigaction dfl = {.sa_handler = SIG_DFL};
   signals_sigaction(sig, &dfl, NULL);
   atomic_store(&client[sig], NULL);
-  put_back(sig, info); /* delivered with the default action when the handler returns */
+  queue_again(sig, info); /* delivered with the default action when the handler returns */
+}
+
+void signals_call(const struct sigaction *a, int sig, siginfo_t *info, void *context) {
+  if ((a->sa_flags & SA_NODEFER) && !sigismember(&a->sa_mask, sig)) {
+    sigset_t itself;
+    sigemptyset(&itself);
+    sigaddset(&itself, sig);
+    signals_sigmask(SIG_UNBLOCK, &itself, NULL);
+  }
+  if (a->sa_flags & SA_SIGINFO)
+    a->sa_sigaction(sig, info, context);
+  else
+    a->sa_handler(sig);
 }
 
 static void on_signal(int sig, siginfo_t *info, void *context) {
@@ -79,10 +113,7 @@ static void on_signal(int sig, siginfo_t *info, void *context) {
     act_as_default(sig, info, a);
   } else if (a) {
     if (a->sa_flags & SA_RESETHAND) signals_sigaction(sig, &(struct sigaction){.sa_handler = SIG_DFL}, NULL);
-    if (a->sa_flags & SA_SIGINFO)
-      a->sa_sigaction(sig, info, context);
-    else
-      a->sa_handler(sig);
+    signals_call(a, sig, info, context);
   }
   errno = saved;
 }
@@ -104,7 +135,9 @@ const struct sigaction *signals_remember(const struct sigaction *a) {
   return &r->action;
 }
 
-static bool is_gate(const struct sigaction *a) { return (a->sa_flags & SA_SIGINFO) && a->sa_sigaction == on_signal; }
+static bool is_gate(const struct sigaction *a) {
+  return (a->sa_flags & SA_SIGINFO) && a->sa_sigaction == on_signal;
+}
 
 /* take_lock held.  0, or -1 with errno. */
 static int install_gate(int sig, const struct sigaction *a) {
@@ -113,7 +146,8 @@ static int install_gate(int sig, const struct sigaction *a) {
   atomic_store(&client[sig], record); /* before the gate can be entered */
   struct sigaction gate = *a;
   gate.sa_sigaction = on_signal;
-  gate.sa_flags = (a->sa_flags & ~SA_RESETHAND) | SA_SIGINFO | (has_handler(a) ? 0 : SA_RESTART);
+  /* Blocked inside the gate: a signal that is put back must not come again before the gate returns. */
+  gate.sa_flags = (a->sa_flags & ~(SA_RESETHAND | SA_NODEFER)) | SA_SIGINFO | (has_handler(a) ? 0 : SA_RESTART);
   return signals_sigaction(sig, &gate, NULL);
 }
 
@@ -124,18 +158,23 @@ static void take_one(int sig, bool even_without_handler) {
   if (has_handler(&now) || even_without_handler) install_gate(sig, &now);
 }
 
+void signals_seen_by_client(int sig, struct sigaction *a) {
+  fault_seen_by_client(sig, a);
+  const struct sigaction *behind = is_gate(a) ? atomic_load(&client[sig]) : NULL;
+  if (behind) *a = *behind;
+}
+
 /* take_lock held. */
 static int client_sigaction(int sig, const struct sigaction *act, struct sigaction *old) {
   struct sigaction now;
   if (signals_sigaction(sig, NULL, &now)) return -1;
-  const struct sigaction *behind = is_gate(&now) ? atomic_load(&client[sig]) : NULL;
-  struct sigaction was = behind ? *behind : now;
+  signals_seen_by_client(sig, &now);
   int r = 0;
   if (act && has_handler(act))
     r = install_gate(sig, act);
   else if (act)
     r = signals_sigaction(sig, act, NULL);
-  if (!r && old) *old = was;
+  if (!r && old) *old = now;
   return r;
 }
 
@@ -150,6 +189,41 @@ int signals_client_sigaction(int sig, const struct sigaction *act, struct sigact
   return r;
 }
 
+/* ---- masks ---- */
+
+static void remove_faults(sigset_t *set) {
+  sigdelset(set, SIGSEGV);
+  sigdelset(set, SIGBUS);
+}
+
+static void add_hidden(sigset_t *set, unsigned hidden) {
+  if (hidden & fault_bit(SIGSEGV)) sigaddset(set, SIGSEGV);
+  if (hidden & fault_bit(SIGBUS)) sigaddset(set, SIGBUS);
+}
+
+int signals_client_mask(int how, const sigset_t *set, sigset_t *old) {
+  unsigned was = signal_gate.hidden, hidden = was, named = set ? fault_bits(set) : 0;
+  sigset_t rest;
+  if (set) {
+    rest = *set;
+    if (how != SIG_UNBLOCK) remove_faults(&rest);
+    hidden = how == SIG_BLOCK ? was | named : how == SIG_UNBLOCK ? was & ~named : named;
+  }
+  int err = signals_sigmask(how, set ? &rest : NULL, old);
+  if (err) return err;
+  signal_gate.hidden = hidden;
+  if (old) add_hidden(old, was);
+  return 0;
+}
+
+void signals_hide_faults(void) {
+  sigset_t faults, mask;
+  sigemptyset(&faults);
+  sigaddset(&faults, SIGSEGV);
+  sigaddset(&faults, SIGBUS);
+  if (!signals_sigmask(SIG_UNBLOCK, &faults, &mask)) signal_gate.hidden |= fault_bits(&mask);
+}
+
 void signals_take(void) {
   signal_gate.seen = atomic_load(&signals_generation);
   pthread_mutex_lock(&take_lock);
@@ -157,12 +231,14 @@ void signals_take(void) {
   pthread_mutex_unlock(&take_lock);
 }
 
-void signals_changed(void) { atomic_fetch_add(&signals_generation, 1); }
+void signals_changed(void) {
+  atomic_fetch_add(&signals_generation, 1);
+}
 
 void signals_set_mask(const sigset_t *mask) {
   struct signal_gate *g = &signal_gate;
   sigset_t old, want = *mask;
-  pthread_sigmask(SIG_SETMASK, NULL, &old);
+  signals_sigmask(SIG_SETMASK, NULL, &old);
   for (int sig = 1; sig < N_SIGNALS; sig++) {
     if (!sigismember(&old, sig) || sigismember(mask, sig)) continue;
     pthread_mutex_lock(&take_lock);
@@ -170,18 +246,15 @@ void signals_set_mask(const sigset_t *mask) {
     pthread_mutex_unlock(&take_lock);
   }
   /* Faults on guest memory must reach base/fault.c. */
-  sigdelset(&want, SIGSEGV);
-  sigdelset(&want, SIGBUS);
+  remove_faults(&want);
   g->mask = old;
   g->restore = 1;
-  pthread_sigmask(SIG_SETMASK, &want, NULL);
+  signals_sigmask(SIG_SETMASK, &want, NULL);
 }
 
 void signals_restore(void) {
   sigset_t mask = signal_gate.mask;
   signal_gate.restore = 0;
   signal_gate.deferred = 0;
-  pthread_sigmask(SIG_SETMASK, &mask, NULL);
+  signals_sigmask(SIG_SETMASK, &mask, NULL);
 }
-
-void signals_after_fork(void) { pthread_mutex_init(&take_lock, NULL); }

@@ -13,6 +13,7 @@
 #define BASE_SIGNALS_H
 
 #include <signal.h>
+#include <ucontext.h>
 #include "base/types.h"
 
 struct signal_gate {
@@ -21,6 +22,7 @@ struct signal_gate {
   volatile sig_atomic_t deferred; /* a signal waits for the way out */
   volatile sig_atomic_t restore;  /* `mask` must be put back on the way out */
   sigset_t mask;
+  unsigned hidden;            /* SIGSEGV (1), SIGBUS (2): blocked in the client's eyes, but not really (signals_client_mask) */
   const sigset_t *sleep_mask; /* while the thread sleeps with everything blocked: the mask that counts */
   void (*poke)(void *arg);    /* makes what the thread is doing end soon; async-signal-safe */
   void *arg;
@@ -59,13 +61,27 @@ static inline void signals_take_once(void) {
  * installed.  For the preload library.  0, or -1 with errno. */
 int signals_client_sigaction(int sig, const struct sigaction *act, struct sigaction *old);
 
+/* Where *a is the library's: what the client takes it for. */
+void signals_seen_by_client(int sig, struct sigaction *a);
+
+/* pthread_sigmask(3) as the client means it.  A fault on guest memory while SIGSEGV is blocked would kill the process, so the two
+ * fault signals are never blocked really: the client is told they are, its handler does not run, and its own faults kill as they
+ * should.  0 or errno. */
+int signals_client_mask(int how, const sigset_t *set, sigset_t *old);
+/* The same for what this thread has blocked already. */
+void signals_hide_faults(void);
+bool signals_is_hidden(int sig);
+/* The signal goes back to where it came from, with its siginfo, and is blocked when the handler with this context returns. */
+void signals_put_back(int sig, siginfo_t *info, ucontext_t *uc);
+
+/* Calls the client's handler from one of ours, which has its mask but not SA_NODEFER. */
+void signals_call(const struct sigaction *a, int sig, siginfo_t *info, void *context);
+
 /* A copy of *a that is never changed or freed, for handlers to read without a lock.  NULL: no memory. */
 const struct sigaction *signals_remember(const struct sigaction *a);
 
-/* In a forked child: nobody else holds the module's lock. */
-void signals_after_fork(void);
-
-/* libc's sigaction; the preload library, which has one of its own, points it to the real one. */
+/* libc's functions; the preload library, which has its own, points them to the real ones. */
 extern int (*signals_sigaction)(int sig, const struct sigaction *act, struct sigaction *old);
+extern int (*signals_sigmask)(int how, const sigset_t *set, sigset_t *old);
 
 #endif

@@ -63,8 +63,10 @@ struct arch_ops {
   int (*route_set)(struct vm *vm, struct irq_route_entry *entry, const struct kvm_irq_routing_entry *ue);
   /* The routing table changed (I/O APIC EOI maps). May be NULL. */
   void (*routes_changed)(struct vm *vm);
-  /* Whether the VM has interrupt controllers in the library (KVM_IRQ_LINE, irqfd allowed). */
+  /* Whether the VM has interrupt controllers in the library (KVM_IRQ_LINE). */
   bool (*irqchip_present)(struct vm *vm);
+  /* Whether eventfds may raise interrupts; resample: as lines, for which the library has to see the acknowledgement. */
+  bool (*irqfd_allowed)(struct vm *vm, bool resample);
 };
 
 /* The architectures built in; api/devnode.c picks by device node. */

@@ -8,6 +8,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 #include "base/log.h"
+#include "base/ownfd.h"
 #include "core/eventfd.h"
 
 /* Reads a small /proc file whole.  Length or -errno. */
@@ -36,12 +37,12 @@ int client_eventfd_id(int fd, u64 *id) {
 int client_eventfd_get(int fd, struct client_eventfd *out) {
   int r = client_eventfd_id(fd, &out->id);
   if (r) return r;
-  out->fd = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+  out->fd = own_fd(fcntl(fd, F_DUPFD_CLOEXEC, 0));
   return out->fd < 0 ? trace_error(-errno) : 0;
 }
 
 void client_eventfd_put(struct client_eventfd *e) {
-  if (e->fd >= 0) close(e->fd);
+  own_fd_close(e->fd);
   e->fd = -1;
 }
 

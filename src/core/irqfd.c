@@ -132,11 +132,11 @@ static void detach(struct irqfd **p) {
 }
 
 static int assign(struct vm *vm, const struct kvm_irqfd *args) {
-  if (!vm->arch->irqchip_present(vm)) return trace_error(-EINVAL);
+  bool resample = args->flags & KVM_IRQFD_FLAG_RESAMPLE;
+  if (!vm->arch->irqfd_allowed(vm, resample)) return trace_error(-EINVAL);
   struct irqfd *i = calloc(1, sizeof(*i));
   if (!i) return trace_error(-ENOMEM);
   *i = (struct irqfd){.vm = vm, .gsi = args->gsi, .event.fd = -1, .resample_event.fd = -1};
-  bool resample = args->flags & KVM_IRQFD_FLAG_RESAMPLE;
   int r = client_eventfd_get((int)args->fd, &i->event);
   if (!r && resample) r = client_eventfd_get((int)args->resamplefd, &i->resample_event);
   if (!r) {

@@ -17,6 +17,7 @@
 #include <time.h>
 #include <unistd.h>
 #include "base/evloop.h"
+#include "base/ownfd.h"
 #include "base/signals.h"
 #include "core/stats.h"
 #include "core/vm.h"
@@ -165,7 +166,7 @@ static void halt_adapt(struct vcpu *vcpu, u64 halted_ns) {
 static int open_wake_fd(struct vcpu *vcpu) {
   int fd = atomic_load(&vcpu->wake_fd);
   if (fd >= 0) return fd;
-  fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+  fd = own_fd(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   atomic_store(&vcpu->wake_fd, fd); /* before `halted` is set: who sees that sees this */
   return fd;
 }

@@ -15,16 +15,20 @@ static int interrupted_exit(struct vcpu *vcpu) {
   return -EINTR;
 }
 
-/* A signal was pending already, or the client asked not to run: only the last exit is completed (api.rst, immediate_exit). */
+static bool immediate_exit(const struct vcpu *vcpu) { return __atomic_load_n(&vcpu->run->immediate_exit, __ATOMIC_RELAXED); }
+
+/* A signal was pending already, or the client asked not to run: only the last exit is completed (api.rst, immediate_exit).  The
+ * latter is no exit of its own: kvm_run still tells of the one completed. */
 static int complete_only(struct vcpu *vcpu) {
+  bool immediate = immediate_exit(vcpu);
   int r = vcpu->vm->arch->vcpu_complete_io(vcpu);
   if (r > 0) return 0; /* the completion is an exit itself */
-  return r ? r : interrupted_exit(vcpu);
+  if (r) return r;
+  return immediate ? -EINTR : interrupted_exit(vcpu);
 }
 
 static bool asked_to_leave(struct vcpu *vcpu) {
-  return signal_gate.deferred || __atomic_load_n(&vcpu->run->immediate_exit, __ATOMIC_RELAXED) ||
-         atomic_load_explicit(&vcpu->vm->dead, memory_order_relaxed);
+  return signal_gate.deferred || immediate_exit(vcpu) || atomic_load_explicit(&vcpu->vm->dead, memory_order_relaxed);
 }
 
 static int run_once(struct vcpu *vcpu) {

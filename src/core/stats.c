@@ -8,6 +8,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 #include "base/log.h"
+#include "base/ownfd.h"
 #include "base/process.h"
 #include "core/stats.h"
 #include "core/stats_arena.h"
@@ -104,14 +105,14 @@ static void block_destroy(void *values, unsigned n, size_t data_size) {
   struct layout *l = (void *)((char *)values - head_size(n));
   size_t file_size = head_size(n) + data_size;
   struct block_tail *t = tail_of(l, file_size);
-  if (t->memfd >= 0) close(t->memfd);
+  own_fd_close(t->memfd);
   stats_slot_free(l);
 }
 
 /* Turns the block's pages into a file's.  Values counted by other threads between the copy and the switch are lost: a few, once.
  */
 static int make_file(struct layout *l, struct block_tail *t) {
-  int fd = memfd_create(UVIRT_STATS_OWN_FILE, MFD_CLOEXEC | MFD_ALLOW_SEALING);
+  int fd = own_fd(memfd_create(UVIRT_STATS_OWN_FILE, MFD_CLOEXEC | MFD_ALLOW_SEALING));
   if (fd < 0) return -errno;
   size_t size = map_size(t->file_size);
   int r = 0;
@@ -121,7 +122,7 @@ static int make_file(struct layout *l, struct block_tail *t) {
   /* From here on only our mapping may write. */
   if (!r && fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_FUTURE_WRITE | F_SEAL_SEAL)) r = -errno;
   if (r) {
-    close(fd);
+    own_fd_close(fd);
     return r;
   }
   t->memfd = fd;

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <unistd.h>
+#include "base/ownfd.h"
 #include "base/process.h"
 #include "core/stats_arena.h"
 
@@ -13,12 +14,12 @@
 #define BYTES ((size_t)SLOTS * UVIRT_STATS_SLOT)
 
 static struct {
-  pthread_mutex_t lock; /* innermost */
-  pid_t pid;            /* whose it is: a forked child makes its own */
+  pid_t pid; /* whose it is: a forked child makes its own */
   int fd;
   u8 *base;
   u64 used[SLOTS / 64];
-} arena = {.lock = PTHREAD_MUTEX_INITIALIZER, .pid = -1, .fd = -1};
+} arena = {.pid = -1, .fd = -1};
+FORK_MUTEX(lock); /* innermost */
 
 /* Called with the lock held.  A child keeps the parent's mapping (objects of the parent may still be closed there) and lets go of
  * the file. */
@@ -26,15 +27,14 @@ static bool ready(void) {
   process_init();
   pid_t pid = process_pid();
   if (arena.pid == pid) return true;
-  int fd = memfd_create(UVIRT_STATS_FILE, MFD_CLOEXEC);
+  int fd = own_fd(memfd_create(UVIRT_STATS_FILE, MFD_CLOEXEC));
   if (fd < 0) return false;
   u8 *p = ftruncate(fd, (off_t)BYTES) ? MAP_FAILED : mmap(NULL, BYTES, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0);
   if (p == MAP_FAILED) {
-    close(fd);
+    own_fd_close(fd);
     return false;
   }
-  if (arena.fd >= 0) close(arena.fd);
-  arena.pid = pid;
+  arena.pid = pid; /* a child leaves the descriptor of its parent's file alone: the number may be somebody else's by now */
   arena.fd = fd;
   arena.base = p;
   for (unsigned n = 0; n < ARRAY_SIZE(arena.used); n++) arena.used[n] = 0;
@@ -52,9 +52,9 @@ static void *take(void) {
 }
 
 void *stats_slot_alloc(void) {
-  pthread_mutex_lock(&arena.lock);
+  pthread_mutex_lock(&lock);
   void *p = ready() ? take() : NULL;
-  pthread_mutex_unlock(&arena.lock);
+  pthread_mutex_unlock(&lock);
   if (p) return p;
   /* No descriptor left, or more objects than slots: counted all the same, unseen by others. */
   p = mmap(NULL, UVIRT_STATS_SLOT, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -72,14 +72,14 @@ static void punch(size_t at, size_t size) {
 }
 
 void stats_slot_hide(void *slot, size_t size) {
-  pthread_mutex_lock(&arena.lock);
+  pthread_mutex_lock(&lock);
   size_t at = place(slot);
   if (at < BYTES) punch(at, size);
-  pthread_mutex_unlock(&arena.lock);
+  pthread_mutex_unlock(&lock);
 }
 
 void stats_slot_free(void *slot) {
-  pthread_mutex_lock(&arena.lock);
+  pthread_mutex_lock(&lock);
   size_t at = place(slot);
   bool ours = at < BYTES;
   if (ours) {
@@ -89,6 +89,6 @@ void stats_slot_free(void *slot) {
     at /= UVIRT_STATS_SLOT;
     arena.used[at / 64] &= ~(1ull << at % 64);
   }
-  pthread_mutex_unlock(&arena.lock);
+  pthread_mutex_unlock(&lock);
   if (!ours) munmap(slot, UVIRT_STATS_SLOT);
 }

@@ -8,6 +8,7 @@
 #include <unistd.h>
 #include "base/evloop.h"
 #include "base/log.h"
+#include "base/ownfd.h"
 #include "base/signals.h"
 #include "core/stats.h"
 #include "core/vm_priv.h"
@@ -52,7 +53,7 @@ void *vcpu_mmap_page(struct vcpu *vcpu, unsigned page) {
 /* Frees what create_parts made; also half-made. */
 static void free_vcpu(struct vcpu *vcpu) {
   int wake = atomic_load(&vcpu->wake_fd);
-  if (wake >= 0) close(wake);
+  own_fd_close(wake);
   vcpu_stats_destroy(vcpu);
   if (vcpu->run) munmap(vcpu->run, VCPU_MMAP_PAGES * PAGE_SIZE);
   pthread_mutex_destroy(&vcpu->mutex);

@@ -4,14 +4,16 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
+#include "base/process.h"
 
 #define ARENA (16u << 20)
 
 static struct {
-  pthread_mutex_t lock;
+  pid_t pid; /* whose it is: a forked child, which shares the pages, makes its own */
   u8 *rw, *rx;
   size_t used;
-} arena = {.lock = PTHREAD_MUTEX_INITIALIZER};
+} arena;
+FORK_MUTEX(lock);
 
 static bool arena_map(void) {
   int fd = memfd_create("uvirt-code", MFD_CLOEXEC);
@@ -27,6 +29,8 @@ static bool arena_map(void) {
     if (rx != MAP_FAILED) munmap(rx, ARENA);
     return false;
   }
+  arena.pid = process_pid();
+  arena.used = 0;
   arena.rw = rw;
   arena.rx = rx;
   return true;
@@ -34,12 +38,12 @@ static bool arena_map(void) {
 
 void *codemem_add(const u8 *code, size_t len) {
   void *at = NULL;
-  pthread_mutex_lock(&arena.lock);
-  if ((arena.rw || arena_map()) && len <= ARENA - arena.used) {
+  pthread_mutex_lock(&lock);
+  if (((arena.rw && arena.pid == process_pid()) || arena_map()) && len <= ARENA - arena.used) {
     memcpy(arena.rw + arena.used, code, len);
     at = arena.rx + arena.used;
     arena.used = ALIGN_UP(arena.used + len, (size_t)16);
   }
-  pthread_mutex_unlock(&arena.lock);
+  pthread_mutex_unlock(&lock);
   return at;
 }

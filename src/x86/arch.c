@@ -97,4 +97,5 @@ const struct arch_ops x86_arch = {
     .route_set = x86_route_set,
     .routes_changed = x86_routes_changed,
     .irqchip_present = irqchip_present_x86,
+    .irqfd_allowed = x86_irqfd_allowed,
 };

@@ -31,8 +31,8 @@ struct x86_blocks {
   struct x86_block *bucket[BLOCK_BUCKETS];
   struct code_page *page[PAGE_BUCKETS];
   struct x86_block *dead;
-  unsigned n_dead;
-  size_t bytes;
+  _Atomic unsigned n_dead;
+  _Atomic size_t bytes;
 };
 
 static unsigned block_hash(gpa_t gpa, u32 mode) { return (unsigned)(((gpa ^ (u64)mode << 52) * 0x9e3779b97f4a7c15ull) >> 49); }
@@ -135,7 +135,7 @@ void x86_blocks_flush(struct x86_vm *vm) {
 static void reclaim(struct x86_vcpu *c) {
   struct x86_vm *vm = x86_vm_of(c);
   struct x86_blocks *bs = vm->blocks;
-  if (__atomic_load_n(&bs->bytes, __ATOMIC_RELAXED) > BYTES_MAX) x86_blocks_flush(vm);
+  if (atomic_load_explicit(&bs->bytes, memory_order_relaxed) > BYTES_MAX) x86_blocks_flush(vm);
   pthread_mutex_lock(&bs->lock);
   struct x86_block *dead = bs->dead;
   bs->dead = NULL;
@@ -244,7 +244,8 @@ static unsigned decode_run(struct x86_vcpu *c, u32 mode, const u8 *bytes, unsign
 struct fetch {
   gpa_t gpa, gpa2;
   const u8 *host, *host2;
-  unsigned avail; /* bytes on the first page (and below the segment limit) */
+  u64 room;       /* bytes up to the segment limit */
+  unsigned avail; /* bytes of them on the first page */
 };
 
 /* Whether memory slots still put gpa at this host address: a translation may be older than a slot change whose x86_blocks_flush() is over. */
@@ -321,27 +322,31 @@ static int fetch_page(struct x86_vcpu *c, u64 lin, gpa_t *gpa, const u8 **host) 
 u64 x86_linear_ip(const struct x86_vcpu *c) { return c->code64 ? c->rip : (u32)(c->rip + c->seg[SEG_CS].base); }
 
 static int fetch_first(struct x86_vcpu *c, u64 lin, struct fetch *f) {
-  f->avail = (unsigned)(PAGE_SIZE - (lin & (PAGE_SIZE - 1)));
+  f->room = ~0ull;
   f->gpa2 = ~0ull;
   f->host2 = NULL;
   if (c->code64) {
     if (!x86_canonical(c, lin)) return x86_gp0(c);
   } else {
     if (c->rip > c->seg[SEG_CS].limit) return x86_gp0(c);
-    u64 room = (u64)c->seg[SEG_CS].limit - c->rip + 1;
-    if (room < f->avail) f->avail = (unsigned)room;
+    f->room = (u64)c->seg[SEG_CS].limit - c->rip + 1;
   }
+  f->avail = (unsigned)MIN(f->room, PAGE_SIZE - (lin & (PAGE_SIZE - 1)));
   if (x86_debug_active(c) && x86_code_breakpoint(c, lin)) return X86_FAULT;
   return fetch_page(c, lin, &f->gpa, &f->host);
 }
 
 /* An instruction that goes on on the next page: a block of its own. */
 static int fetch_second(struct x86_vcpu *c, u64 lin, struct fetch *f) {
-  bool on_page = ((lin + f->avail) & (PAGE_SIZE - 1)) == 0;
-  if (!on_page) return x86_gp0(c); /* segment limit */
+  if (f->room <= f->avail) return x86_gp0(c);
   u64 next = c->code64 ? lin + f->avail : (u32)(lin + f->avail);
   if (c->code64 && !x86_canonical(c, next)) return x86_gp0(c);
   return fetch_page(c, next, &f->gpa2, &f->host2);
+}
+
+/* A hint, so relaxed: reclaim() takes the lock. */
+static bool has_much_dead(struct x86_blocks *bs) {
+  return atomic_load_explicit(&bs->n_dead, memory_order_relaxed) > DEAD_MAX || atomic_load_explicit(&bs->bytes, memory_order_relaxed) > BYTES_MAX;
 }
 
 /* The block at the current RIP, decoded if need be.  X86_RESTART: something moved, try again. */
@@ -350,7 +355,7 @@ static int lookup(struct x86_vcpu *c, u64 lin, u32 mode, struct x86_block **out)
   struct x86_insn insn[X86_BLOCK_MAX + 1];
   u8 bytes[X86_BLOCK_MAX * 15];
   struct fetch f;
-  if (unlikely(bs->n_dead > DEAD_MAX || bs->bytes > BYTES_MAX)) reclaim(c);
+  if (unlikely(has_much_dead(bs))) reclaim(c);
   int r = fetch_first(c, lin, &f);
   if (r) return r;
   u64 epoch = atomic_load_explicit(&c->core.vm->write_epoch, memory_order_acquire);
@@ -371,14 +376,16 @@ static int lookup(struct x86_vcpu *c, u64 lin, u32 mode, struct x86_block **out)
     r = fetch_second(c, lin, &f);
     if (r) return r;
     b = find(c, f.gpa, f.gpa2, mode);
-    if (b && b->gpa2 == f.gpa2) {
+    if (b && b->gpa2 == f.gpa2 && b->len <= f.room) {
       if (atomic_load_explicit(&b->epoch, memory_order_relaxed) != epoch && !revalidate(c, b, epoch)) return X86_RESTART;
       *out = b;
       return X86_OK;
     }
     if (page_protect(c, f.gpa2 >> PAGE_SHIFT, &protected_already) || !protected_already) return X86_RESTART;
-    memcpy(bytes + f.avail, f.host2, 15);
-    len = decode_run(c, mode | X86_MODE_SINGLE, bytes, f.avail + 15, insn, &n);
+    unsigned more = (unsigned)MIN(f.room - f.avail, 15u);
+    memcpy(bytes + f.avail, f.host2, more);
+    len = decode_run(c, mode | X86_MODE_SINGLE, bytes, f.avail + more, insn, &n);
+    if (!n) return x86_gp0(c); /* it goes on behind the limit */
   }
   *out = publish(c, mode, &f, bytes, len, insn, n);
   return *out ? X86_OK : X86_RESTART;
@@ -404,6 +411,11 @@ static inline int run_block(struct x86_vcpu *c, const struct x86_block *b) {
   return r;
 }
 
+/* Whether a block that was found by its linear address ends within the code segment: other segments may lead to it. */
+static inline bool within_limit(const struct x86_vcpu *c, const struct x86_block *b) {
+  return c->code64 || c->rip + b->len - 1 <= c->seg[SEG_CS].limit;
+}
+
 static inline struct x86_jcache_entry *jcache_slot(struct x86_vcpu *c, u64 lin) {
   return &c->jcache[(lin ^ (lin >> X86_JCACHE_BITS)) & ((1u << X86_JCACHE_BITS) - 1)];
 }
@@ -414,7 +426,7 @@ static inline int next_block(struct x86_vcpu *c, u32 mode, struct x86_block **ou
   /* Rights to execute differ between CPL 3 and the others. */
   u32 key = mode | (c->cpl == 3 ? 1u << 31 : 0);
   struct x86_jcache_entry *e = jcache_slot(c, lin);
-  if (likely(e->lin == lin && e->gen == c->code_gen && e->mode == key)) {
+  if (likely(e->lin == lin && e->gen == c->code_gen && e->mode == key && within_limit(c, e->block))) {
     u64 epoch = atomic_load_explicit(&c->core.vm->write_epoch, memory_order_relaxed);
     if (likely(atomic_load_explicit(&e->block->epoch, memory_order_relaxed) == epoch) || revalidate(c, e->block, epoch)) {
       *out = e->block;
@@ -422,9 +434,15 @@ static inline int next_block(struct x86_vcpu *c, u32 mode, struct x86_block **ou
     }
   }
   int r = lookup(c, lin, mode, out);
-  if (!r && (c->code64 || (*out)->len <= (u64)c->seg[SEG_CS].limit - c->rip + 1) && !(mode & X86_MODE_SINGLE))
+  if (!r && !(mode & X86_MODE_SINGLE))
     *e = (struct x86_jcache_entry){.lin = lin, .gen = c->code_gen, .mode = key, .block = *out};
   return r;
+}
+
+/* RF lasts for one instruction (SDM Vol. 3B 17.3.1.1).  Only breakpoints could tell that it ends before that one, and they make instructions run singly. */
+static bool one_by_one(struct x86_vcpu *c) {
+  if (!(c->mode & X86_MODE_SINGLE)) c->rflags &= ~(u64)FL_RF;
+  return c->int_shadow | (c->mode & X86_MODE_SINGLE);
 }
 
 int x86_run_one(struct x86_vcpu *c) {
@@ -434,13 +452,13 @@ int x86_run_one(struct x86_vcpu *c) {
   do r = next_block(c, c->mode | X86_MODE_SINGLE, &b);
   while (r == X86_RESTART);
   if (r) return r;
-  c->int_shadow = c->int_shadow ? 2 : 0;
+  if (c->int_shadow) c->int_shadow |= X86_SHADOW_RUNNING;
   u64 rcx = c->regs[RCX];
   r = run_block(c, b);
   c->stop = 0;
-  if (c->int_shadow == 2 && r == X86_EXIT) {
-    c->int_shadow = 1; /* it has not run yet: it comes again with the client's answer */
-  } else if (c->int_shadow == 2) {
+  if (c->int_shadow & X86_SHADOW_RUNNING && r == X86_EXIT) {
+    c->int_shadow &= ~X86_SHADOW_RUNNING; /* it has not run yet: it comes again with the client's answer */
+  } else if (c->int_shadow & X86_SHADOW_RUNNING) {
     c->int_shadow = 0;
     atomic_fetch_or_explicit(&c->core.requests, BIT(REQ_EVENT), memory_order_relaxed);
   }
@@ -454,7 +472,7 @@ int x86_run_blocks(struct x86_vcpu *c) {
     struct x86_block *b;
     if (unlikely(atomic_load_explicit(&c->core.requests, memory_order_acquire) | READ_ONCE(c->core.run->immediate_exit))) return X86_OK;
     int r;
-    if (unlikely(c->int_shadow | (c->mode & X86_MODE_SINGLE))) {
+    if (unlikely(c->int_shadow | (c->mode & X86_MODE_SINGLE) | (c->rflags & FL_RF)) && one_by_one(c)) {
       r = x86_run_one(c);
       if (c->io.n_writes) return r;
     } else {

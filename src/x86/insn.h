@@ -47,10 +47,8 @@ static inline u64 x86_ea(const struct x86_vcpu *c, const struct x86_insn *i) {
   return (c->regs[i->base] + (c->regs[i->index] << i->shift) + (u64)i->disp) & i->ea_mask;
 }
 
-/* Address of the instruction itself and of the one after it, truncated as the code size demands. */
-static inline u64 x86_ip_mask(const struct x86_vcpu *c) {
-  return (c->mode & X86_MODE_SIZE) == X86_MODE_64 ? ~0ull : (c->mode & X86_MODE_SIZE) == X86_MODE_32 ? 0xffffffffull : 0xffffull;
-}
+/* Address of the instruction itself and of the one after it.  Also 16-bit code goes on behind FFFFh, where its limit allows that: only branches have 16 bits. */
+static inline u64 x86_ip_mask(const struct x86_vcpu *c) { return (c->mode & X86_MODE_SIZE) == X86_MODE_64 ? ~0ull : 0xffffffffull; }
 static inline u64 x86_insn_ip(const struct x86_vcpu *c, const struct x86_insn *i) { return (c->rip + i->off) & x86_ip_mask(c); }
 static inline u64 x86_next_ip(const struct x86_vcpu *c, const struct x86_insn *i) { return (c->rip + i->next) & x86_ip_mask(c); }
 

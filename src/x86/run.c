@@ -192,8 +192,9 @@ int x86_vcpu_run(struct vcpu *v) {
 int x86_vcpu_complete_io(struct vcpu *v) {
   struct x86_vcpu *c = x86_vcpu(v);
   int r = x86_sync_regs_in(c);
-  if (r || !c->complete_io) return r;
-  r = guarded(c, complete_io);
+  if (r) return r;
+  if (c->complete_io) r = guarded(c, complete_io);
   save_run(c);
+  x86_sync_regs_out(c);
   return r == X86_EXIT ? 1 : r;
 }

@@ -44,6 +44,11 @@ enum x86_vec { VEC_DE, VEC_DB, VEC_NMI, VEC_BP, VEC_OF, VEC_BR, VEC_UD, VEC_NM, 
 
 enum { REQ_EVENT = REQ_ARCH, REQ_TRIPLE_FAULT, REQ_CLOCK, REQ_STEAL, REQ_APF, REQ_SMI, REQ_HALT, REQ_MSR_EXIT, REQ_STEP, REQ_APIC, REQ_EOI_EXIT };
 
+/* Interrupt shadows (x86_vcpu.int_shadow): the first two are KVM_X86_SHADOW_INT_*. */
+#define X86_SHADOW_MOV_SS  1
+#define X86_SHADOW_STI     2
+#define X86_SHADOW_RUNNING 4 /* the shielded instruction has begun */
+
 /* Reasons to leave a block after the running instruction (x86_vcpu.stop). */
 #define X86_STOP_IO    1 /* posted device writes wait in c->io */
 #define X86_STOP_DEBUG 2 /* c->pending_dbg */
@@ -64,6 +69,7 @@ struct x86_io {
   bool pio_wait, pio_done;      /* a port access is with the client / was answered */
   u16 port;
   u8 pio_size;
+  unsigned pio_count;           /* elements asked for */
   bool pio_in;
   u32 pio_value;
   u64 lin_ip;                   /* linear address of the instruction the above belongs to */
@@ -77,7 +83,7 @@ struct x86_vcpu {
   u64 rflags;              /* complete and eager; bit 1 always set */
   u32 mode;                /* X86_MODE_* of the running code: key of decoded blocks (cpu/mode.c keeps it) */
   u8 cpl;                  /* = ss.dpl, 3 in v86, 0 in real mode */
-  u8 int_shadow;           /* STI or MOV SS just ran (1); the instruction in its shadow is running (2) */
+  u8 int_shadow;           /* X86_SHADOW_*: STI or MOV SS just ran; the instruction in its shadow is running */
   u8 stop;                 /* X86_STOP_*: the block must end after the running instruction */
   bool nmi_blocked;        /* NMI blocking (until IRET) */
   u8 code64;               /* EFER.LMA && CS.L */

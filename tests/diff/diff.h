@@ -33,6 +33,7 @@ struct diff_case {
   unsigned mode;  /* 16 (protected mode, segments of 64 KiB), 32 (compatibility mode, flat) or 64 */
   bool branch;    /* may leave for an address of its own */
   bool ext;       /* extended state takes part */
+  u64 operand; /* linear address of the memory operand; 0: none, or left to chance */
   u64 at;         /* where the code lies, natively and in the engine */
   ZydisDecodedInstruction insn;
   ZydisDecodedOperand ops[ZYDIS_MAX_OPERAND_COUNT];

@@ -224,8 +224,21 @@ static void outside_hardware(void) {
   guest_free(g);
 }
 
+/* General detect of the debugger's DR7; the guest's own sets no trap while the debugger's registers are in force. */
+static void outside_general_detect(void) {
+  static const u8 code[] = {0x0f, 0x21, 0xc0, 0x90}; /* mov %dr0, %rax */
+  struct guest *g = START(code, 0);
+  guest_debug(g, KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_USE_HW_BP, 0, 0x2400);
+  expect_debug_exit(g, 1, 0, 0x2000);
+  struct kvm_debugregs d = {.dr7 = 0x2400, .dr6 = 0xffff0ff0};
+  CHECK_EQ(guest_ioctl(g->vcpu, KVM_SET_DEBUGREGS, &d), 0);
+  guest_debug(g, KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_USE_HW_BP, GUEST_CODE + 3, 1);
+  expect_debug_exit(g, 1, 3, 1);
+  guest_free(g);
+}
+
 GUEST_MAIN({"single-step", single_step}, {"step-and-events", step_and_events}, {"step-mov-ss", step_mov_ss},
            {"data-breakpoint", data_breakpoint}, {"code-breakpoint", code_breakpoint}, {"rf-once", rf_once},
            {"pop-ss-int", pop_ss_int}, {"io-breakpoint", io_breakpoint}, {"sysret-step", sysret_step},
            {"general-detect", general_detect}, {"outside-step", outside_step}, {"outside-int3", outside_int3},
-           {"outside-hardware", outside_hardware})
+           {"outside-hardware", outside_hardware}, {"outside-general-detect", outside_general_detect})

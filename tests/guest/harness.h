@@ -84,6 +84,8 @@ struct guest {
 struct guest *guest_new(void);
 /* The same with the interrupt controllers and the PIT in the KVM. */
 struct guest *guest_new_chips(void);
+/* With the local APICs alone; the chips are the client's. */
+struct guest *guest_new_split(void);
 void guest_free(struct guest *g);
 /* One more vCPU of the same guest; guest_free_cpu before guest_free. */
 struct guest *guest_add_cpu(struct guest *g, unsigned id);

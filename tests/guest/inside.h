@@ -74,7 +74,10 @@ static inline void recover(struct frame *f, unsigned vector, u64 error) {
 TAKE(0)
 TAKE(1)
 TAKE(6)
-TAKE(7) TAKE_CODE(10) TAKE_CODE(11) TAKE_CODE(12) TAKE_CODE(13) TAKE_CODE(14) TAKE_CODE(17)
+TAKE(7)
+TAKE_CODE(10)
+TAKE_CODE(11)
+TAKE_CODE(12) TAKE_CODE(13) TAKE_CODE(14) TAKE_CODE(17)
     /* The end of user code. */
     HANDLER take_done(struct frame *f) {
   recover(f, 0, 0);
@@ -108,15 +111,19 @@ static inline u32 try_call(u64 at) {
   return TRY("call *%0", "r"(at));
 }
 
-/* Ring 3: code at a user page, with RBX; it ends with USER_DONE or a fault. */
-static inline u32 user_run(u64 code, u64 rbx) {
+/* Ring 3: code at a user page, with RBX and these flags; it ends with USER_DONE or a fault. */
+static inline u32 user_run_flags(u64 code, u64 rbx, u64 flags) {
   fault_seen = NO_FAULT;
-  __asm__ volatile("lea 1f(%%rip), %%rcx\n mov %%rcx, recover_ip(%%rip)\n mov %%rsp, recover_sp(%%rip)\n"
-                   "push %2\n push %3\n push $2\n push %4\n push %0\n iretq\n1:\n"
+  __asm__ volatile("push %%rbp\n lea 1f(%%rip), %%rcx\n mov %%rcx, recover_ip(%%rip)\n mov %%rsp, recover_sp(%%rip)\n"
+                   "push %2\n push %3\n push %5\n push %4\n push %0\n iretq\n1: pop %%rbp\n"
                    :
-                   : "r"(code), "b"(rbx), "i"(SEL_DATA3), "i"(GUEST_STACK3), "i"(SEL_CODE64U)
-                   : "rax", "rcx", "memory", "cc");
+                   : "r"(code), "b"(rbx), "i"(SEL_DATA3), "i"(GUEST_STACK3), "i"(SEL_CODE64U), "r"(flags)
+                   : "rax", "rcx", "rdx", "rsi", "rdi", "memory", "cc");
   return fault_seen;
+}
+
+static inline u32 user_run(u64 code, u64 rbx) {
+  return user_run_flags(code, rbx, 2);
 }
 
 /* ---- control registers ---- */
@@ -140,16 +147,20 @@ static inline void invlpg(u64 at) {
 
 /* ---- host side ---- */
 
-/* A 64-bit guest that will run f, with all faults caught; its image at its own addresses. */
-static inline struct guest *inside_start(void (*f)(void)) {
-  struct guest *g = guest_new();
-  guest_long(g, (u64)(uintptr_t)f);
-  guest_map_image(g);
-  /* On a stack of their own: tests break RSP. */
+/* Faults are caught, on a stack of their own: tests break RSP. */
+static inline void inside_catch(struct guest *g) {
 #define CATCH(vector) guest_idt64(g, vector, 0xe, 0, SEL_CODE64, (u64)(uintptr_t)take_##vector, 1)
   CATCH(0), CATCH(1), CATCH(6), CATCH(7), CATCH(10), CATCH(11), CATCH(12), CATCH(13), CATCH(14), CATCH(17);
   guest_idt64(g, 0x81, 0xe, 3, SEL_CODE64, (u64)(uintptr_t)take_done, 0);
   n_bad = 0;
+}
+
+/* A 64-bit guest that will run f; its image at its own addresses. */
+static inline struct guest *inside_start(void (*f)(void)) {
+  struct guest *g = guest_new();
+  guest_long(g, (u64)(uintptr_t)f);
+  guest_map_image(g);
+  inside_catch(g);
   return g;
 }
 

@@ -156,6 +156,55 @@ static void halt(void) {
   guest_free(g);
 }
 
+/* KVM_GET_VCPU_EVENTS tells whose shadow it is, at an exit of the shielded instruction; and KVM_SET_VCPU_EVENTS makes one. */
+static u32 shadow_of(struct guest *g) {
+  struct kvm_vcpu_events e;
+  CHECK_EQ(guest_ioctl(g->vcpu, KVM_GET_VCPU_EVENTS, &e), 0);
+  CHECK_EQ(e.flags & KVM_VCPUEVENT_VALID_SHADOW, KVM_VCPUEVENT_VALID_SHADOW);
+  return e.interrupt.shadow;
+}
+static void set_shadow(struct guest *g, u32 shadow) {
+  struct kvm_vcpu_events e;
+  CHECK_EQ(guest_ioctl(g->vcpu, KVM_GET_VCPU_EVENTS, &e), 0);
+  e.flags = KVM_VCPUEVENT_VALID_SHADOW;
+  e.interrupt.shadow = (u8)shadow;
+  CHECK_EQ(guest_ioctl(g->vcpu, KVM_SET_VCPU_EVENTS, &e), 0);
+}
+
+static void kinds(void) {
+  /* sti; out; mov %ss, %eax; mov %eax, %ss; out; cli; mov %eax, %ss; out; sti; nop; out */
+  static const u8 code[] = {0xfb, 0xe6, 1, 0x8c, 0xd0, 0x8e, 0xd0, 0xe6, 1, 0xfa, 0x8e, 0xd0, 0xe6, 1, 0xfb, 0x90, 0xe6, 1};
+  static const u8 want[] = {KVM_X86_SHADOW_INT_STI, KVM_X86_SHADOW_INT_MOV_SS, KVM_X86_SHADOW_INT_MOV_SS, 0};
+  struct guest *g = START(code);
+  for (unsigned n = 0; n < sizeof(want); n++) {
+    CHECK_EQ(guest_run(g), 0);
+    CHECK_EQ(g->run->exit_reason, KVM_EXIT_IO);
+    CHECK_EQ(shadow_of(g), want[n]);
+    CHECK_EQ(g->run->ready_for_interrupt_injection, !want[n]);
+  }
+  guest_free(g);
+}
+
+static void set_and_get(void) {
+  static const u8 code[] = {0x90, 0x90, 0x90, 0xeb, 0xfe};
+  struct guest *g = START(code);
+  set_shadow(g, KVM_X86_SHADOW_INT_MOV_SS);
+  CHECK_EQ(shadow_of(g), KVM_X86_SHADOW_INT_MOV_SS);
+  set_shadow(g, KVM_X86_SHADOW_INT_STI);
+  CHECK_EQ(shadow_of(g), KVM_X86_SHADOW_INT_STI);
+  set_shadow(g, KVM_X86_SHADOW_INT_STI | KVM_X86_SHADOW_INT_MOV_SS);
+  CHECK_EQ(shadow_of(g), KVM_X86_SHADOW_INT_MOV_SS); /* never both */
+  struct kvm_regs r = guest_regs(g);
+  r.rflags |= 0x200;
+  guest_set_regs(g, &r);
+  inject(g, 0x50);
+  CHECK_EQ(guest_next(g), TRAP(0x50));
+  CHECK_EQ(guest_stack(g, 0, 8), GUEST_CODE + 1); /* one instruction was shielded */
+  CHECK_EQ(shadow_of(g), 0);
+  guest_free(g);
+}
+
 GUEST_MAIN({"sti-window", sti_window}, {"sti-cli", sti_cli}, {"mov-ss-window", mov_ss_window}, {"popf-window", popf_window},
            {"sti-int", sti_int}, {"blocked-by-debugger", blocked_by_debugger}, {"nmi-blocking", nmi_blocking},
-           {"nmi-nested-iret", nmi_nested_iret}, {"injected-exception", injected_exception}, {"halt", halt})
+           {"nmi-nested-iret", nmi_nested_iret}, {"injected-exception", injected_exception}, {"halt", halt}, {"kinds", kinds},
+           {"set-and-get", set_and_get})

@@ -139,5 +139,61 @@ static void sysexit_sysenter(void) {
   guest_free(g);
 }
 
+/* The processor is AMD's: leaf 0 says "AuthenticAMD". */
+static void make_amd(struct guest *g) {
+  guest_cpuid(g, 0, 1, ~0u, 0x68747541);
+  guest_cpuid(g, 0, 3, ~0u, 0x69746e65);
+  guest_cpuid(g, 0, 2, ~0u, 0x444d4163);
+}
+
+/* SYSRET leaves what is cached of SS: with the null SS of an interrupt, stacks of 32-bit code fault and those of 64-bit code
+ * work. */
+static void amd_sysret_ss(void) {
+  static const u8 user[] = {0x50, 0x0f, 0x0b}, to64[] = {0x48, 0x0f, 0x07}, to32[] = {0x0f, 0x07};
+  struct guest *g = start(user, sizeof(user));
+  make_amd(g);
+  for (unsigned k = 0; k < 4; k++) {
+    bool is64 = k & 1, null = k & 2;
+    struct kvm_sregs s = guest_sregs(g);
+    s.cs.selector = SEL_CODE64;
+    s.cs.dpl = s.ss.dpl = 0;
+    s.cs.l = 1;
+    s.cs.db = 0;
+    s.ss.selector = null ? 0 : SEL_DATA;
+    s.ss.limit = 0xfffff;
+    s.ss.g = 0;
+    s.ss.unusable = null;
+    guest_set_sregs(g, &s);
+    guest_load(g, GUEST_CODE, is64 ? to64 : to32, is64 ? sizeof(to64) : sizeof(to32));
+    struct kvm_regs r = guest_regs(g);
+    r.rip = GUEST_CODE;
+    r.rsp = GUEST_STACK3;
+    r.rcx = GUEST_USER;
+    r.r11 = 0x202;
+    guest_set_regs(g, &r);
+    CHECK_EQ(guest_next(g), TRAP(null && !is64 ? 12 : 6));
+    CHECK_EQ(guest_stack(g, null && !is64 ? 1 : 0, 8), GUEST_USER + (null && !is64 ? 0 : 1));
+    CHECK_EQ(guest_stack(g, null && !is64 ? 5 : 4, 8), USER_BASE + 8);
+  }
+  guest_free(g);
+}
+
+/* The same on Intel's processors: a flat stack. */
+static void intel_sysret_ss(void) {
+  static const u8 user[] = {0x50, 0x0f, 0x0b}, to32[] = {0x0f, 0x07};
+  struct guest *g = start(user, sizeof(user));
+  struct kvm_sregs s = guest_sregs(g);
+  s.ss.selector = 0;
+  s.ss.unusable = 1;
+  guest_set_sregs(g, &s);
+  guest_load(g, GUEST_CODE, to32, sizeof(to32));
+  set(g, GUEST_USER, 0x202, 0);
+  struct kvm_regs r = guest_regs(g);
+  r.rsp = GUEST_STACK3;
+  guest_set_regs(g, &r);
+  CHECK_EQ(guest_next(g), TRAP(6));
+  guest_free(g);
+}
+
 GUEST_MAIN({"sysret-syscall", sysret_syscall}, {"sysret32", sysret32}, {"refused", refused},
-           {"sysexit-sysenter", sysexit_sysenter})
+           {"sysexit-sysenter", sysexit_sysenter}, {"amd-sysret-ss", amd_sysret_ss}, {"intel-sysret-ss", intel_sysret_ss})

@@ -39,7 +39,7 @@ void x86_get_vcpu_events(struct x86_vcpu *c, struct kvm_vcpu_events *e) {
   get_exception(c, e, vm->exception_payload);
   e->interrupt.injected = c->interrupt.injected && !c->interrupt.soft;
   e->interrupt.nr = c->interrupt.nr;
-  e->interrupt.shadow = c->int_shadow ? KVM_X86_SHADOW_INT_STI : 0;
+  e->interrupt.shadow = c->int_shadow & (X86_SHADOW_STI | X86_SHADOW_MOV_SS);
   e->nmi.injected = c->nmi_injected;
   e->nmi.pending = atomic_load(&c->nmi_pending) != 0;
   e->nmi.masked = c->nmi_blocked;
@@ -91,6 +91,12 @@ static void set_exception(struct x86_vcpu *c, const struct kvm_vcpu_events *e) {
     c->exception.ex.payload = c->cr2; /* CR2 is already what it should be */
 }
 
+/* One kind of shadow at most (SDM Vol. 3C 24.4.2). */
+static u8 shadow_of(unsigned kvm) {
+  return kvm & KVM_X86_SHADOW_INT_MOV_SS ? X86_SHADOW_MOV_SS : kvm & KVM_X86_SHADOW_INT_STI ? X86_SHADOW_STI : 0;
+}
+_Static_assert(X86_SHADOW_MOV_SS == KVM_X86_SHADOW_INT_MOV_SS && X86_SHADOW_STI == KVM_X86_SHADOW_INT_STI, "as in the ABI");
+
 static void set_smm(struct x86_vcpu *c, const struct kvm_vcpu_events *e) {
   if (c->smm != (bool)e->smi.smm) {
     c->smm = e->smi.smm;
@@ -113,7 +119,7 @@ int x86_set_vcpu_events(struct x86_vcpu *c, struct kvm_vcpu_events *e) {
   c->interrupt.injected = e->interrupt.injected;
   c->interrupt.nr = e->interrupt.nr;
   c->interrupt.soft = e->interrupt.soft;
-  if (e->flags & KVM_VCPUEVENT_VALID_SHADOW) c->int_shadow = e->interrupt.shadow ? 1 : 0;
+  if (e->flags & KVM_VCPUEVENT_VALID_SHADOW) c->int_shadow = shadow_of(e->interrupt.shadow);
   c->nmi_injected = e->nmi.injected;
   if (e->flags & KVM_VCPUEVENT_VALID_NMI_PENDING) atomic_store(&c->nmi_pending, e->nmi.pending);
   c->nmi_blocked = e->nmi.masked;

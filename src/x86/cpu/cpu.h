@@ -31,6 +31,8 @@ int x86_seg_query(struct x86_vcpu *c, u16 sel, enum x86_query what, bool *ok, u3
 /* ---- debug.c ---- */
 /* MOV SS or POP SS is about to complete: no debug trap and no breakpoint until after the next instruction. */
 void x86_debug_mov_ss(struct x86_vcpu *c);
+/* The DR7 in force: the guest's, or the debugger's outside (KVM_SET_GUEST_DEBUG). */
+u64 x86_debug_dr7(const struct x86_vcpu *c);
 /* x86_after_single_step() for an iteration of a repeated string instruction that is not its last. */
 int x86_after_iteration(struct x86_vcpu *c);
 

@@ -28,8 +28,10 @@ static bool guest_debug_step(const struct x86_vcpu *c) {
 /* The debugger outside replaces the guest's breakpoints by its own. */
 static const u64 *effective_dr(const struct x86_vcpu *c) { return guest_debug_hw(c) ? c->guest_debug_dr : c->dr; }
 
+u64 x86_debug_dr7(const struct x86_vcpu *c) { return effective_dr(c)[7]; }
+
 bool x86_debug_active(const struct x86_vcpu *c) {
-  return (c->rflags & (FL_TF | FL_RF)) || (effective_dr(c)[7] & DR7_ENABLES) || guest_debug_step(c) ||
+  return (c->rflags & FL_TF) || (effective_dr(c)[7] & DR7_ENABLES) || guest_debug_step(c) ||
          (c->pending_dbg & DBG_MOV_SS);
 }
 
@@ -80,7 +82,7 @@ void x86_io_breakpoint(struct x86_vcpu *c, u16 port, unsigned size) {
 }
 
 void x86_debug_mov_ss(struct x86_vcpu *c) {
-  c->int_shadow = 1;
+  c->int_shadow = X86_SHADOW_MOV_SS;
   if (c->mode & X86_MODE_SINGLE) c->pending_dbg |= DBG_MOV_SS;
 }
 
@@ -113,7 +115,7 @@ static void drop_rf(struct x86_vcpu *c, u64 dbg) {
 
 int x86_after_single_step(struct x86_vcpu *c) {
   u64 dbg = c->pending_dbg;
-  bool in_shadow = (dbg & DBG_MOV_SS) && c->int_shadow == 1;
+  bool in_shadow = (dbg & DBG_MOV_SS) && c->int_shadow == X86_SHADOW_MOV_SS;
   c->pending_dbg = dbg & (DR6_TRAPS | (in_shadow ? DBG_MOV_SS : 0));
   drop_rf(c, dbg);
   x86_mode_changed(c);

@@ -65,7 +65,6 @@ static void build_frame(struct x86_vcpu *c, const struct x86_event *e, bool with
 static void leave_v86(struct x86_vcpu *c) {
   static const u8 segs[] = {SEG_GS, SEG_FS, SEG_DS, SEG_ES};
   for (unsigned n = 0; n < ARRAY_SIZE(segs); n++) c->seg[segs[n]] = seg_null(0, 0);
-  c->code_gen++;
 }
 
 /* Interrupt and trap gates. */

@@ -112,7 +112,6 @@ static int to_v86(struct x86_vcpu *c, const u64 v[3]) {
   if ((u32)v[0] > 0xffff) return x86_gp0(c);
   u64 all = flags_mask(c, 4) | FL_VM;
   c->rflags |= FL_VM; /* for the segment loads: 64 KiB, ring 3 */
-  c->code_gen++;
   x86_seg_real(c, SEG_CS, (u16)v[1]);
   for (unsigned n = 0; n < 5; n++) x86_seg_real(c, segs[n], (u16)sel[n]);
   c->regs[RSP] = (u32)sp;

@@ -32,7 +32,7 @@ void x86_set_rflags(struct x86_vcpu *c, u64 value, u64 mask) {
   u64 old = c->rflags;
   c->rflags = (old & ~mask) | (value & mask) | 2;
   u64 changed = old ^ c->rflags;
-  if (changed & (FL_TF | FL_VM | FL_RF))
+  if (changed & (FL_TF | FL_VM))
     x86_mode_changed(c);
   else if (changed & FL_AC)
     x86_mmu_rights_changed(c);

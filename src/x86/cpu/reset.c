@@ -82,5 +82,4 @@ void x86_reset(struct x86_vcpu *c, bool init) {
   x86_cpuid_runtime_changed(c);
   x86_mmu_mode_changed(c);
   x86_mode_changed(c);
-  c->code_gen++;
 }

@@ -202,8 +202,6 @@ int x86_load_tr(struct x86_vcpu *c, u16 sel) {
 
 void x86_commit_cs(struct x86_vcpu *c, const struct x86_seg *cs, unsigned cpl) {
   struct x86_seg *s = &c->seg[SEG_CS];
-  /* Looked-up blocks were checked against the old limit, and where they end depends on the base. */
-  if (s->limit != cs->limit || (s->base != cs->base && !cs->l)) c->code_gen++;
   *s = *cs;
   s->sel = (u16)((cs->sel & 0xfffc) | cpl);
 }

@@ -50,11 +50,12 @@ int x86_stack_inner(struct x86_vcpu *c, unsigned cpl, unsigned ist, unsigned ext
   return x86_long(c) ? inner_long(c, cpl, ist, ext, st) : inner_legacy(c, cpl, ext, st);
 }
 
-/* The linear address of a part of the frame. */
-static int frame_linear(struct x86_vcpu *c, const struct x86_stack *st, u64 ea, unsigned size, u64 *lin) {
+/* The linear address of a part of the frame.  What ring 3 pushes is checked for alignment like any operand. */
+static int frame_linear(struct x86_vcpu *c, const struct x86_stack *st, u64 ea, unsigned size, unsigned item, u64 *lin) {
   bool ok = st->flat ? x86_canonical(c, ea) && x86_canonical(c, ea + size - 1) : x86_seg_limit_ok(&st->ss, ea, size);
   if (!ok) return x86_fault_code(c, VEC_SS, st->error);
   *lin = st->flat ? ea : (u32)(st->ss.base + ea);
+  if (unlikely(st->cpl == 3 && x86_alignment_checked(c) && (*lin & (item - 1)))) return x86_fault_code(c, VEC_AC, 0);
   return X86_OK;
 }
 
@@ -63,7 +64,7 @@ static int store_wrapped(struct x86_vcpu *c, struct x86_stack *st, const struct 
   u64 lin[FRAME_MAX], sp = st->sp;
   for (unsigned n = 0; n < f->n; n++) {
     sp = (sp - f->size) & st->mask;
-    int r = frame_linear(c, st, sp, f->size, &lin[n]);
+    int r = frame_linear(c, st, sp, f->size, f->size, &lin[n]);
     if (!r) r = x86_probe_write(c, lin[n], f->size, st->cpl);
     if (r) return r;
   }
@@ -92,7 +93,7 @@ int x86_frame_store(struct x86_vcpu *c, struct x86_stack *st, const struct x86_f
   unsigned len = f->n * f->size;
   u64 lin, bottom = (st->sp - len) & st->mask;
   if (bottom + len - 1 > st->mask) return store_wrapped(c, st, f);
-  int r = frame_linear(c, st, bottom, len, &lin);
+  int r = frame_linear(c, st, bottom, len, f->size, &lin);
   if (r) return r;
   for (unsigned n = 0; n < f->n; n++) {
     u8 *at = data + len - (n + 1) * f->size;

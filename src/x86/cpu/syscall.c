@@ -18,13 +18,27 @@ static struct x86_seg flat_stack(u16 sel, unsigned dpl) {
   return s;
 }
 
-static int enter(struct x86_vcpu *c, u16 cs_sel, u16 ss_sel, unsigned cpl, bool is64, u64 ip, u64 flags) {
+/* AMD's SYSRET loads the selector of SS alone: what is cached of it stays, also where it is null (APM Vol. 3, SYSRET).  CPL is kept
+ * as SS.DPL. */
+static struct x86_seg kept_stack(const struct x86_vcpu *c, u16 sel) {
+  struct x86_seg s = c->seg[SEG_SS];
+  s.sel = sel;
+  s.dpl = 3;
+  return s;
+}
+
+static int enter_with(struct x86_vcpu *c, u16 cs_sel, const struct x86_seg *ss, unsigned cpl, bool is64, u64 ip, u64 flags) {
   struct x86_seg cs = flat_code(cs_sel, cpl, is64);
   x86_commit_cs(c, &cs, cpl);
-  c->seg[SEG_SS] = flat_stack((u16)((ss_sel & 0xfffc) | cpl), cpl);
+  c->seg[SEG_SS] = *ss;
   c->rip = ip;
   x86_commit_flags(c, flags);
   return X86_BRANCH;
+}
+
+static int enter(struct x86_vcpu *c, u16 cs_sel, u16 ss_sel, unsigned cpl, bool is64, u64 ip, u64 flags) {
+  struct x86_seg ss = flat_stack((u16)((ss_sel & 0xfffc) | cpl), cpl);
+  return enter_with(c, cs_sel, &ss, cpl, is64, ip, flags);
 }
 
 int x86_syscall(struct x86_vcpu *c, u64 next) {
@@ -54,7 +68,9 @@ int x86_sysret(struct x86_vcpu *c, unsigned opsize) {
   if (to64 && !amd && !x86_canonical(c, c->regs[RCX])) return x86_gp0(c);
   u64 ip = to64 ? c->regs[RCX] : (u32)c->regs[RCX];
   u64 flags = x86_long(c) ? c->regs[R11] & 0x3c7fd7u : c->rflags | FL_IF;
-  enter(c, (u16)(to64 ? sel + 16 : sel), (u16)(sel + 8), 3, to64, ip, flags);
+  u16 ss_sel = (u16)((sel + 8) | 3);
+  struct x86_seg ss = amd ? kept_stack(c, ss_sel) : flat_stack(ss_sel, 3);
+  enter_with(c, (u16)(to64 ? sel + 16 : sel), &ss, 3, to64, ip, flags);
   if (x86_long(c)) x86_debug_new_tf(c, stepping); /* the trap comes before the first instruction of user code */
   return X86_BRANCH;
 }
@@ -64,9 +80,7 @@ int x86_sysenter(struct x86_vcpu *c) {
   bool is64 = x86_long(c);
   if (is64 && x86_is_amd(c)) return x86_ud(c);
   if (!x86_protected(c) || !sel) return x86_gp0(c);
-  bool v86 = x86_v86(c);
   c->regs[RSP] = is64 ? c->sysenter_esp : (u32)c->sysenter_esp;
-  if (v86) c->code_gen++;
   return enter(c, sel, (u16)(sel + 8), 0, is64, is64 ? c->sysenter_eip : (u32)c->sysenter_eip,
                c->rflags & ~(u64)(FL_VM | FL_IF | FL_RF));
 }

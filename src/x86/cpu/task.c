@@ -128,7 +128,6 @@ static void load_state(struct x86_vcpu *c, const struct task *t) {
   c->ldtr = seg_null((u16)tss_get(t->tss, f->ldt, 2), 0);
   unsigned cpl = tss_get(t->tss, f->seg + SEG_CS * f->seg_step, 2) & 3;
   for (unsigned n = 0; n < 6; n++) c->seg[n] = seg_null(n < f->segs ? (u16)tss_get(t->tss, f->seg + n * f->seg_step, 2) : 0, cpl);
-  c->code_gen++;
   x86_mode_changed(c);
 }
 
@@ -217,7 +216,6 @@ static int enter_task(struct x86_vcpu *c, const struct task *t) {
   load_state(c, t);
   int r = load_cr3(c, t);
   if (!r) r = load_segments(c, t->ext);
-  c->code_gen++;
   x86_mode_changed(c);
   if (!r) r = x86_check_target(c, &c->seg[SEG_CS], c->rip, t->ext);
   if (!r) {

@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <pthread.h>
 #include <string.h>
+#include "base/process.h"
 #include "x86/cpuid/cpuid.h"
 
 const struct x86_feature_row x86_feature_rows[X86_FEATURE_COUNT] = {
@@ -121,7 +122,7 @@ bool x86_pv_has(const struct x86_vcpu *c, enum x86_feature f) {
 static const u8 runtime_features[] = {X86_FEATURE_OSXSAVE, X86_FEATURE_OSPKE, X86_FEATURE_APIC, X86_FEATURE_MONITOR};
 
 /* Guards config and isa of all vCPUs.  Innermost. */
-static pthread_mutex_t isa_lock = PTHREAD_MUTEX_INITIALIZER;
+FORK_MUTEX(isa_lock);
 
 /* The number of another vCPU of the VM with this configuration, else one that no vCPU uses.  A vCPU that has run cannot change
  * its number, so blocks of one configuration never meet another under the same number. */

@@ -18,6 +18,16 @@ static int bt_reg(struct x86_vcpu *c, const struct x86_insn *i) {
   case 2: __asm__ volatile("lock btr" suffix " %[n], %[m]\n\tsetc %[c]" : [m] "+m"(*(T *)(p)), [c] "=q"(cf) : [n] "r"((T)(n)) : "cc", "memory"); break; \
   default: __asm__ volatile("lock btc" suffix " %[n], %[m]\n\tsetc %[c]" : [m] "+m"(*(T *)(p)), [c] "=q"(cf) : [n] "r"((T)(n)) : "cc", "memory"); \
   }
+/* Returns the old value. */
+GUEST_ACCESS static u64 change_unlocked(void *p, unsigned size, unsigned how, u64 bit) {
+  u64 v = size == 8 ? *(x86_u64_unaligned *)p : size == 4 ? *(x86_u32_unaligned *)p : *(x86_u16_unaligned *)p;
+  u64 w = changed(v, how, bit);
+  if (size == 8) *(x86_u64_unaligned *)p = w;
+  else if (size == 4) *(x86_u32_unaligned *)p = (u32)w;
+  else *(x86_u16_unaligned *)p = (u16)w;
+  return v;
+}
+
 static int bt_mem(struct x86_vcpu *c, const struct x86_insn *i) {
   unsigned bits = i->opsize * 8;
   u64 ea = x86_ea(c, i), n = i->imm;
@@ -42,12 +52,7 @@ static int bt_mem(struct x86_vcpu *c, const struct x86_insn *i) {
     else if (i->opsize == 4) LOCKED_BIT(x86_u32_unaligned, "l", p, n, cf)
     else LOCKED_BIT(x86_u16_unaligned, "w", p, n, cf)
   } else {
-    u64 v = i->opsize == 8 ? *(x86_u64_unaligned *)p : i->opsize == 4 ? *(x86_u32_unaligned *)p : *(x86_u16_unaligned *)p;
-    u64 w = changed(v, i->sub, 1ull << n);
-    if (i->opsize == 8) *(x86_u64_unaligned *)p = w;
-    else if (i->opsize == 4) *(x86_u32_unaligned *)p = (u32)w;
-    else *(x86_u16_unaligned *)p = (u16)w;
-    cf = v >> n & 1;
+    cf = change_unlocked(p, i->opsize, i->sub, 1ull << n) >> n & 1;
   }
   x86_rmw_end(c);
   carry(c, cf);

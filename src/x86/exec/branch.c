@@ -148,7 +148,7 @@ static int loop(struct x86_vcpu *c, const struct x86_insn *i) {
   bool zf = c->rflags & FL_ZF;
   bool take = n && (i->sub == 0 || (i->sub == 1) == zf);
   u64 target = take ? (c->rip + i->imm) & operand_mask(i) : x86_next_ip(c, i);
-  int r = check_target(c, target);
+  int r = take ? check_target(c, target) : X86_OK;
   if (r) return r;
   put_size(c, RCX, i->adsize, n);
   c->rip = target;

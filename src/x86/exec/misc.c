@@ -33,7 +33,7 @@ static int sti(struct x86_vcpu *c, const struct x86_insn *i) {
   if (likely(may_if(c))) {
     if (!(c->rflags & FL_IF)) {
       x86_set_rflags(c, FL_IF, FL_IF);
-      c->int_shadow = 1; /* the next instruction is still shielded */
+      c->int_shadow = X86_SHADOW_STI; /* the next instruction is still shielded */
     }
     return X86_END;
   }
@@ -108,21 +108,23 @@ static x86_exec_fn *select_arpl(const struct x86_decoded *d, struct x86_insn *i)
   return arpl;
 }
 
-/* The host's accesses are the guest's: so is their order. */
-static int mfence(struct x86_vcpu *c, const struct x86_insn *i) { return __atomic_thread_fence(__ATOMIC_SEQ_CST), X86_OK; }
+/* The host's accesses are the guest's: so is their order, that of non-temporal stores and of RDTSC after loads included. */
+static int lfence(struct x86_vcpu *c, const struct x86_insn *i) { return __builtin_ia32_lfence(), X86_OK; }
+static int sfence(struct x86_vcpu *c, const struct x86_insn *i) { return __builtin_ia32_sfence(), X86_OK; }
+static int mfence(struct x86_vcpu *c, const struct x86_insn *i) { return __builtin_ia32_mfence(), X86_OK; }
 
 /* SALC (opcode D6, undocumented): AL = CF ? FFh : 0. */
 static int salc(struct x86_vcpu *c, const struct x86_insn *i) { return put8(c, 0, c->rflags & FL_CF ? 0xff : 0), X86_OK; }
 
 #define PLAIN(fn) static x86_exec_fn *select_##fn(const struct x86_decoded *d, struct x86_insn *i) { return fn; }
-PLAIN(nop) PLAIN(mfence) PLAIN(clc) PLAIN(stc) PLAIN(cmc) PLAIN(cld) PLAIN(std) PLAIN(cli) PLAIN(salc)
+PLAIN(nop) PLAIN(lfence) PLAIN(sfence) PLAIN(mfence) PLAIN(clc) PLAIN(stc) PLAIN(cmc) PLAIN(cld) PLAIN(std) PLAIN(cli) PLAIN(salc)
 static x86_exec_fn *select_sti(const struct x86_decoded *d, struct x86_insn *i) { return i->iflags |= X86_I_END, sti; }
 static x86_exec_fn *select_ud(const struct x86_decoded *d, struct x86_insn *i) { return i->iflags |= X86_I_END, x86_exec_ud; }
 
 #define ROW(NAME, name) {ZYDIS_MNEMONIC_##NAME, select_##name}
 static const struct x86_op_row rows[] = {
     ROW(NOP, nop),         ROW(ENDBR32, nop),     ROW(ENDBR64, nop),     ROW(PREFETCH, nop),   ROW(PREFETCHNTA, nop), ROW(PREFETCHT0, nop),
-    ROW(PREFETCHT1, nop),  ROW(PREFETCHT2, nop),  ROW(PREFETCHW, nop),   ROW(PREFETCHWT1, nop), ROW(LFENCE, nop),     ROW(SFENCE, nop),
+    ROW(PREFETCHT1, nop),  ROW(PREFETCHT2, nop),  ROW(PREFETCHW, nop),   ROW(PREFETCHWT1, nop), ROW(LFENCE, lfence),  ROW(SFENCE, sfence),
     ROW(MFENCE, mfence),   ROW(CLC, clc),         ROW(STC, stc),         ROW(CMC, cmc),        ROW(CLD, cld),         ROW(STD, std),
     ROW(CLI, cli),         ROW(STI, sti),         ROW(SALC, salc),       ROW(IN, io),          ROW(OUT, io),          ROW(BOUND, bound),
     ROW(ARPL, arpl),       ROW(UD0, ud),          ROW(UD1, ud),          ROW(UD2, ud),

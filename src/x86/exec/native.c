@@ -6,7 +6,20 @@
 static int native_reg(struct x86_vcpu *c, const struct x86_insn *i) {
   const struct x86_native *n = i->aux;
   int r = x86_x87_check(c, n->mmx, n->waits);
-  return r ? r : x86_x87_run(c, n, NULL);
+  return r ? r : x86_x87_run(c, i, n, NULL);
+}
+
+/* Through a buffer; a store that faults changes nothing. */
+static int native_store(struct x86_vcpu *c, const struct x86_insn *i, const struct x86_native *n, u64 ea) {
+  u8 buf[16], saved[sizeof(c->fpu.fx)];
+  memcpy(saved, c->fpu.fx, sizeof(saved));
+  int r = x86_x87_run(c, i, n, buf);
+  if (r || (n->x87 && x86_x87_not_stored(c))) return r;
+  r = x86_write(c, i->seg, ea, buf, n->mem_size);
+  if (!r) return r;
+  memcpy(c->fpu.fx, saved, sizeof(saved));
+  if (n->mmx) x86_mmx_top(c); /* as processors do; the manual has nothing about it */
+  return r;
 }
 
 /* The memory operand in place where one page holds it and the TLB allows it; else through a buffer. */
@@ -17,18 +30,16 @@ static int native_mem(struct x86_vcpu *c, const struct x86_insn *i) {
   int r = x86_x87_check(c, n->mmx, n->waits);
   if (r) return r;
   r = x86_linear(c, i->seg, ea, n->mem_size, n->mem_write ? ACC_WRITE : ACC_READ, &lin);
-  if (r) return r;
+  if (unlikely(r)) return n->mem_read ? r : native_store(c, i, n, ea);
   struct x86_tlb_entry *e = x86_tlb_slot(c, lin);
   u64 last = (lin + n->mem_size - 1) & PAGE_MASK;
-  if (likely((!n->mem_write || last == e->write) && (!n->mem_read || last == e->read))) return x86_x87_run(c, n, (void *)(uintptr_t)(lin + e->addend));
+  if (likely((!n->mem_write || last == e->write) && (!n->mem_read || last == e->read))) return x86_x87_run(c, i, n, (void *)(uintptr_t)(lin + e->addend));
   if (n->mem_read) {
     r = x86_read(c, i->seg, ea, buf, n->mem_size);
     if (r) return r;
   }
-  if (!n->mem_write) return x86_x87_run(c, n, buf);
-  /* Stores change no other register: the memory part comes last and may fault. */
-  r = x86_x87_run(c, n, buf);
-  return r ? r : x86_write(c, i->seg, ea, buf, n->mem_size);
+  if (!n->mem_write) return x86_x87_run(c, i, n, buf);
+  return native_store(c, i, n, ea);
 }
 
 /* What may run natively: nothing that touches system state. */
@@ -91,5 +102,6 @@ x86_exec_fn *x86_native_select(const struct x86_decoded *d, struct x86_insn *i) 
   struct x86_native *n = x86_native_get(d);
   if (!n) return NULL;
   i->aux = n;
+  i->imm = (u64)(d->insn.opcode & 7) << 8 | (d->insn.raw.modrm.mod << 6 | d->insn.raw.modrm.reg << 3 | d->insn.raw.modrm.rm);
   return n->mem_size ? native_mem : native_reg;
 }

@@ -25,10 +25,14 @@ x86_exec_fn *x86_x87_select(const struct x86_decoded *d, struct x86_insn *i);
 /* Where MMX register n lies; what an MMX instruction does to TOP and the tags (vector.c). */
 void *x86_mmx_register(struct x86_vcpu *c, unsigned n);
 void x86_mmx_state(struct x86_vcpu *c);
+void x86_mmx_top(struct x86_vcpu *c); /* TOP alone */
+void x86_x87_set_top(struct x86_vcpu *c, unsigned top);
+/* After a store: an unmasked exception has kept it from happening (SDM Vol. 1, 8.5). */
+bool x86_x87_not_stored(struct x86_vcpu *c);
 
 /* #UD and #NM of x87 and MMX (SDM Vol. 3A tables 14-1, 14-2), and a pending #MF for instructions that wait. */
 int x86_x87_check(struct x86_vcpu *c, bool mmx, bool waits);
-/* Runs an x87 or MMX stub with all exceptions masked and recomputes what an unmasked one changes. */
-int x86_x87_run(struct x86_vcpu *c, const struct x86_native *n, void *mem);
+/* Runs an x87 or MMX stub; mem: host address of the memory operand or NULL.  i->imm: the opcode as FOP has it. */
+int x86_x87_run(struct x86_vcpu *c, const struct x86_insn *i, const struct x86_native *n, void *mem);
 
 #endif

@@ -6,6 +6,7 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include "base/process.h"
 #include "jit/codemem.h"
 #include "x86/exec/native.h"
 
@@ -94,6 +95,11 @@ static bool emit(const struct x86_decoded *d, struct x86_native *n, struct code 
   disp32(e, (u32)offsetof(struct x86_vcpu, fpu.fx));
   if (gpr) move_general(e, RDX, (unsigned)ZydisRegisterGetId(gpr->reg.value), false);
   if (!rewrite(d, n->mem_size != 0, gpr, bytes, &len)) return false;
+  if (d->insn.cpu_flags && d->insn.cpu_flags->tested) { /* mov eax, [rdi+rflags]; and eax, arithmetic flags; push rax; popf */
+    puts_(e, (const u8[]){0x8b, 0x87}, 2);
+    disp32(e, (u32)offsetof(struct x86_vcpu, rflags));
+    puts_(e, (const u8[]){0x25, FL_ARITH & 0xff, FL_ARITH >> 8, 0, 0, 0x50, 0x9d}, 7);
+  }
   puts_(e, bytes, len);
   if (n->flags) puts_(e, (const u8[]){0x9c, 0x41, 0x8f, 0x00}, 4); /* pushf; pop [r8] */
   if (gpr && (gpr->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE)) move_general(e, RDX, (unsigned)ZydisRegisterGetId(gpr->reg.value), true);
@@ -129,7 +135,7 @@ static bool describe(const struct x86_decoded *d, struct x86_native *n) {
 /* Stubs by the rewritten bytes plus which general register is meant. */
 #define BUCKETS 4096
 static struct x86_native *buckets[BUCKETS];
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+FORK_MUTEX(lock); /* a stub is entered whole */
 
 static unsigned make_key(const struct x86_decoded *d, u8 *key) {
   const ZydisDecodedOperand *gpr = explicit_general(d);

@@ -83,10 +83,15 @@ static int exec_load_pointer(struct x86_vcpu *c, const struct x86_insn *i) {
 static int store_table(struct x86_vcpu *c, const struct x86_insn *i, u64 base, u16 limit) {
   u8 data[10];
   unsigned size = c->code64 ? 10 : 6;
+  u64 ea = x86_ea(c, i);
   if (umip_refuses(c)) return x86_gp0(c);
+  if (unlikely(x86_alignment_checked(c))) { /* SDM Vol. 3A 3.5.1: a word and a pointer, each aligned by itself */
+    int r = store_size(c, i->seg, ea + 2, size - 2, base);
+    return r ? r : x86_store16(c, i->seg, ea, limit);
+  }
   *(x86_u16_unaligned *)data = limit;
   *(x86_u64_unaligned *)(data + 2) = base;
-  return x86_write(c, i->seg, x86_ea(c, i), data, size);
+  return x86_write(c, i->seg, ea, data, size);
 }
 static int exec_sgdt(struct x86_vcpu *c, const struct x86_insn *i) { return store_table(c, i, c->gdtr.base, c->gdtr.limit); }
 static int exec_sidt(struct x86_vcpu *c, const struct x86_insn *i) { return store_table(c, i, c->idtr.base, c->idtr.limit); }

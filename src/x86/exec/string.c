@@ -6,6 +6,7 @@
  * with them at the next iteration, which is where an interrupt may come.  CMPS and SCAS write the flags once, at the end: a fault half way finds them as
  * they were before the instruction (REP, "restored to the state prior to the execution").
  */
+#include <string.h>
 #include "x86/exec/exec.h"
 
 #define CHUNK 16384u /* bytes before the run loop gets a look */
@@ -21,6 +22,12 @@ static inline void advance(struct x86_vcpu *c, const struct x86_insn *i, unsigne
 /* Whether a repeated instruction lets the run loop look: `done` bytes since it was entered. */
 static inline bool pause_due(const struct x86_vcpu *c, u64 done) {
   return done && (done >= CHUNK || c->stop || (c->mode & X86_MODE_SINGLE) || atomic_load_explicit(&c->core.requests, memory_order_relaxed));
+}
+
+/* SDM Vol. 3B 17.3.1.1: what comes between two iterations finds RF set, so that the rest does not hit the instruction's breakpoint again. */
+static inline int pause_here(struct x86_vcpu *c) {
+  c->rflags |= FL_RF;
+  return X86_RESTART;
 }
 
 /* With 32-bit addresses in 64-bit mode a repeated instruction clears the upper half of RCX first, even when it then faults or does nothing; MOVS and STOS
@@ -57,7 +64,7 @@ typedef u64 bulk_fn(struct x86_vcpu *c, const struct x86_insn *i, u64 n); /* ele
 static inline int repeat(struct x86_vcpu *c, const struct x86_insn *i, one_fn *one, bulk_fn *bulk) {
   u64 n = count(c, i);
   for (u64 done = 0; n; n = at(c, i, RCX)) {
-    if (pause_due(c, done)) return X86_RESTART;
+    if (pause_due(c, done)) return pause_here(c);
     u64 k = c->mode & X86_MODE_SINGLE ? 0 : bulk(c, i, n);
     if (!k) {
       int r = one(c, i);
@@ -174,7 +181,7 @@ static inline int repeat_compare(struct x86_vcpu *c, const struct x86_insn *i, c
   u64 n = count(c, i);
   if (!n) return X86_OK;
   for (u64 done = 0; n; n = at(c, i, RCX)) {
-    if (pause_due(c, done)) return X86_RESTART;
+    if (pause_due(c, done)) return pause_here(c);
     u64 k = c->mode & X86_MODE_SINGLE ? 0 : bulk(c, i, n, &raw);
     if (!k) {
       int r = one(c, i, &raw);
@@ -271,17 +278,43 @@ static void watch_port(struct x86_vcpu *c, const struct x86_insn *i) {
   if (unlikely(c->mode & X86_MODE_SINGLE)) x86_io_breakpoint(c, port(c), i->opsize);
 }
 
-/* The destination is checked for writing before the port is read: what a device gave must not get lost. */
-static int ins_one(struct x86_vcpu *c, const struct x86_insn *i) {
-  u32 v;
+/* One element, or as many of a repeated INS as the client answers in one exit: within the destination's page.  The destination is
+ * checked for writing before the port is read: what a device gave must not get lost. */
+static int ins_some(struct x86_vcpu *c, const struct x86_insn *i, u64 max, u64 *done) {
+  const u8 *data;
+  void *host;
+  unsigned n;
   u64 lin, ea = at(c, i, RDI);
   int r = x86_linear(c, SEG_ES, ea, i->opsize, ACC_WRITE, &lin);
   if (!r) r = x86_probe_write(c, lin, i->opsize, c->cpl);
-  if (!r) r = x86_pio_in(c, port(c), i->opsize, &v);
-  if (!r) r = store_size(c, SEG_ES, ea, i->opsize, v);
   if (r) return r;
-  advance(c, i, RDI, 1);
+  u64 room = max > 1 && !down(c) ? span(c, i, SEG_ES, ea, max, ACC_WRITE, &host) : 0;
+  r = x86_pio_in_string(c, port(c), i->opsize, (unsigned)MAX(room, 1ull), &n, &data);
+  if (r) return r;
+  if (n <= room) {
+    memcpy(host, data, n * i->opsize);
+  } else { /* also where the page changed its nature meanwhile: the rest of the answer is void */
+    u32 v = 0;
+    memcpy(&v, data, i->opsize);
+    n = 1;
+    r = store_size(c, SEG_ES, ea, i->opsize, v);
+    if (r) return r;
+  }
+  *done = n;
+  advance(c, i, RDI, n);
   watch_port(c, i);
+  return X86_OK;
+}
+static int ins_repeat(struct x86_vcpu *c, const struct x86_insn *i) {
+  u64 n = count(c, i), k;
+  for (u64 done = 0; n; n = at(c, i, RCX)) {
+    if (pause_due(c, done)) return X86_RESTART;
+    int r = ins_some(c, i, c->mode & X86_MODE_SINGLE ? 1 : n, &k);
+    if (r) return r;
+    x86_io_commit(c);
+    put_size(c, RCX, i->adsize, n - k);
+    done += k * i->opsize;
+  }
   return X86_OK;
 }
 static int outs_one(struct x86_vcpu *c, const struct x86_insn *i) {
@@ -296,13 +329,17 @@ static int outs_one(struct x86_vcpu *c, const struct x86_insn *i) {
 static u64 no_bulk(struct x86_vcpu *c, const struct x86_insn *i, u64 n) { return 0; }
 
 /* The port's permission is checked even when the count is zero. */
-static int port_string(struct x86_vcpu *c, const struct x86_insn *i, one_fn *one) {
+static int ins(struct x86_vcpu *c, const struct x86_insn *i) {
+  u64 done;
   int r = x86_io_check(c, port(c), i->opsize);
   if (r) return r;
-  return repeated(i) ? repeat(c, i, one, no_bulk) : one(c, i);
+  return repeated(i) ? ins_repeat(c, i) : ins_some(c, i, 1, &done);
 }
-static int ins(struct x86_vcpu *c, const struct x86_insn *i) { return port_string(c, i, ins_one); }
-static int outs(struct x86_vcpu *c, const struct x86_insn *i) { return port_string(c, i, outs_one); }
+static int outs(struct x86_vcpu *c, const struct x86_insn *i) {
+  int r = x86_io_check(c, port(c), i->opsize);
+  if (r) return r;
+  return repeated(i) ? repeat(c, i, outs_one, no_bulk) : outs_one(c, i);
+}
 
 /* ---- selection ---- */
 

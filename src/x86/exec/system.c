@@ -51,6 +51,7 @@ static int exec_rdtsc(struct x86_vcpu *c, const struct x86_insn *i) {
 
 static int exec_rdtscp(struct x86_vcpu *c, const struct x86_insn *i) {
   if (unlikely(tsc_refused(c))) return x86_gp0(c);
+  __builtin_ia32_lfence(); /* earlier loads come first: SDM Vol. 2B, RDTSCP */
   put_edx_eax(c, x86_guest_tsc(c));
   c->regs[RCX] = (u32)c->tsc_aux;
   return X86_OK;
@@ -71,6 +72,7 @@ static int exec_rdpmc(struct x86_vcpu *c, const struct x86_insn *i) {
 static int exec_cpuid(struct x86_vcpu *c, const struct x86_insn *i) {
   u32 r[4];
   if (unlikely((c->msr->misc_features & 1) && c->cpl)) return x86_gp0(c); /* CPUID faulting: SDM Vol. 4, MSR 140H */
+  __builtin_ia32_lfence(); /* a serialising instruction */
   x86_cpuid_get(c, (u32)c->regs[RAX], (u32)c->regs[RCX], r);
   c->regs[RAX] = r[0];
   c->regs[RBX] = r[1];

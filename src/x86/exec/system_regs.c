@@ -1,6 +1,7 @@
 /* MOV to and from control and debug registers, CLTS.
  *
  * Manual: Intel SDM Vol. 2B MOV (control registers, debug registers); Vol. 3B 17.2 (debug registers). */
+#include "x86/cpu/cpu.h"
 #include "x86/exec/exec.h"
 #include "x86/exec/system.h"
 
@@ -57,7 +58,7 @@ static int check_dr(struct x86_vcpu *c, unsigned *dr) {
     *dr += 2;
   }
   if (c->cpl) return x86_gp0(c);
-  if (c->dr[7] & DR7_GD) {
+  if (x86_debug_dr7(c) & DR7_GD) {
     c->fault = (struct x86_fault){.vector = VEC_DB, .payload = DR6_BD};
     return X86_FAULT;
   }

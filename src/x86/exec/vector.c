@@ -154,15 +154,20 @@ void *x86_mmx_register(struct x86_vcpu *c, unsigned n) {
   return &c->fpu.fx[32 + 16 * ((n - top) & 7)];
 }
 
+/* The image holds the stack from its top on: another top is another order of the same registers. */
+void x86_x87_set_top(struct x86_vcpu *c, unsigned top) {
+  unsigned old = (c->fpu.fx[3] & FSW_TOP >> 8) >> 3;
+  u8 order[128];
+  if (top == old) return;
+  for (unsigned n = 0; n < 8; n++) memcpy(order + 16 * n, &c->fpu.fx[32 + 16 * ((n + top - old) & 7)], 16);
+  memcpy(&c->fpu.fx[32], order, sizeof(order));
+  c->fpu.fx[3] = (u8)((c->fpu.fx[3] & ~(FSW_TOP >> 8)) | top << 3);
+}
+void x86_mmx_top(struct x86_vcpu *c) { x86_x87_set_top(c, 0); }
+
 /* After an MMX instruction (SDM Vol. 3A 12.2): TOP is 0, all registers are valid. */
 void x86_mmx_state(struct x86_vcpu *c) {
-  unsigned top = (c->fpu.fx[3] & FSW_TOP >> 8) >> 3;
-  u8 order[128];
-  if (top) {
-    for (unsigned n = 0; n < 8; n++) memcpy(order + 16 * n, &c->fpu.fx[32 + 16 * ((n - top) & 7)], 16);
-    memcpy(&c->fpu.fx[32], order, sizeof(order));
-    c->fpu.fx[3] &= (u8)~(FSW_TOP >> 8);
-  }
+  x86_mmx_top(c);
   c->fpu.fx[4] = 0xff;
 }
 

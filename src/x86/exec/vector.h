@@ -98,8 +98,6 @@ static inline bool x86_vector_enabled(const struct x86_vcpu *c, enum x86_vector_
   return !((c->cr0 & CR0_TS) | (~c->cr4 & CR4_OSXSAVE) | (~c->xcr0 & need));
 }
 
-/* Alignment checks are on (SDM Vol. 3A 6.15, interrupt 17).  They concern operands of two, four and eight bytes. */
-static inline bool x86_alignment_checked(const struct x86_vcpu *c) { return (c->rflags & FL_AC) && (c->cr0 & CR0_AM) && c->cpl == 3; }
 
 /* ---- vector_masked.c ---- */
 void x86_vector_describe_mask(const struct x86_decoded *d, const struct x86_vector_form *f, struct x86_vector *v);

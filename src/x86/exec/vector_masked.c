@@ -157,7 +157,9 @@ static int maskmovdqu(struct x86_vcpu *c, const struct x86_insn *i) {
 static int maskmovq(struct x86_vcpu *c, const struct x86_insn *i) {
   u64 ea = c->regs[RDI] & i->ea_mask;
   int r = x86_x87_check(c, true, true);
-  if (!r) r = x86_vector_probe_whole(c, i, ea, 8);
+  if (r) return r;
+  x86_mmx_top(c); /* also where the store faults, as processors do */
+  r = x86_vector_probe_whole(c, i, ea, 8);
   if (!r) r = store_bytes(c, i, ea, x86_mmx_register(c, i->reg), x86_mmx_register(c, i->rm));
   if (!r) x86_mmx_state(c);
   return r;

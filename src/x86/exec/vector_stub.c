@@ -5,6 +5,7 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include "base/process.h"
 #include "jit/codemem.h"
 #include "x86/exec/vector.h"
 #include "x86/exec/xstate.h"
@@ -196,7 +197,7 @@ static u8 destination(const struct x86_vector_form *f) {
 
 #define BUCKETS 4096
 static struct x86_vector *buckets[BUCKETS];
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+FORK_MUTEX(lock); /* a stub is entered whole */
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 
 static void probe_host(void) { host_avx512 = x86_native_supports(X86_FEATURE_AVX512F); }

@@ -1,6 +1,7 @@
 /* x87 and MMX: availability, pending exceptions, the control instructions; arithmetic runs through stubs. */
 #include <string.h>
 #include "x86/exec/native.h"
+#include "x86/exec/xstate.h"
 
 /* FXSAVE64 image fields (SDM Vol. 1, table 10-2). */
 static u16 *fcw(struct x86_vcpu *c) { return (u16 *)(void *)&c->fpu.fx[0]; }
@@ -10,11 +11,21 @@ static u16 *fop(struct x86_vcpu *c) { return (u16 *)(void *)&c->fpu.fx[6]; }
 
 #define FSW_ES 0x80u
 #define FSW_B  0x8000u
+#define FSW_IE 0x01u
+#define FSW_OE 0x08u
+#define FSW_UE 0x10u
 
 /* ES and B summarise unmasked pending exceptions. */
 static void summarize(struct x86_vcpu *c) {
   bool pending = *fsw(c) & ~*fcw(c) & 0x3f;
   *fsw(c) = (u16)((*fsw(c) & ~(FSW_ES | FSW_B)) | (pending ? FSW_ES | FSW_B : 0));
+}
+
+void x86_x87_sanitize(struct x86_vcpu *c) {
+  *fcw(c) = (u16)((*fcw(c) & 0x1f3f) | 0x40);
+  *fop(c) &= 0x7ff;
+  c->fpu.fx[5] = 0; /* reserved */
+  summarize(c);
 }
 
 int x86_x87_check(struct x86_vcpu *c, bool mmx, bool waits) {
@@ -24,36 +35,33 @@ int x86_x87_check(struct x86_vcpu *c, bool mmx, bool waits) {
   return X86_OK;
 }
 
-int x86_x87_run(struct x86_vcpu *c, const struct x86_native *n, void *mem) {
-  u16 cw = *fcw(c), before = *fsw(c);
+bool x86_x87_not_stored(struct x86_vcpu *c) { return *fsw(c) & ~*fcw(c) & (FSW_IE | FSW_OE | FSW_UE); }
+
+static u64 *fip(struct x86_vcpu *c) { return (u64 *)(void *)&c->fpu.fx[8]; }
+static u64 *fdp(struct x86_vcpu *c) { return (u64 *)(void *)&c->fpu.fx[16]; }
+
+/* The stub runs with the guest's own masks: the next instruction that waits would take the exception, and the stub ends with one that does not.  The
+ * pointers and the opcode that the host recorded are the stub's; they become the guest's (SDM Vol. 1, 8.1.8). */
+int x86_x87_run(struct x86_vcpu *c, const struct x86_insn *i, const struct x86_native *n, void *mem) {
   u64 flags;
-  u8 saved[512];
-  bool unmasked = (cw & 0x3f) != 0x3f;
-  if (unlikely(unmasked)) memcpy(saved, c->fpu.fx, sizeof(saved));
-  *fcw(c) = cw | 0x3f;
-  *fsw(c) &= (u16)~(FSW_ES | FSW_B | (unmasked ? 0x3f : 0));
+  u16 op = *fop(c);
   n->stub(c, mem, &flags);
-  *fcw(c) = cw;
-  if (unlikely(unmasked)) {
-    u16 raised = *fsw(c) & 0x3f, hit = raised & ~cw;
-    if (hit & 7) { /* SDM Vol. 1, 8.5.1 to 8.5.3: operands and stack stay as they were */
-      u16 cc = *fsw(c);
-      memcpy(c->fpu.fx, saved, sizeof(saved));
-      *fsw(c) = (u16)((*fsw(c) & ~0x40) | (cc & 0x247)); /* flags, stack fault and C1 are reported */
-      raised &= 7;
-    }
-    *fsw(c) |= (before & 0x3f) | raised;
-    summarize(c);
-  }
+  if (n->mmx) return X86_OK;
+  *fip(c) = x86_insn_ip(c, i);
+  if (mem && *fdp(c) == (u64)(uintptr_t)mem) *fdp(c) = x86_ea(c, i);
+  if (*fop(c) != op || *fsw(c) & FSW_ES) *fop(c) = (u16)i->imm;
   if (n->flags) c->rflags = (c->rflags & ~(u64)FL_ARITH) | (flags & FL_ARITH);
   return X86_OK;
 }
 
 static void init(struct x86_vcpu *c) {
+  x86_mmx_top(c); /* the registers keep what they hold */
   memset(c->fpu.fx, 0, 24);
   *fcw(c) = 0x37f;
 }
 
+/* FENI, FDISI and FSETPM of the 8087 and 80287. */
+static int nothing(struct x86_vcpu *c, const struct x86_insn *i) { return x86_x87_check(c, false, false); }
 static int fninit(struct x86_vcpu *c, const struct x86_insn *i) {
   int r = x86_x87_check(c, false, false);
   if (!r) init(c);
@@ -93,7 +101,9 @@ static int fnstsw_ax(struct x86_vcpu *c, const struct x86_insn *i) {
 }
 static int emms(struct x86_vcpu *c, const struct x86_insn *i) {
   int r = x86_x87_check(c, true, true);
-  if (!r) *ftw(c) = 0;
+  if (r) return r;
+  x86_mmx_state(c);
+  *ftw(c) = 0;
   return r;
 }
 
@@ -125,6 +135,7 @@ static unsigned env_store(struct x86_vcpu *c, const struct x86_insn *i, u8 *b) {
   memcpy(&dp, &c->fpu.fx[16], 8);
   u16 tags = full_tags(c), op = *fop(c) & 0x7ff;
   bool real = !x86_protected(c) || x86_v86(c);
+  ip = (u32)ip, dp = (u32)dp; /* CS and DS read as 0: CPUID.(07H,0).EBX[13] */
   if (i->opsize == 2) {
     u16 v[7] = {*fcw(c), *fsw(c), tags, (u16)ip, real ? (u16)((ip >> 4 & 0xf000) | op) : (u16)(ip >> 32), (u16)dp,
                 real ? (u16)(dp >> 4 & 0xf000) : (u16)(dp >> 32)};
@@ -152,6 +163,7 @@ static void env_load(struct x86_vcpu *c, const struct x86_insn *i, const u8 *b) 
   memcpy(&ip, b + 3 * w, w);
   memcpy(&dp, b + 5 * w, w);
   if (w == 4) memcpy(&op, b + 4 * w + 2, 2);
+  x86_x87_set_top(c, sw >> 11 & 7);
   *fcw(c) = (u16)((cw & 0x1f3f) | 0x40);
   *fsw(c) = sw;
   *ftw(c) = short_tags(tags);
@@ -185,19 +197,17 @@ static int fnsave(struct x86_vcpu *c, const struct x86_insn *i) {
   if (r) return r;
   unsigned n = env_store(c, i, b);
   for (unsigned k = 0; k < 8; k++) memcpy(b + n + 10 * k, &c->fpu.fx[32 + 16 * k], 10);
-  n += 80;
-  for (unsigned at = 0; at < n; at += 54) { /* 94 or 108 bytes, in pieces of at most 64 */
-    r = x86_write(c, i->seg, (x86_ea(c, i) + at) & i->ea_mask, b + at, MIN(54u, n - at));
-    if (r) return r;
-  }
-  init(c);
-  return X86_OK;
+  r = x86_write(c, i->seg, x86_ea(c, i), b, n);
+  for (unsigned at = n; !r && at < n + 80; at += 40) r = x86_write(c, i->seg, (x86_ea(c, i) + at) & i->ea_mask, b + at, 40);
+  if (!r) init(c);
+  return r;
 }
 static int frstor(struct x86_vcpu *c, const struct x86_insn *i) {
   u8 b[108];
-  unsigned head = i->opsize == 2 ? 14 : 28, n = head + 80;
+  unsigned head = i->opsize == 2 ? 14 : 28;
   int r = x86_x87_check(c, false, true);
-  for (unsigned at = 0; !r && at < n; at += 54) r = x86_read(c, i->seg, (x86_ea(c, i) + at) & i->ea_mask, b + at, MIN(54u, n - at));
+  if (!r) r = x86_read(c, i->seg, x86_ea(c, i), b, head);
+  for (unsigned at = head; !r && at < head + 80; at += 40) r = x86_read(c, i->seg, (x86_ea(c, i) + at) & i->ea_mask, b + at, 40);
   if (r) return r;
   env_load(c, i, b);
   for (unsigned k = 0; k < 8; k++) memcpy(&c->fpu.fx[32 + 16 * k], b + head + 10 * k, 10);
@@ -207,6 +217,9 @@ static int frstor(struct x86_vcpu *c, const struct x86_insn *i) {
 x86_exec_fn *x86_x87_select(const struct x86_decoded *d, struct x86_insn *i) {
   bool mem = i->iflags & X86_I_MEM;
   switch (d->insn.mnemonic) {
+  case ZYDIS_MNEMONIC_FENI8087_NOP:
+  case ZYDIS_MNEMONIC_FDISI8087_NOP:
+  case ZYDIS_MNEMONIC_FSETPM287_NOP: return nothing;
   case ZYDIS_MNEMONIC_FNINIT: return fninit;
   case ZYDIS_MNEMONIC_FNCLEX: return fnclex;
   case ZYDIS_MNEMONIC_FWAIT: return fwait;

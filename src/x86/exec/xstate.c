@@ -179,28 +179,23 @@ void x86_xstate_store(const struct x86_vcpu *c, unsigned n, u8 *at) {
   }
 }
 
-/* Reserved bits read as they always do, the instruction pointer is canonical, the opcode has eleven bits, and ES and B follow from flags and masks, whatever the image says. */
-static void load_x87(struct x86_vcpu *c, const u8 *at) {
+/* The instruction pointer, not the operand's, reads back as a canonical address. */
+static void canonical_ip(struct x86_vcpu *c) {
   const unsigned unused = x86_has(c, X86_FEATURE_LA57) ? 64 - 57 : 64 - 48;
-  u16 cw, sw;
   u64 ip;
-  memcpy(c->fpu.fx, at, MXCSR_AT);
-  memcpy(&c->fpu.fx[32], at + 32, 128);
-  memcpy(&cw, at, 2);
-  memcpy(&sw, at + 2, 2);
-  cw = (u16)((cw & 0x1f3f) | 0x40);
-  sw = (u16)((sw & 0x7f7f) | (sw & ~cw & 0x3f ? 0x8080 : 0));
-  memcpy(c->fpu.fx, &cw, 2);
-  memcpy(&c->fpu.fx[2], &sw, 2);
-  c->fpu.fx[7] &= 7;
-  memcpy(&ip, at + 8, 8);
+  memcpy(&ip, &c->fpu.fx[8], 8);
   ip = (u64)((s64)(ip << unused) >> unused);
   memcpy(&c->fpu.fx[8], &ip, 8);
 }
 
 void x86_xstate_load(struct x86_vcpu *c, unsigned n, const u8 *at) {
   switch (n) {
-  case XC_X87: load_x87(c, at); break;
+  case XC_X87:
+    memcpy(c->fpu.fx, at, MXCSR_AT);
+    memcpy(&c->fpu.fx[32], at + 32, 128);
+    x86_x87_sanitize(c);
+    canonical_ip(c);
+    break;
   case XC_SSE: load_parts(c, 0, 16, at); break;
   case XC_AVX: load_parts(c, 16, 16, at); break;
   case XC_OPMASK: memcpy(c->fpu.k, at, sizeof(c->fpu.k)); break;

@@ -30,8 +30,11 @@ size_t x86_xstate_end(u64 components, u64 packed);
 void x86_xstate_store(const struct x86_vcpu *c, unsigned n, u8 *at);
 void x86_xstate_load(struct x86_vcpu *c, unsigned n, const u8 *at);
 void x86_xstate_init(struct x86_vcpu *c, unsigned n);
-/* XINUSE: components that differ from their initial state (13.6).  mxcsr: that of MXCSR counts for SSE; it must be up to date. */
+/* XINUSE: components that differ from their initial state (13.6).  mxcsr: that of MXCSR counts for SSE, as the compacting instructions have it; it must
+ * be up to date. */
 u64 x86_xstate_in_use(const struct x86_vcpu *c, bool mxcsr);
+/* Brings what was loaded into the x87 words to what the registers can hold: reserved bits, ES and B (x87.c). */
+void x86_x87_sanitize(struct x86_vcpu *c);
 
 /* Whether this host and the executor run a feature. */
 bool x86_native_supports(enum x86_feature f);

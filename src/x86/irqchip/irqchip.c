@@ -69,6 +69,12 @@ int x86_irqchip_create_split(struct x86_vm *vm, unsigned ioapic_pins) {
   return r;
 }
 
+/* The I/O APIC and the PICs of a split irqchip are the client's, and so are their acknowledgements. */
+bool x86_irqfd_allowed(struct vm *v, bool resample) {
+  const struct x86_irqchip *chip = x86_vm(v)->irqchip;
+  return chip && !(resample && chip->split);
+}
+
 void x86_irqchip_destroy(struct x86_vm *vm) {
   if (vm->irqchip) discard(vm, vm->irqchip);
 }

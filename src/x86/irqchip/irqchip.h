@@ -52,6 +52,7 @@ bool x86_lapic_eoi_exit(struct x86_vcpu *c);
 int x86_msi_deliver(struct x86_vm *vm, u64 address, u32 data);
 int x86_route_set(struct vm *vm, struct irq_route_entry *entry, const struct kvm_irq_routing_entry *ue); /* arch_ops.route_set */
 void x86_routes_changed(struct vm *vm);
+bool x86_irqfd_allowed(struct vm *vm, bool resample); /* arch_ops.irqfd_allowed */
 
 /* Chip state ioctls (arguments as KVM's): 0 or -errno. */
 int x86_irqchip_get(struct x86_vm *vm, struct kvm_irqchip *chip);

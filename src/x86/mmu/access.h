@@ -72,6 +72,11 @@ X86_DEFINE_ACCESS(16)
 X86_DEFINE_ACCESS(32)
 X86_DEFINE_ACCESS(64)
 
+/* Whether misaligned operands are #AC (SDM Vol. 3A 6.15, interrupt 17). */
+static inline bool x86_alignment_checked(const struct x86_vcpu *c) {
+  return (c->cr0 & CR0_AM) && (c->rflags & FL_AC) && c->cpl == 3;
+}
+
 /* Any size up to 64 bytes, (segment, offset). */
 int x86_read(struct x86_vcpu *c, unsigned seg, u64 ea, void *data, unsigned size);
 int x86_write(struct x86_vcpu *c, unsigned seg, u64 ea, const void *data, unsigned size);
@@ -144,5 +149,7 @@ static inline void x86_io_commit(struct x86_vcpu *c) {
 /* IN/OUT of one element, permission already checked.  In: X86_OK with the value, or X86_EXIT.  Out: posted like a device write. */
 int x86_pio_in(struct x86_vcpu *c, u16 port, unsigned size, u32 *value);
 int x86_pio_out(struct x86_vcpu *c, u16 port, unsigned size, u32 value);
+/* A repeated IN of up to `max` elements: X86_OK with *n of them (at least 1) at *data, or X86_EXIT. */
+int x86_pio_in_string(struct x86_vcpu *c, u16 port, unsigned size, unsigned max, unsigned *n, const u8 **data);
 
 #endif

@@ -105,18 +105,19 @@ int x86_io_writes_exit(struct x86_vcpu *c) {
   return X86_EXIT;
 }
 
-static int pio_exit(struct x86_vcpu *c, u16 port, unsigned size, bool in, u32 value) {
+static int pio_exit(struct x86_vcpu *c, u16 port, unsigned size, unsigned count, bool in, u32 value) {
   struct kvm_run *run = c->core.run;
   struct x86_io *io = &c->io;
   run->exit_reason = KVM_EXIT_IO;
   run->io.direction = in ? KVM_EXIT_IO_IN : KVM_EXIT_IO_OUT;
   run->io.size = (u8)size;
   run->io.port = port;
-  run->io.count = 1;
+  run->io.count = count;
   run->io.data_offset = KVM_PIO_PAGE_OFFSET * PAGE_SIZE;
   memcpy(c->core.pio_data, &value, sizeof(value));
   io->port = port;
   io->pio_size = (u8)size;
+  io->pio_count = count;
   io->pio_in = in;
   io->pio_wait = true;
   c->complete_io = complete_read;
@@ -137,12 +138,30 @@ int x86_pio_in(struct x86_vcpu *c, u16 port, unsigned size, u32 *value) {
   }
   vcpu_stat_exit(&c->core, io_exits);
   if (!io_bus_read(&c->core, BUS_PIO, port, size, value)) return X86_OK;
-  return pio_exit(c, port, size, true, 0);
+  return pio_exit(c, port, size, 1, true, 0);
+}
+
+/* KVM's emulator reads ahead as much (arch/x86/kvm/kvm_emulate.h, struct read_cache). */
+#define STRING_BYTES 1024u
+
+int x86_pio_in_string(struct x86_vcpu *c, u16 port, unsigned size, unsigned max, unsigned *n, const u8 **data) {
+  struct x86_io *io = &c->io;
+  if (pio_answered(io, port, size, true)) {
+    *n = MIN(io->pio_count, max);
+    *data = c->core.pio_data;
+    return X86_OK;
+  }
+  vcpu_stat_exit(&c->core, io_exits);
+  *n = 1;
+  *data = (u8 *)&io->pio_value;
+  io->pio_value = 0;
+  if (!io_bus_read(&c->core, BUS_PIO, port, size, &io->pio_value)) return X86_OK;
+  return pio_exit(c, port, size, MIN(max, STRING_BYTES / size), true, 0);
 }
 
 int x86_pio_out(struct x86_vcpu *c, u16 port, unsigned size, u32 value) {
   if (pio_answered(&c->io, port, size, false)) return X86_OK;
   vcpu_stat_exit(&c->core, io_exits);
   if (!io_bus_write(&c->core, BUS_PIO, port, size, &value)) return X86_OK;
-  return pio_exit(c, port, size, false, value);
+  return pio_exit(c, port, size, 1, false, value);
 }

@@ -98,9 +98,8 @@ void x86_mmu_mode_changed(struct x86_vcpu *c) {
 
 /* Everything that every access must look at goes through the slow table: #AC checks (SDM Vol. 3A 6.15, interrupt 17) and data breakpoints. */
 static bool slow_table(const struct x86_vcpu *c) {
-  bool ac = (c->cr0 & CR0_AM) && (c->rflags & FL_AC) && c->cpl == 3;
   u64 dr7 = c->guest_debug & KVM_GUESTDBG_USE_HW_BP ? c->guest_debug_dr[7] : c->dr[7];
-  return ac || (dr7 & 0xff);
+  return x86_alignment_checked(c) || (dr7 & 0xff);
 }
 
 void x86_mmu_rights_changed(struct x86_vcpu *c) {

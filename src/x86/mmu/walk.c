@@ -94,8 +94,10 @@ static bool entry_set_bits(struct x86_vcpu *c, const struct entry *p, unsigned s
     u32 old32 = (u32)old;
     ok = __atomic_compare_exchange_n((u32 *)p->host, &old32, old32 | (u32)bits, false, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED);
   }
-  if (ok && (p->slot->flags & KVM_MEM_LOG_DIRTY_PAGES)) mark_page_dirty(c->core.vm, &c->core, p->slot, p->gpa >> PAGE_SHIFT);
-  return ok;
+  if (!ok) return false;
+  if (p->slot->flags & KVM_MEM_LOG_DIRTY_PAGES) mark_page_dirty(c->core.vm, &c->core, p->slot, p->gpa >> PAGE_SHIFT);
+  if (unlikely(x86_page_has_code(c->core.vm, p->gpa >> PAGE_SHIFT))) x86_blocks_written(x86_vm_of(c), p->gpa, size);
+  return true;
 }
 
 /* 4.8: once the access is known not to fault, as KVM's walker does it: accessed in all entries used, dirty in the one that maps the page. */

@@ -25,6 +25,7 @@ struct x86_pv {
   bool guest_stopped;     /* KVM_KVMCLOCK_CTRL: tell the guest at the next update */
   u64 steal;              /* MSR_KVM_STEAL_TIME */
   u64 steal_next;         /* host TSC before which run delay is not read again */
+  u64 left;               /* host TSC when the vCPU last stopped running guest code */
   u64 run_delay;          /* of the thread when it was last read */
   int delay_fd;           /* its /proc/thread-self/schedstat, or -1 */
   pthread_t delay_thread; /* whose */

@@ -8,6 +8,7 @@
 #include <unistd.h>
 #include <urcu-bp.h>
 #include "base/fault.h"
+#include "base/ownfd.h"
 #include "core/memslot.h"
 #include "x86/cpuid/cpuid.h"
 #include "x86/mmu/access.h"
@@ -22,8 +23,8 @@
 static int open_schedstat(struct x86_pv *pv) {
   pthread_t self = pthread_self();
   if (pv->delay_fd >= 0 && pthread_equal(pv->delay_thread, self)) return pv->delay_fd;
-  if (pv->delay_fd >= 0) close(pv->delay_fd);
-  pv->delay_fd = open("/proc/thread-self/schedstat", O_RDONLY | O_CLOEXEC);
+  own_fd_close(pv->delay_fd);
+  pv->delay_fd = own_fd(open("/proc/thread-self/schedstat", O_RDONLY | O_CLOEXEC));
   pv->delay_thread = self;
   pv->run_delay = ~0ull; /* another thread's figure does not go on from ours */
   return pv->delay_fd;
@@ -125,18 +126,25 @@ bool x86_pv_may_halt(struct x86_vcpu *c) {
   return !atomic_exchange_explicit(&c->pv->kicked, false, memory_order_acq_rel);
 }
 
+/* Reading the run delay is a system call: after an exit it is made at once only if the vCPU was away for longer than that costs. */
+#define LONG_ABSENCE_KHZ 20u /* 1 / 50 us */
+
 void x86_pv_enter(struct x86_vcpu *c) {
+  struct x86_pv *pv = c->pv;
   c->cpuid->ran = true;
   take_kick(c);
-  if (c->pv->preempted) with_page(c, clear_preempted);
+  if (pv->preempted) with_page(c, clear_preempted);
+  if (!(pv->steal & STEAL_ENABLED)) return;
+  if (x86_host_tsc() - pv->left > x86_host_tsc_khz() / LONG_ABSENCE_KHZ) pv->steal_next = 0;
   x86_pv_steal_tick(c);
 }
 
 /* Only a halt is a preemption worth telling: an exit to the client is short, and costs no more than it must. */
 void x86_pv_leave(struct x86_vcpu *c) {
-  if (c->mp_state != KVM_MP_STATE_HALTED) return;
-  take_kick(c);
-  if (c->mp_state == KVM_MP_STATE_HALTED && (c->pv->steal & STEAL_ENABLED)) with_page(c, set_preempted);
+  if (c->mp_state == KVM_MP_STATE_HALTED) take_kick(c);
+  if (!(c->pv->steal & STEAL_ENABLED)) return;
+  c->pv->left = x86_host_tsc();
+  if (c->mp_state == KVM_MP_STATE_HALTED) with_page(c, set_preempted);
 }
 
 /* ---- life ---- */
@@ -155,7 +163,7 @@ int x86_pv_create(struct x86_vcpu *c) {
 
 void x86_pv_destroy(struct x86_vcpu *c) {
   if (!c->pv) return;
-  if (c->pv->delay_fd >= 0) close(c->pv->delay_fd);
+  own_fd_close(c->pv->delay_fd);
   free(c->pv);
   c->pv = NULL;
 }

@@ -123,6 +123,7 @@ static int route_set(struct vm *vm, struct irq_route_entry *e, const struct kvm_
 
 static void routes_changed(struct vm *vm) { fake_vm(vm)->routes_changed++; }
 static bool irqchip_present(struct vm *vm) { return fake_vm(vm)->irqchip; }
+static bool irqfd_allowed(struct vm *vm, bool resample) { return fake_vm(vm)->irqchip; }
 
 /* 1000 bytes: more than travels on the stack. */
 struct big {
@@ -168,6 +169,7 @@ const struct arch_ops x86_arch = {
     .route_set = route_set,
     .routes_changed = routes_changed,
     .irqchip_present = irqchip_present,
+    .irqfd_allowed = irqfd_allowed,
 };
 
 /* ---- the machine ---- */

@@ -218,19 +218,24 @@ static void read_stats(int fd, const char *id, unsigned n_desc, const char *firs
   assert_int_equal(pread(fd, end, sizeof(end), h.data_offset + offset), 0);
 }
 
+static int hypercall_step(struct fake_vcpu *c) {
+  vcpu_stat_inc(&c->core, hypercalls);
+  return FAKE_EXIT;
+}
+
 static void statistics(void **state) {
   struct machine m;
   char id[64];
   machine_up(&m, 1);
-  m.run[0]->immediate_exit = 1;
+  m.vcpu[0]->step = hypercall_step;
   call(m.vcpu_fd[0], KVM_RUN, 0);
   int vcpu = call(m.vcpu_fd[0], KVM_GET_STATS_FD, 0);
   assert_true(vcpu >= 0);
   snprintf(id, sizeof(id), "kvm-%d/vcpu-0", getpid());
-  read_stats(vcpu, id, 47, "halt_successful_poll", "signal_exits", 1);
+  read_stats(vcpu, id, 47, "halt_successful_poll", "hypercalls", 1);
   call(m.vcpu_fd[0], KVM_RUN, 0);
   int second = call(m.vcpu_fd[0], KVM_GET_STATS_FD, 0);
-  read_stats(second, id, 47, "halt_successful_poll", "signal_exits", 2); /* live, with a position of its own */
+  read_stats(second, id, 47, "halt_successful_poll", "hypercalls", 2); /* live, with a position of its own */
   int vm = call(m.vm_fd, KVM_GET_STATS_FD, 0);
   snprintf(id, sizeof(id), "kvm-%d", getpid());
   read_stats(vm, id, 15, "remote_tlb_flush", "remote_tlb_flush", 1);
@@ -242,7 +247,7 @@ static void statistics(void **state) {
   machine_down_fds(&m);
   assert_int_equal(fake_vms_alive, 1);
   read_stats(vcpu, (snprintf(id, sizeof(id), "kvm-%d/vcpu-0", getpid()), lseek(vcpu, 0, SEEK_SET), id), 47,
-             "halt_successful_poll", "signal_exits", 2);
+             "halt_successful_poll", "hypercalls", 2);
   assert_int_equal(uvirt_close(vcpu), 0);
   assert_int_equal(uvirt_close(vm), 0);
   assert_int_equal(fake_vms_alive, 0);
