@@ -64,12 +64,16 @@ size_t x86_xstate_packed_size(u64 components) {
   return size;
 }
 
-size_t x86_xsave_size(u64 components) {
-  size_t size = XSTATE_EXTENDED;
-  pthread_once(&once, probe);
+size_t x86_xstate_end(u64 components, u64 packed) {
+  size_t end = XSTATE_EXTENDED;
   for (unsigned n = XC_AVX; n < XC_COUNT; n++)
-    if (components & supported & BIT(n)) size = MAX(size, (size_t)comp[n].offset + comp[n].size);
-  return size;
+    if (components & supported & BIT(n)) end = MAX(end, (size_t)x86_xstate_offset(n, packed) + comp[n].size);
+  return end;
+}
+
+size_t x86_xsave_size(u64 components) {
+  pthread_once(&once, probe);
+  return x86_xstate_end(components, 0);
 }
 
 void x86_xstate_leaf(u32 n, u32 out[4]) {
@@ -175,12 +179,22 @@ void x86_xstate_store(const struct x86_vcpu *c, unsigned n, u8 *at) {
   }
 }
 
+/* The instruction pointer, not the operand's, reads back as a canonical address. */
+static void canonical_ip(struct x86_vcpu *c) {
+  const unsigned unused = x86_has(c, X86_FEATURE_LA57) ? 64 - 57 : 64 - 48;
+  u64 ip;
+  memcpy(&ip, &c->fpu.fx[8], 8);
+  ip = (u64)((s64)(ip << unused) >> unused);
+  memcpy(&c->fpu.fx[8], &ip, 8);
+}
+
 void x86_xstate_load(struct x86_vcpu *c, unsigned n, const u8 *at) {
   switch (n) {
   case XC_X87:
     memcpy(c->fpu.fx, at, MXCSR_AT);
     memcpy(&c->fpu.fx[32], at + 32, 128);
     x86_x87_sanitize(c);
+    canonical_ip(c);
     break;
   case XC_SSE: load_parts(c, 0, 16, at); break;
   case XC_AVX: load_parts(c, 16, 16, at); break;

@@ -23,13 +23,15 @@ u32 x86_xstate_offset(unsigned n, u64 packed);
 u32 x86_xstate_length(unsigned n);
 /* Size of a compacted image. */
 size_t x86_xstate_packed_size(u64 components);
+/* The end of the last of these components in an image (standard, or compacted to `packed`), at least that of the header. */
+size_t x86_xstate_end(u64 components, u64 packed);
 
 /* Between the vCPU and the component's place in an image; x87 without the bytes that hold MXCSR. */
 void x86_xstate_store(const struct x86_vcpu *c, unsigned n, u8 *at);
 void x86_xstate_load(struct x86_vcpu *c, unsigned n, const u8 *at);
 void x86_xstate_init(struct x86_vcpu *c, unsigned n);
-/* XINUSE: components that differ from their initial state.  mxcsr: it counts for SSE, as the compacting instructions have it (13.6, 13.10); then
- * fpu.mxcsr must be up to date. */
+/* XINUSE: components that differ from their initial state (13.6).  mxcsr: that of MXCSR counts for SSE, as the compacting instructions have it; it must
+ * be up to date. */
 u64 x86_xstate_in_use(const struct x86_vcpu *c, bool mxcsr);
 /* Brings what was loaded into the x87 words to what the registers can hold: reserved bits, ES and B (x87.c). */
 void x86_x87_sanitize(struct x86_vcpu *c);
