@@ -143,6 +143,7 @@ static bool registers_equal(const struct diff_case *k, const struct diff_state *
 
 bool compare(const struct diff_case *k, struct diff_state *h, struct diff_state *e) {
   static u8 reports[ZYDIS_MNEMONIC_MAX_VALUE + 1];
+  if (k->mode != 64 && e->vector == 14 && (e->cr2 & PAGE_MASK) == ENTRY_PAGE) return true; /* the harness's own stack: the engine has none */
   cut_dot_product(k, h, e);
   bool exceptions = vector_equal(k, h, e) && cr2_equal(k, h, e) && (h->vector != e->vector || !((h->error ^ e->error) & error_mask(k, h)));
   bool registers = registers_equal(k, h, e) && !((h->rflags ^ e->rflags) & flags_compared(k));
