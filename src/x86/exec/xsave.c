@@ -49,6 +49,9 @@ static int aligned(struct x86_vcpu *c, const struct x86_insn *i, unsigned to) {
   return x86_alignment_checked(c) && (lin & 3) ? x86_fault_code(c, VEC_AC, 0) : x86_gp0(c);
 }
 
+/* Vector registers that the mode knows. */
+static unsigned registers(const struct x86_vcpu *c) { return c->code64 ? 16 : 8; }
+
 /* The forms without REX.W have pointers of 32 bits with selectors, which are deprecated: zero (SDM Vol. 1 8.1.8). */
 static void drop_selectors(const struct x86_insn *i, u8 *x87) {
   if (wide(i)) return;
@@ -61,7 +64,7 @@ static void drop_selectors(const struct x86_insn *i, u8 *x87) {
 #define FX_AREA 512u
 
 /* How much of the image is used: without CR4.OSFXSR no XMM registers, outside 64-bit mode eight. */
-static unsigned fx_size(const struct x86_vcpu *c) { return !(c->cr4 & CR4_OSFXSR) ? 160 : c->code64 ? 416 : 288; }
+static unsigned fx_size(const struct x86_vcpu *c) { return c->cr4 & CR4_OSFXSR ? 160 + 16 * registers(c) : 160; }
 
 static int fx_check(struct x86_vcpu *c, const struct x86_insn *i, bool write) {
   if (c->cr0 & (CR0_EM | CR0_TS)) return x86_fault(c, VEC_NM);
@@ -76,11 +79,11 @@ static int fxsave(struct x86_vcpu *c, const struct x86_insn *i) {
   int r = fx_check(c, i, true);
   if (r) return r;
   x86_mxcsr_sync(c);
-  x86_xstate_store(c, XC_X87, b);
+  x86_xstate_store(c, XC_X87, b, 0);
   drop_selectors(i, b);
   memcpy(b + MXCSR_AT, &c->fpu.mxcsr, 4);
   memcpy(b + MXCSR_AT + 4, &mask, 4);
-  x86_xstate_store(c, XC_SSE, b + 160);
+  x86_xstate_store(c, XC_SSE, b + 160, registers(c));
   return write_part(c, i, 0, b, fx_size(c));
 }
 
@@ -94,11 +97,11 @@ static int fxrstor(struct x86_vcpu *c, const struct x86_insn *i) {
   memcpy(&mxcsr, b + MXCSR_AT, 4);
   if (mxcsr & ~MXCSR_MASK) return x86_gp0(c);
   drop_selectors(i, b);
-  x86_xstate_load(c, XC_X87, b);
+  x86_xstate_load(c, XC_X87, b, 0);
   if (n == 160) return X86_OK;
   x86_mxcsr_sync(c);
   c->fpu.mxcsr = mxcsr;
-  for (unsigned k = 0; k < (n - 160) / 16; k++) memcpy(c->fpu.zmm[k], b + 160 + 16 * k, 16);
+  x86_xstate_load(c, XC_SSE, b + 160, registers(c));
   return X86_OK;
 }
 
@@ -132,8 +135,8 @@ static int probe_area(struct x86_vcpu *c, const struct x86_insn *i, u64 rfbm, u6
 static int save_component(struct x86_vcpu *c, const struct x86_insn *i, unsigned n, u64 packed) {
   u8 b[1024];
   u64 at = x86_xstate_offset(n, packed);
-  x86_xstate_store(c, n, b);
-  if (n != XC_X87) return write_part(c, i, at, b, x86_xstate_length(n));
+  x86_xstate_store(c, n, b, registers(c));
+  if (n != XC_X87) return write_part(c, i, at, b, x86_xstate_length(n, registers(c)));
   drop_selectors(i, b);
   int r = write_part(c, i, 0, b, MXCSR_AT);
   return r ? r : write_part(c, i, 32, b + 32, 128);
@@ -199,7 +202,7 @@ static int load_image(struct x86_vcpu *c, const struct x86_insn *i, const struct
   int r = X86_OK;
   if (has_mxcsr(h, rfbm)) r = read_part(c, i, MXCSR_AT, image + MXCSR_AT, 4);
   for (unsigned n = 0; !r && n < XC_COUNT; n++) {
-    u32 at = x86_xstate_offset(n, h->packed), length = x86_xstate_length(n);
+    u32 at = x86_xstate_offset(n, h->packed), length = x86_xstate_length(n, registers(c));
     if (!(rfbm & h->bv & BIT(n))) continue;
     if (n == XC_X87) r = read_part(c, i, 0, image, MXCSR_AT), at = 32, length = 128;
     if (!r) r = read_part(c, i, at, image + at, length);
@@ -211,8 +214,8 @@ static void restore(struct x86_vcpu *c, const struct header *h, u64 rfbm, const 
   x86_mxcsr_sync(c);
   for (unsigned n = 0; n < XC_COUNT; n++) {
     if (!(rfbm & BIT(n))) continue;
-    if (h->bv & BIT(n)) x86_xstate_load(c, n, image + x86_xstate_offset(n, h->packed));
-    else x86_xstate_init(c, n);
+    if (h->bv & BIT(n)) x86_xstate_load(c, n, image + x86_xstate_offset(n, h->packed), registers(c));
+    else x86_xstate_init(c, n, registers(c));
   }
   if (has_mxcsr(h, rfbm)) memcpy(&c->fpu.mxcsr, image + MXCSR_AT, 4);
   else if (h->packed && (rfbm & XC(SSE))) c->fpu.mxcsr = MXCSR_INIT;
