@@ -89,7 +89,7 @@ static bool saved_more(const struct diff_case *k) {
   if (!is_image(&k->insn) || !k->operand || page >= ARENA_PAGES || arena_map[page] != PAGE_RW) return false;
   memcpy(&host, (void *)at, 8);
   memcpy(&engine, engine_arena + (at - ARENA_BASE), 8);
-  return (engine & ~host) == 0 && host != engine && !(host & ~0xe7ull);
+  return (engine & ~host & 0xe7) == 0 && (host ^ engine) & 0xe7;
 }
 
 /* The host's contents become the engine's. */
