@@ -144,26 +144,30 @@ static int store_bytes(struct x86_vcpu *c, const struct x86_insn *i, u64 ea, con
   return x86_vector_write(c, i, ea, needed, data);
 }
 
+/* One half of eight bytes. */
+static int probe_half(struct x86_vcpu *c, const struct x86_insn *i, u64 ea) {
+  u64 lin;
+  int r = check_address(c, i, ea & i->ea_mask, 8, &lin);
+  if (r) return r;
+  if ((lin & 7) && x86_alignment_checked(c)) return x86_fault_code(c, VEC_AC, 0);
+  return x86_probe_write(c, lin, 8, c->cpl);
+}
+
 static int maskmovdqu(struct x86_vcpu *c, const struct x86_insn *i) {
-  u64 ea = c->regs[RDI] & i->ea_mask, lin;
+  u64 ea = c->regs[RDI] & i->ea_mask;
   if (unlikely(!x86_vector_enabled(c, i->sub))) return x86_vector_refuse(c, i->sub);
-  int r = check_address(c, i, ea, 8, &lin);
-  if (!r && (lin & 7) && x86_alignment_checked(c)) r = x86_fault_code(c, VEC_AC, 0);
-  if (!r) r = x86_vector_probe_whole(c, i, (ea + 8) & i->ea_mask, 8); /* in the order of processors */
-  if (!r) r = x86_vector_probe_whole(c, i, ea, 8);
+  int r = probe_half(c, i, ea + 8); /* in the order of processors */
+  if (!r) r = probe_half(c, i, ea);
   return r ? r : store_bytes(c, i, ea, c->fpu.zmm[i->reg], c->fpu.zmm[i->rm]);
 }
 
 static int maskmovq(struct x86_vcpu *c, const struct x86_insn *i) {
-  u64 ea = c->regs[RDI] & i->ea_mask, lin;
+  u64 ea = c->regs[RDI] & i->ea_mask;
   int r = x86_x87_check(c, true, true);
   if (r) return r;
   x86_mmx_state(c); /* also where the store faults, as processors do */
-  r = check_address(c, i, ea, 8, &lin);
-  if (!r && (lin & 7) && x86_alignment_checked(c)) r = x86_fault_code(c, VEC_AC, 0);
-  if (!r) r = x86_vector_probe_whole(c, i, ea, 8);
-  if (!r) r = store_bytes(c, i, ea, x86_mmx_register(c, i->reg), x86_mmx_register(c, i->rm));
-  return r;
+  r = probe_half(c, i, ea);
+  return r ? r : store_bytes(c, i, ea, x86_mmx_register(c, i->reg), x86_mmx_register(c, i->rm));
 }
 
 x86_exec_fn *x86_vector_masked_select(const struct x86_decoded *d, struct x86_insn *i) {
