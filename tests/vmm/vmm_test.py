@@ -206,7 +206,7 @@ def ends(uvirt, tmp):
 def hvc(uvirt, tmp):
     """The virtio console carries both directions; the serial port goes elsewhere meanwhile."""
     serial = os.path.join(tmp, "serial")
-    script = "echo say-something > /dev/hvc0\nread line < /dev/hvc0\necho got-$line > /dev/hvc0\n"
+    script = "exec 3<>/dev/hvc0\necho say-something >&3\nread line <&3\necho got-$line >&3\n" # open all the time: the guest drops what comes to a closed console
     guest = subprocess.Popen(Guest(uvirt, tmp, script, args=["--console", f"file={serial}", "--virtio-console", "stdio"]).command,
                              stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     text = b""
