@@ -1,5 +1,5 @@
-/* Memory operands of which an instruction accesses only parts: opmasks, VMASKMOV, MASKMOVDQU and MASKMOVQ.  What is masked off cannot fault
- * (SDM Vol. 2A 2.7.5 and the exception classes of EVEX; VMASKMOV).
+/* Memory operands of which an instruction accesses only parts: opmasks, VMASKMOV, MASKMOVDQU and MASKMOVQ.  What is masked off
+ * cannot fault (SDM Vol. 2A 2.7.5 and the exception classes of EVEX; VMASKMOV).
  */
 #include <string.h>
 #include "x86/exec/native.h"
@@ -7,7 +7,8 @@
 
 /* ---- which bytes ---- */
 
-/* What must be accessible as a whole, whatever the mask: the classes without fault suppression, and those Zydis takes for others. */
+/* What must be accessible as a whole, whatever the mask: the classes without fault suppression, and those Zydis takes for others.
+ */
 static bool reaches_all(const ZydisDecodedInstruction *in) {
   switch (in->meta.exception_class) {
   case ZYDIS_EXCEPTION_CLASS_E1NF:
@@ -18,15 +19,19 @@ static bool reaches_all(const ZydisDecodedInstruction *in) {
   case ZYDIS_EXCEPTION_CLASS_E6NF:
   case ZYDIS_EXCEPTION_CLASS_E9NF:
   case ZYDIS_EXCEPTION_CLASS_E10NF:
-  case ZYDIS_EXCEPTION_CLASS_E11NF: return true;
-  default: break;
+  case ZYDIS_EXCEPTION_CLASS_E11NF:
+    return true;
+  default:
+    break;
   }
   switch (in->mnemonic) {
   case ZYDIS_MNEMONIC_VDBPSADBW:
   case ZYDIS_MNEMONIC_VCVTNE2PS2BF16:
   case ZYDIS_MNEMONIC_VGF2P8AFFINEQB:
-  case ZYDIS_MNEMONIC_VGF2P8AFFINEINVQB: return true;
-  default: return false;
+  case ZYDIS_MNEMONIC_VGF2P8AFFINEINVQB:
+    return true;
+  default:
+    return false;
   }
 }
 
@@ -44,8 +49,8 @@ static void describe_opmask(const struct x86_decoded *d, const struct x86_vector
 }
 
 static bool is_vmaskmov(unsigned mnemonic) {
-  return mnemonic == ZYDIS_MNEMONIC_VMASKMOVPS || mnemonic == ZYDIS_MNEMONIC_VMASKMOVPD || mnemonic == ZYDIS_MNEMONIC_VPMASKMOVD ||
-         mnemonic == ZYDIS_MNEMONIC_VPMASKMOVQ;
+  return mnemonic == ZYDIS_MNEMONIC_VMASKMOVPS || mnemonic == ZYDIS_MNEMONIC_VMASKMOVPD ||
+         mnemonic == ZYDIS_MNEMONIC_VPMASKMOVD || mnemonic == ZYDIS_MNEMONIC_VPMASKMOVQ;
 }
 
 void x86_vector_describe_mask(const struct x86_decoded *d, const struct x86_vector_form *f, struct x86_vector *v) {
@@ -58,7 +63,9 @@ void x86_vector_describe_mask(const struct x86_decoded *d, const struct x86_vect
   }
 }
 
-static u64 low_bits(unsigned n) { return n >= 64 ? ~0ull : (1ull << n) - 1; }
+static u64 low_bits(unsigned n) {
+  return n >= 64 ? ~0ull : (1ull << n) - 1;
+}
 
 /* A bit for each element that is accessed. */
 static u64 selected(struct x86_vcpu *c, const struct x86_insn *i, const struct x86_vector *v) {
@@ -175,9 +182,12 @@ x86_exec_fn *x86_vector_masked_select(const struct x86_decoded *d, struct x86_in
   if (m != ZYDIS_MNEMONIC_MASKMOVDQU && m != ZYDIS_MNEMONIC_VMASKMOVDQU && m != ZYDIS_MNEMONIC_MASKMOVQ) return NULL;
   for (unsigned k = 0; k < d->insn.operand_count; k++) {
     const ZydisDecodedOperand *op = &d->ops[k];
-    if (op->type == ZYDIS_OPERAND_TYPE_MEMORY) i->seg = (u8)x86_segment_number(op->mem.segment);
-    else if (op->encoding == ZYDIS_OPERAND_ENCODING_MODRM_REG) i->reg = (u8)ZydisRegisterGetId(op->reg.value);
-    else if (op->encoding == ZYDIS_OPERAND_ENCODING_MODRM_RM) i->rm = (u8)ZydisRegisterGetId(op->reg.value);
+    if (op->type == ZYDIS_OPERAND_TYPE_MEMORY)
+      i->seg = (u8)x86_segment_number(op->mem.segment);
+    else if (op->encoding == ZYDIS_OPERAND_ENCODING_MODRM_REG)
+      i->reg = (u8)ZydisRegisterGetId(op->reg.value);
+    else if (op->encoding == ZYDIS_OPERAND_ENCODING_MODRM_RM)
+      i->rm = (u8)ZydisRegisterGetId(op->reg.value);
   }
   i->sub = m == ZYDIS_MNEMONIC_VMASKMOVDQU ? VECTOR_AVX : VECTOR_SSE;
   i->opsize = m == ZYDIS_MNEMONIC_MASKMOVQ ? 8 : 16;

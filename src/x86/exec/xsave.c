@@ -8,13 +8,19 @@
 
 /* i->sub: which one, and whether it has REX.W. */
 enum { SAVE_ALL, SAVE_OPT, SAVE_PACKED, SAVE_SUPERVISOR, RESTORE = 0, RESTORE_SUPERVISOR = 1, WIDE = 4 };
-static unsigned kind(const struct x86_insn *i) { return i->sub & (WIDE - 1u); }
-static bool wide(const struct x86_insn *i) { return i->sub & WIDE; }
+static unsigned kind(const struct x86_insn *i) {
+  return i->sub & (WIDE - 1u);
+}
+static bool wide(const struct x86_insn *i) {
+  return i->sub & WIDE;
+}
 
 /* ---- memory ---- */
 
 /* Unlike other operands, parts of these areas have their offsets truncated to the address size. */
-static u64 part(struct x86_vcpu *c, const struct x86_insn *i, u64 at) { return (x86_ea(c, i) + at) & i->ea_mask; }
+static u64 part(struct x86_vcpu *c, const struct x86_insn *i, u64 at) {
+  return (x86_ea(c, i) + at) & i->ea_mask;
+}
 
 static int read_part(struct x86_vcpu *c, const struct x86_insn *i, u64 at, u8 *b, unsigned n) {
   int r = X86_OK;
@@ -50,7 +56,9 @@ static int aligned(struct x86_vcpu *c, const struct x86_insn *i, unsigned to) {
 }
 
 /* Vector registers that the mode knows. */
-static unsigned registers(const struct x86_vcpu *c) { return c->code64 ? 16 : 8; }
+static unsigned registers(const struct x86_vcpu *c) {
+  return c->code64 ? 16 : 8;
+}
 
 /* The forms without REX.W have pointers of 32 bits with selectors, which are deprecated: zero (SDM Vol. 1 8.1.8). */
 static void drop_selectors(const struct x86_insn *i, u8 *x87) {
@@ -64,7 +72,9 @@ static void drop_selectors(const struct x86_insn *i, u8 *x87) {
 #define FX_AREA 512u
 
 /* How much of the image is used: without CR4.OSFXSR no XMM registers, outside 64-bit mode eight. */
-static unsigned fx_size(const struct x86_vcpu *c) { return c->cr4 & CR4_OSFXSR ? 160 + 16 * registers(c) : 160; }
+static unsigned fx_size(const struct x86_vcpu *c) {
+  return c->cr4 & CR4_OSFXSR ? 160 + 16 * registers(c) : 160;
+}
 
 static int fx_check(struct x86_vcpu *c, const struct x86_insn *i, bool write) {
   if (c->cr0 & (CR0_EM | CR0_TS)) return x86_fault(c, VEC_NM);
@@ -114,10 +124,14 @@ static int xsave_check(struct x86_vcpu *c, const struct x86_insn *i, bool superv
   return aligned(c, i, 64);
 }
 
-static u64 edx_eax(const struct x86_vcpu *c) { return (u64)get32(c, RDX) << 32 | get32(c, RAX); }
+static u64 edx_eax(const struct x86_vcpu *c) {
+  return (u64)get32(c, RDX) << 32 | get32(c, RAX);
+}
 
 /* MXCSR goes with SSE, in the standard format also with AVX. */
-static u64 with_mxcsr(u64 packed) { return packed ? XC(SSE) : XC(SSE) | XC(AVX); }
+static u64 with_mxcsr(u64 packed) {
+  return packed ? XC(SSE) : XC(SSE) | XC(AVX);
+}
 
 /* All pages that an area reaches for these components. */
 static int probe_area(struct x86_vcpu *c, const struct x86_insn *i, u64 rfbm, u64 packed, bool write) {
@@ -142,7 +156,8 @@ static int save_component(struct x86_vcpu *c, const struct x86_insn *i, unsigned
   return r ? r : write_part(c, i, 32, b + 32, 128);
 }
 
-/* The components in `write`, at their places in an image compacted to `packed` (0: standard); MXCSR with any in `rfbm` that it goes with. */
+/* The components in `write`, at their places in an image compacted to `packed` (0: standard); MXCSR with any in `rfbm` that it
+ * goes with. */
 static int save_components(struct x86_vcpu *c, const struct x86_insn *i, u64 write, u64 rfbm, u64 packed) {
   u64 mxcsr = c->fpu.mxcsr | (u64)MXCSR_MASK << 32;
   int r = X86_OK;
@@ -151,7 +166,8 @@ static int save_components(struct x86_vcpu *c, const struct x86_insn *i, u64 wri
   return r || !(rfbm & with_mxcsr(packed)) ? r : write_part(c, i, MXCSR_AT, (u8 *)&mxcsr, 8);
 }
 
-/* 13.7, 13.9: components that were not asked for keep their bits in XSTATE_BV; XSAVEOPT leaves out those in their initial state. */
+/* 13.7, 13.9: components that were not asked for keep their bits in XSTATE_BV; XSAVEOPT leaves out those in their initial state.
+ */
 static int xsave(struct x86_vcpu *c, const struct x86_insn *i) {
   u64 bv;
   int r = xsave_check(c, i, false);
@@ -196,7 +212,9 @@ static bool header_valid(const struct header *h, u64 enabled) {
 }
 
 /* Whether MXCSR comes out of the image: in the standard format whatever XSTATE_BV says. */
-static bool has_mxcsr(const struct header *h, u64 rfbm) { return rfbm & with_mxcsr(h->packed) & (h->packed ? h->bv : ~0ull); }
+static bool has_mxcsr(const struct header *h, u64 rfbm) {
+  return rfbm & with_mxcsr(h->packed) & (h->packed ? h->bv : ~0ull);
+}
 
 static int load_image(struct x86_vcpu *c, const struct x86_insn *i, const struct header *h, u64 rfbm, u8 *image) {
   int r = X86_OK;
@@ -214,11 +232,15 @@ static void restore(struct x86_vcpu *c, const struct header *h, u64 rfbm, const 
   x86_mxcsr_sync(c);
   for (unsigned n = 0; n < XC_COUNT; n++) {
     if (!(rfbm & BIT(n))) continue;
-    if (h->bv & BIT(n)) x86_xstate_load(c, n, image + x86_xstate_offset(n, h->packed), registers(c));
-    else x86_xstate_init(c, n, registers(c));
+    if (h->bv & BIT(n))
+      x86_xstate_load(c, n, image + x86_xstate_offset(n, h->packed), registers(c));
+    else
+      x86_xstate_init(c, n, registers(c));
   }
-  if (has_mxcsr(h, rfbm)) memcpy(&c->fpu.mxcsr, image + MXCSR_AT, 4);
-  else if (h->packed && (rfbm & XC(SSE))) c->fpu.mxcsr = MXCSR_INIT;
+  if (has_mxcsr(h, rfbm))
+    memcpy(&c->fpu.mxcsr, image + MXCSR_AT, 4);
+  else if (h->packed && (rfbm & XC(SSE)))
+    c->fpu.mxcsr = MXCSR_INIT;
 }
 
 /* 13.8, 13.12 */
@@ -264,7 +286,10 @@ static int xsetbv(struct x86_vcpu *c, const struct x86_insn *i) {
   return r ? r : X86_END;
 }
 
-#define PLAIN(fn) static x86_exec_fn *select_##fn(const struct x86_decoded *d, struct x86_insn *i) { return fn; }
+#define PLAIN(fn)                                                                                                                \
+  static x86_exec_fn *select_##fn(const struct x86_decoded *d, struct x86_insn *i) {                                             \
+    return fn;                                                                                                                   \
+  }
 #define SUB(name, fn, value)                                                                                                     \
   static x86_exec_fn *select_##name(const struct x86_decoded *d, struct x86_insn *i) {                                           \
     bool w = (d->insn.attributes & ZYDIS_ATTRIB_HAS_REX) && d->insn.raw.rex.W;                                                   \
@@ -272,15 +297,19 @@ static int xsetbv(struct x86_vcpu *c, const struct x86_insn *i) {
     return fn;                                                                                                                   \
   }
 PLAIN(xgetbv)
-SUB(fxsave, fxsave, 0) SUB(fxrstor, fxrstor, 0)
-SUB(xsave, xsave, SAVE_ALL) SUB(xsaveopt, xsave, SAVE_OPT) SUB(xsavec, xsavec, SAVE_PACKED) SUB(xsaves, xsavec, SAVE_SUPERVISOR)
-SUB(xrstor, xrstor, RESTORE) SUB(xrstors, xrstor, RESTORE_SUPERVISOR)
-static x86_exec_fn *select_xsetbv(const struct x86_decoded *d, struct x86_insn *i) { return i->iflags |= X86_I_END, xsetbv; }
+SUB(fxsave, fxsave, 0)
+SUB(fxrstor, fxrstor, 0) SUB(xsave, xsave, SAVE_ALL) SUB(xsaveopt, xsave, SAVE_OPT) SUB(xsavec, xsavec, SAVE_PACKED)
+    SUB(xsaves, xsavec, SAVE_SUPERVISOR) SUB(xrstor, xrstor, RESTORE)
+        SUB(xrstors, xrstor, RESTORE_SUPERVISOR) static x86_exec_fn *select_xsetbv(const struct x86_decoded *d,
+                                                                                   struct x86_insn *i) {
+  return i->iflags |= X86_I_END, xsetbv;
+}
 
-#define ROW(NAME, name) {ZYDIS_MNEMONIC_##NAME, select_##name}
+#define ROW(NAME, name)                                                                                                          \
+  { ZYDIS_MNEMONIC_##NAME, select_##name }
 #define BOTH(NAME, name) ROW(NAME, name), ROW(NAME##64, name) /* and the form with REX.W */
 static const struct x86_op_row rows[] = {
-    BOTH(FXSAVE, fxsave), BOTH(FXRSTOR, fxrstor), BOTH(XSAVE, xsave),   BOTH(XSAVEOPT, xsaveopt), BOTH(XSAVEC, xsavec), BOTH(XSAVES, xsaves),
-    BOTH(XRSTOR, xrstor), BOTH(XRSTORS, xrstors), ROW(XGETBV, xgetbv), ROW(XSETBV, xsetbv),
+    BOTH(FXSAVE, fxsave), BOTH(FXRSTOR, fxrstor), BOTH(XSAVE, xsave),     BOTH(XSAVEOPT, xsaveopt), BOTH(XSAVEC, xsavec),
+    BOTH(XSAVES, xsaves), BOTH(XRSTOR, xrstor),   BOTH(XRSTORS, xrstors), ROW(XGETBV, xgetbv),      ROW(XSETBV, xsetbv),
 };
 const struct x86_op_family x86_family_xsave = {"xsave", rows, ARRAY_SIZE(rows)};

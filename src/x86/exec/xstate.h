@@ -1,4 +1,5 @@
-/* The components of the extended state (SDM Vol. 1, chapter 13): where they lie in an image, how they get in and out, what CPUID says of them. */
+/* The components of the extended state (SDM Vol. 1, chapter 13): where they lie in an image, how they get in and out, what CPUID
+ * says of them. */
 #ifndef X86_EXEC_XSTATE_H
 #define X86_EXEC_XSTATE_H
 
@@ -31,8 +32,8 @@ size_t x86_xstate_end(u64 components, u64 packed);
 void x86_xstate_store(const struct x86_vcpu *c, unsigned n, u8 *at, unsigned registers);
 void x86_xstate_load(struct x86_vcpu *c, unsigned n, const u8 *at, unsigned registers);
 void x86_xstate_init(struct x86_vcpu *c, unsigned n, unsigned registers);
-/* XINUSE: components that differ from their initial state (13.6).  mxcsr: that of MXCSR counts for SSE, as the compacting instructions have it; it must
- * be up to date. */
+/* XINUSE: components that differ from their initial state (13.6).  mxcsr: that of MXCSR counts for SSE, as the compacting
+ * instructions have it; it must be up to date. */
 u64 x86_xstate_in_use(const struct x86_vcpu *c, bool mxcsr);
 /* Brings what was loaded into the x87 words to what the registers can hold: reserved bits, ES and B (x87.c). */
 void x86_x87_sanitize(struct x86_vcpu *c);
