@@ -2,6 +2,7 @@
  *
  * Intel SDM Vol. 3A chapter 4.
  */
+#include "core/dirty_ring.h"
 #include "x86/mmu/walk.h"
 #include "x86/block.h"
 #include "x86/cpuid/cpuid.h"
@@ -95,7 +96,7 @@ static bool entry_set_bits(struct x86_vcpu *c, const struct entry *p, unsigned s
     ok = __atomic_compare_exchange_n((u32 *)p->host, &old32, old32 | (u32)bits, false, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED);
   }
   if (!ok) return false;
-  if (p->slot->flags & KVM_MEM_LOG_DIRTY_PAGES) mark_page_dirty(c->core.vm, &c->core, p->slot, p->gpa >> PAGE_SHIFT);
+  if (p->slot->flags & KVM_MEM_LOG_DIRTY_PAGES) mark_page_dirty(&c->core, p->slot, p->gpa >> PAGE_SHIFT);
   if (unlikely(x86_page_has_code(c->core.vm, p->gpa >> PAGE_SHIFT))) x86_blocks_written(x86_vm_of(c), p->gpa, size);
   return true;
 }
@@ -210,6 +211,12 @@ int x86_mmu_load_pdptrs(struct x86_vcpu *c, u64 cr3) {
   return X86_OK;
 }
 
+/* Neither data nor accessed bits are stored: the instruction comes again when the client has harvested. */
+static int ring_full(struct x86_vcpu *c) {
+  c->core.run->exit_reason = KVM_EXIT_DIRTY_RING_FULL;
+  return X86_EXIT;
+}
+
 int x86_translate(struct x86_vcpu *c, u64 lin, enum x86_access acc, unsigned table, struct x86_xlat *x) {
   bool write = acc == ACC_WRITE || acc == ACC_RMW;
   unsigned n = table * X86_TLB_SIZE + ((lin >> PAGE_SHIFT) & (X86_TLB_SIZE - 1));
@@ -220,6 +227,7 @@ int x86_translate(struct x86_vcpu *c, u64 lin, enum x86_access acc, unsigned tab
     return X86_OK;
   }
 
+  if (vcpu_ring_hard_full(&c->core)) return ring_full(c);
   struct x86_walk w;
   struct x86_rights rights = x86_rights_of(table);
   int r = walk_page(c, lin, acc, rights, true, &w);
@@ -240,7 +248,7 @@ int x86_translate(struct x86_vcpu *c, u64 lin, enum x86_access acc, unsigned tab
   unsigned pk, perms = x86_page_perms(c, &w, rights, &pk);
   x->code = x86_page_has_code(c->core.vm, gfn);
   bool logged = slot->flags & KVM_MEM_LOG_DIRTY_PAGES;
-  if (write && logged) mark_page_dirty(c->core.vm, &c->core, slot, gfn);
+  if (write && logged) mark_page_dirty(&c->core, slot, gfn);
   /* A page may be written the fast way only when nothing has to be noticed about it: guest dirty bit set, no code, logged already. */
   if (!w.dirty || x->code || (slot->flags & KVM_MEM_READONLY) || (logged && !write)) perms &= ~PERM_W;
   if (w.page_bits > PAGE_SHIFT) {

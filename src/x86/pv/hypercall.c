@@ -57,7 +57,7 @@ static long clock_pairing(struct x86_vcpu *c, const struct call *call) {
   clock_gettime(CLOCK_REALTIME, &ts);
   p.sec = ts.tv_sec;
   p.nsec = ts.tv_nsec;
-  return vm_write_gpa(c->core.vm, call->arg[0], &p, sizeof(p)) ? -KVM_EFAULT : 0;
+  return vcpu_write_gpa(&c->core, call->arg[0], &p, sizeof(p)) ? -KVM_EFAULT : 0;
 }
 
 #define NO_FEATURE X86_FEATURE_COUNT
