@@ -136,6 +136,17 @@ static int loop(struct x86_vcpu *c) {
   }
 }
 
+int x86_leave_insn(struct x86_vcpu *c, int (*complete)(struct x86_vcpu *c)) {
+  c->left_len = c->cur ? c->cur->len : 0;
+  c->complete_io = complete;
+  return X86_EXIT;
+}
+
+int x86_finish_insn(struct x86_vcpu *c) {
+  c->rip = (c->rip + c->left_len) & x86_ip_mask(c);
+  return c->mode & X86_MODE_SINGLE ? x86_after_single_step(c) : X86_OK;
+}
+
 /* Finishes what the last exit left open. */
 static int complete_io(struct x86_vcpu *c) {
   int (*fn)(struct x86_vcpu *) = c->complete_io;

@@ -5,6 +5,7 @@
 #include "core/dirty_ring.h"
 #include "x86/mmu/walk.h"
 #include "x86/block.h"
+#include "x86/decode/table.h"
 #include "x86/cpuid/cpuid.h"
 #include "x86/x86.h"
 
@@ -126,6 +127,14 @@ static bool entry_reserved(struct x86_vcpu *c, enum x86_paging mode, unsigned le
   return e & rsvd;
 }
 
+/* An address beyond the guest's MAXPHYADDR that the host's reaches: KVM sees no fault of the processor there, so it runs the
+ * access in its instruction emulator to raise the guest's.  Instructions that are not for the emulator end up with the client
+ * where it asked for that (KVM_CAP_EXIT_ON_EMULATION_FAILURE): here those that run on the host's processor. */
+static bool only_host_could(struct x86_vcpu *c, enum x86_paging mode, unsigned level, u64 e, bool large) {
+  if (likely(!x86_vm_of(c)->exit_on_emulation_failure) || !c->cur || x86_table_known(c->cur->op)) return false;
+  return !entry_reserved(c, mode, level, e & ~c->mmu.rsvd_high, large);
+}
+
 struct walk_state {
   u64 table;   /* gpa of the current table */
   bool writable, user, nx;
@@ -157,7 +166,8 @@ static int walk_once(struct x86_vcpu *c, u64 lin, enum x86_access acc, struct x8
     if (!(e & PTE_P)) return page_fault(c, lin, err);
     bool pse = mode == PAGING_32 ? (c->cr4 & CR4_PSE) != 0 : true;
     bool large = level > 1 && level <= f->max_large_level && (e & PTE_PS) && pse;
-    if (entry_reserved(c, mode, level, e, large)) return page_fault(c, lin, err | PF_RSVD | PF_P);
+    if (entry_reserved(c, mode, level, e, large))
+      return only_host_could(c, mode, level, e, large) ? x86_emulation_failure(c) : page_fault(c, lin, err | PF_RSVD | PF_P);
     s.writable &= (e & PTE_W) != 0;
     s.user &= (e & PTE_U) != 0;
     s.nx |= mode != PAGING_32 && (e & PTE_NX) && (c->efer & EFER_NX);
