@@ -4,6 +4,7 @@
 #include "base/log.h"
 #include "base/process.h"
 #include "core/dirty.h"
+#include "core/dirty_ring.h"
 
 int caps_check(const struct arch_ops *arch, struct vm *vm, long cap) {
   switch (cap) {
@@ -27,6 +28,9 @@ int caps_enable_vm(struct vm *vm, const struct kvm_enable_cap *cap) {
   switch (cap->cap) {
   case KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2:
     return cap->flags ? trace_error(-EINVAL) : vm_set_manual_dirty_protect(vm, cap->args[0]);
+  case KVM_CAP_DIRTY_LOG_RING:
+  case KVM_CAP_DIRTY_LOG_RING_ACQ_REL:
+    return vm_enable_dirty_ring(vm, cap->args[0]);
   case KVM_CAP_HALT_POLL:
     return enable_halt_poll(vm, cap);
   default:

@@ -8,6 +8,7 @@
 #include "core/coalesced.h"
 #include "core/device.h"
 #include "core/dirty.h"
+#include "core/dirty_ring.h"
 #include "core/ioeventfd.h"
 #include "core/irqfd.h"
 #include "core/memslot.h"
@@ -80,8 +81,7 @@ static long create_device(struct ioctl_ctx *ctx, void *data) {
   return 0;
 }
 
-/* Rings are announced by no architecture yet (KVM_CAP_DIRTY_LOG_RING is 0), so they are never on. */
-static long reset_dirty_rings(struct ioctl_ctx *ctx, void *data) { return trace_error(-EINVAL); }
+static long reset_dirty_rings(struct ioctl_ctx *ctx, void *data) { return vm_reset_dirty_rings(ctx->vm); }
 
 static long get_stats_fd(struct ioctl_ctx *ctx, void *data) {
   int fd = vm_stats_fd(ctx->vm);

@@ -16,6 +16,7 @@
 #include "base/log.h"
 #include "base/process.h"
 #include "base/signals.h"
+#include "core/dirty_ring.h"
 #include "uvirt.h"
 
 #define TEXT(x)    #x
@@ -92,6 +93,11 @@ static int overlay(struct vcpu *vcpu, char *base, size_t length, int prot, off_t
 }
 
 static void *map_vcpu(struct fd_object *o, int fd, void *addr, size_t length, int prot, int flags, off_t offset, int *err) {
+  bool shared = (flags & MAP_TYPE) != MAP_PRIVATE;
+  if (dirty_ring_mapped(o->vm, (u64)offset, length) && ((prot & PROT_EXEC) || !shared)) {
+    *err = trace_error(-EINVAL);
+    return MAP_FAILED;
+  }
   void *p = mmap(addr, length, prot, flags, fd, offset);
   if (p == MAP_FAILED) {
     *err = -errno;

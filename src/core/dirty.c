@@ -11,6 +11,7 @@
 #include "base/fault.h"
 #include "base/log.h"
 #include "core/dirty.h"
+#include "core/dirty_ring.h"
 #include "core/vm_priv.h"
 
 #define WORD_PAGES  64u
@@ -24,14 +25,14 @@ static void set_all(u64 *bitmap, u64 npages) {
 }
 
 int dirty_bitmap_prepare(struct vm *vm, const struct memslot *old, struct memslot *new) {
-  if (!(new->flags &KVM_MEM_LOG_DIRTY_PAGES) || vm->dirty_ring_bytes) return 0;
+  if (!(new->flags &KVM_MEM_LOG_DIRTY_PAGES)) return 0;
   if (old && old->dirty_bitmap) {
     new->dirty_bitmap = old->dirty_bitmap;
     return 0;
   }
   new->dirty_bitmap = calloc(bitmap_words(new->npages), sizeof(u64));
   if (!new->dirty_bitmap) return trace_error(-ENOMEM);
-  if (vm->dirty_flags & KVM_DIRTY_LOG_INITIALLY_SET) set_all(new->dirty_bitmap, new->npages);
+  if ((vm->dirty_flags & KVM_DIRTY_LOG_INITIALLY_SET) && !vm->dirty_ring_bytes) set_all(new->dirty_bitmap, new->npages);
   return 0;
 }
 
@@ -39,12 +40,14 @@ void dirty_bitmap_drop(struct memslot *slot, const struct memslot *keeper) {
   if (!keeper || keeper->dirty_bitmap != slot->dirty_bitmap) free(slot->dirty_bitmap);
 }
 
-void mark_page_dirty(struct vm *vm, struct vcpu *vcpu, const struct memslot *slot, gfn_t gfn) {
+void mark_page_dirty(struct vcpu *vcpu, const struct memslot *slot, gfn_t gfn) {
   if (!slot->dirty_bitmap) return;
   u64 page = gfn - slot->base_gfn;
   u64 *word = &slot->dirty_bitmap[page / WORD_PAGES], bit = BIT(page % WORD_PAGES);
   /* seq_cst load: if the bit is seen set, the client has not taken it yet, and will flush after it takes it. */
-  if (!(__atomic_load_n(word, __ATOMIC_SEQ_CST) & bit)) __atomic_fetch_or(word, bit, __ATOMIC_SEQ_CST);
+  if (__atomic_load_n(word, __ATOMIC_SEQ_CST) & bit) return;
+  u64 old = __atomic_fetch_or(word, bit, __ATOMIC_SEQ_CST);
+  if (vcpu->dirty_ring && !(old & bit)) dirty_ring_push(vcpu, slot->as_id, slot->id, page);
 }
 
 static int find_logged(struct vm *vm, u32 slot, const struct memslot **out) {

@@ -5,40 +5,40 @@
 #include "base/log.h"
 #include "core/memslot.h"
 
-static void mark_range(struct vm *vm, const struct memslot *slot, gpa_t gpa, size_t len) {
+static void mark_range(struct vcpu *vcpu, const struct memslot *slot, gpa_t gpa, size_t len) {
   if (!slot->dirty_bitmap) return;
-  for (gfn_t gfn = gpa >> PAGE_SHIFT; gfn <= (gpa + len - 1) >> PAGE_SHIFT; gfn++) mark_page_dirty(vm, NULL, slot, gfn);
+  for (gfn_t gfn = gpa >> PAGE_SHIFT; gfn <= (gpa + len - 1) >> PAGE_SHIFT; gfn++) mark_page_dirty(vcpu, slot, gfn);
 }
 
-/* The part of [gpa, gpa + len) that lies in one slot.  Returns its length, or -EFAULT. */
-static s64 copy_part(struct vm *vm, gpa_t gpa, void *data, size_t len, bool write) {
+/* The part of [gpa, gpa + len) that lies in one slot; written where there is a writer.  Returns its length, or -EFAULT. */
+static s64 copy_part(struct vm *vm, struct vcpu *writer, gpa_t gpa, void *data, size_t len) {
   const struct memslot *slot = memslot_find(vm_memslots(vm, 0), gpa >> PAGE_SHIFT);
-  if (!slot || (write && (slot->flags & KVM_MEM_READONLY))) return trace_error(-EFAULT);
+  if (!slot || (writer && (slot->flags & KVM_MEM_READONLY))) return trace_error(-EFAULT);
   u64 offset = gpa - (slot->base_gfn << PAGE_SHIFT);
   size_t n = MIN(len, (size_t)((slot->npages << PAGE_SHIFT) - offset));
   void *host = (void *)(slot->hva + offset);
-  int r = write ? fault_copy(host, data, n) : fault_copy(data, host, n);
+  int r = writer ? fault_copy(host, data, n) : fault_copy(data, host, n);
   if (r) return trace_error(r);
   /* Marked after the copy: a log taken in between shows it the next time. */
-  if (write) mark_range(vm, slot, gpa, n);
+  if (writer) mark_range(writer, slot, gpa, n);
   return (s64)n;
 }
 
-static int copy_gpa(struct vm *vm, gpa_t gpa, void *data, size_t len, bool write) {
+static int copy_gpa(struct vm *vm, struct vcpu *writer, gpa_t gpa, void *data, size_t len) {
   s64 n = 0;
   rcu_read_lock();
   for (size_t done = 0; done < len; done += (size_t)n) {
-    n = copy_part(vm, gpa + done, (char *)data + done, len - done, write);
+    n = copy_part(vm, writer, gpa + done, (char *)data + done, len - done);
     if (n < 0) break;
   }
   rcu_read_unlock();
   return n < 0 ? (int)n : 0;
 }
 
-int vm_read_gpa(struct vm *vm, gpa_t gpa, void *data, size_t len) { return copy_gpa(vm, gpa, data, len, false); }
+int vm_read_gpa(struct vm *vm, gpa_t gpa, void *data, size_t len) { return copy_gpa(vm, NULL, gpa, data, len); }
 
-int vm_write_gpa(struct vm *vm, gpa_t gpa, const void *data, size_t len) {
-  int r = copy_gpa(vm, gpa, (void *)data, len, true);
-  atomic_fetch_add_explicit(&vm->write_epoch, 1, memory_order_release);
+int vcpu_write_gpa(struct vcpu *vcpu, gpa_t gpa, const void *data, size_t len) {
+  int r = copy_gpa(vcpu->vm, vcpu, gpa, (void *)data, len);
+  atomic_fetch_add_explicit(&vcpu->vm->write_epoch, 1, memory_order_release);
   return r;
 }

@@ -36,12 +36,12 @@ static inline hva_t memslot_hva(const struct memslot *slot, gfn_t gfn) { return 
 /* KVM_SET_USER_MEMORY_REGION with all its error cases.  Takes slots_lock; waits for vCPUs. */
 int vm_set_memory_region(struct vm *vm, const struct kvm_userspace_memory_region *mem);
 
-/* Guest-physical copies for chips and PV (any thread).  Host faults on guest memory give -EFAULT, as do holes; read-only slots
+/* Guest-physical copies for chips and PV; writes with vcpu->mutex held.  Host faults on guest memory give -EFAULT, as do holes; read-only slots
  * refuse writes with -EFAULT.  Writes mark dirty and bump vm->write_epoch. */
 int vm_read_gpa(struct vm *vm, gpa_t gpa, void *data, size_t len);
-int vm_write_gpa(struct vm *vm, gpa_t gpa, const void *data, size_t len);
+int vcpu_write_gpa(struct vcpu *vcpu, gpa_t gpa, const void *data, size_t len);
 
-/* Marks a page dirty in whichever log the slot uses.  vcpu may be NULL (writes by chips). */
-void mark_page_dirty(struct vm *vm, struct vcpu *vcpu, const struct memslot *slot, gfn_t gfn);
+/* Marks a page dirty in whichever log the VM uses.  vcpu->mutex is held. */
+void mark_page_dirty(struct vcpu *vcpu, const struct memslot *slot, gfn_t gfn);
 
 #endif

@@ -16,6 +16,7 @@ enum {
   REQ_EXIT = 1,      /* leave vcpu_run with -EINTR (signal, immediate_exit, VM dying) */
   REQ_SYNC = 2,      /* vm_quiesce(): passing the poll is all that is asked */
   REQ_UNHALT = 3,
+  REQ_RING_FULL = 4, /* the dirty ring may be at its soft limit */
   REQ_ARCH = 8,      /* first bit that belongs to the architecture */
 };
 

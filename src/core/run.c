@@ -2,6 +2,7 @@
 #include <errno.h>
 #include "base/evloop.h"
 #include "base/signals.h"
+#include "core/dirty_ring.h"
 #include "core/stats.h"
 #include "core/vm.h"
 
@@ -33,6 +34,10 @@ static bool asked_to_leave(struct vcpu *vcpu) {
 
 static int run_once(struct vcpu *vcpu) {
   if (unlikely(asked_to_leave(vcpu))) return complete_only(vcpu);
+  if (vcpu_ring_soft_full(vcpu)) { /* before the last exit is completed, which may dirty pages */
+    vcpu->run->exit_reason = KVM_EXIT_DIRTY_RING_FULL;
+    return 0;
+  }
   int r = vcpu->vm->arch->vcpu_run(vcpu);
   if (r == -EINTR) vcpu_stat_exit(vcpu, signal_exits);
   return r;

@@ -10,6 +10,7 @@
 #include "base/log.h"
 #include "base/ownfd.h"
 #include "base/signals.h"
+#include "core/dirty_ring.h"
 #include "core/stats.h"
 #include "core/vm_priv.h"
 
@@ -32,18 +33,18 @@ static struct vcpu *alloc_vcpu(struct vm *vm, u32 id) {
  * from cutting pages off under us. */
 static int map_run(struct vcpu *vcpu) {
   char name[32];
-  size_t size = VCPU_MMAP_PAGES * PAGE_SIZE;
+  size_t size = VCPU_MMAP_PAGES * PAGE_SIZE, ring = vcpu->vm->dirty_ring_bytes;
   snprintf(name, sizeof(name), "kvm-vcpu:%u", vcpu->id);
   vcpu->fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
   if (vcpu->fd < 0) return trace_error(-errno);
-  if (ftruncate(vcpu->fd, (off_t)size)) return trace_error(-errno);
+  if (ftruncate(vcpu->fd, (off_t)(ring ? DIRTY_RING_PAGE * PAGE_SIZE + ring : size))) return trace_error(-errno);
   fcntl(vcpu->fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL);
   void *p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, vcpu->fd, 0);
   if (p == MAP_FAILED) return trace_error(-errno);
   vcpu->run = p;
   vcpu->pio_data = (u8 *)p + KVM_PIO_PAGE_OFFSET * PAGE_SIZE;
   vcpu->coalesced = vcpu->vm->priv->ring;
-  return 0;
+  return dirty_ring_create(vcpu);
 }
 
 void *vcpu_mmap_page(struct vcpu *vcpu, unsigned page) {
@@ -55,6 +56,7 @@ static void free_vcpu(struct vcpu *vcpu) {
   int wake = atomic_load(&vcpu->wake_fd);
   own_fd_close(wake);
   vcpu_stats_destroy(vcpu);
+  dirty_ring_destroy(vcpu);
   if (vcpu->run) munmap(vcpu->run, VCPU_MMAP_PAGES * PAGE_SIZE);
   pthread_mutex_destroy(&vcpu->mutex);
   free(vcpu);

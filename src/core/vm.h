@@ -17,6 +17,7 @@ struct evloop;
 struct vm_stats;
 struct vcpu_stats;
 struct vm_priv;
+struct dirty_ring;
 
 enum io_bus_kind { BUS_MMIO, BUS_PIO, BUS_KINDS };
 
@@ -40,7 +41,7 @@ struct vm {
   u64 created_ns;
   struct vm_stats *stats;           /* (o) core/stats.h */
   u64 dirty_flags;                  /* [s] KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 */
-  u32 dirty_ring_bytes;             /* [l] */
+  u32 dirty_ring_bytes;             /* of each vCPU's dirty ring, 0: bitmaps; [l], set before the first vCPU */
   _Atomic u32 max_halt_poll_ns;     /* KVM_CAP_HALT_POLL */
   struct vm_priv *priv;             /* (o) core's private part: core/vm_priv.h */
 };
@@ -54,6 +55,7 @@ struct vcpu {
   struct kvm_run *run;              /* (o) our mapping of the memfd: kvm_run, the PIO page, the coalesced page, the dirty ring */
   u8 *pio_data;                     /* (o) page 1 of the mapping (KVM_PIO_PAGE_OFFSET) */
   struct kvm_coalesced_mmio_ring *coalesced; /* (o) page 2 */
+  struct dirty_ring *dirty_ring;    /* (o) core/dirty_ring.h; NULL without */
   pthread_mutex_t mutex;            /* held by vCPU ioctls, KVM_RUN included */
   _Atomic u64 requests;             /* see request.h */
   _Atomic int mode;                 /* enum vcpu_mode */

@@ -308,10 +308,7 @@ static int fetch_page(struct x86_vcpu *c, u64 lin, gpa_t *gpa, const u8 **host) 
   int r = x86_translate(c, lin, ACC_EXEC, c->mmu.right, &x);
   if (r) return r;
   if (!x.host) {
-    struct kvm_run *run = c->core.run;
-    run->exit_reason = KVM_EXIT_INTERNAL_ERROR;
-    run->internal.suberror = KVM_INTERNAL_ERROR_EMULATION;
-    run->internal.ndata = 0;
+    x86_emulation_failure(c);
     return X86_EXIT;
   }
   *gpa = x.gpa;

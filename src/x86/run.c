@@ -2,6 +2,7 @@
 #include <errno.h>
 #include <string.h>
 #include "base/fault.h"
+#include "core/dirty_ring.h"
 #include "core/memslot.h"
 #include "core/stats.h"
 #include "x86/block.h"
@@ -49,6 +50,9 @@ static void drop_stale(struct x86_vcpu *c) {
   vcpu_requests_done(&c->core);
 }
 
+/* Requests that mean an exit or an event, and outlive the exit for another one. */
+#define ARCH_REQUESTS (BIT(REQ_TPR_EXIT) | BIT(REQ_TRIPLE_FAULT) | BIT(REQ_EVENT) | BIT(REQ_EOI_EXIT))
+
 /* Takes the pending requests and acts on them.  X86_OK, X86_EXIT, or -EINTR. */
 static int handle_requests(struct x86_vcpu *c) {
   u64 req = atomic_exchange_explicit(&c->core.requests, 0, memory_order_acq_rel);
@@ -56,9 +60,13 @@ static int handle_requests(struct x86_vcpu *c) {
   vcpu_requests_done(&c->core);
   if (req & BIT(REQ_CLOCK)) x86_pv_clock_update(c);
   if (req & BIT(REQ_APIC)) x86_lapic_sync(c);
+  if (unlikely(req & BIT(REQ_RING_FULL)) && vcpu_ring_soft_full(&c->core)) {
+    exit_with(c, KVM_EXIT_DIRTY_RING_FULL);
+    return exit_keeping(c, req & ARCH_REQUESTS);
+  }
   if (unlikely(req & BIT(REQ_TPR_EXIT))) {
     x86_tpr_exit(c);
-    return exit_keeping(c, req & (BIT(REQ_TRIPLE_FAULT) | BIT(REQ_EVENT) | BIT(REQ_EOI_EXIT)));
+    return exit_keeping(c, req & ARCH_REQUESTS & ~BIT(REQ_TPR_EXIT));
   }
   if (req & BIT(REQ_TRIPLE_FAULT) && c->triple_fault) {
     c->triple_fault = false;
@@ -126,6 +134,17 @@ static int loop(struct x86_vcpu *c) {
     r = after_run(c, x86_run_blocks(c));
     if (r) return r;
   }
+}
+
+int x86_leave_insn(struct x86_vcpu *c, int (*complete)(struct x86_vcpu *c)) {
+  c->left_len = c->cur ? c->cur->len : 0;
+  c->complete_io = complete;
+  return X86_EXIT;
+}
+
+int x86_finish_insn(struct x86_vcpu *c) {
+  c->rip = (c->rip + c->left_len) & x86_ip_mask(c);
+  return c->mode & X86_MODE_SINGLE ? x86_after_single_step(c) : X86_OK;
 }
 
 /* Finishes what the last exit left open. */

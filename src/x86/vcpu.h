@@ -132,6 +132,7 @@ struct x86_vcpu {
   /* --- memory (mmu/) --- */
   struct x86_mmu mmu;
   struct x86_io io;
+  u8 left_len;             /* length of the instruction that x86_leave_insn() left in the middle */
   int (*complete_io)(struct x86_vcpu *c); /* called on the next KVM_RUN before anything else; X86_OK/END or X86_EXIT */
   struct { u8 buf[64]; u8 len; u64 lin[2]; u8 n[2]; void *host[2]; u64 gpa[2]; u8 kind; } rmw; /* see mmu/access.h */
 
@@ -166,6 +167,8 @@ struct x86_vm {
   struct x86_msr_filter *msr_filter; /* RCU */
   u32 bus_lock_flags;
   u64 exits_disabled;
+  u64 hypercall_exits;           /* KVM_CAP_EXIT_HYPERCALL: bits by number */
+  bool exit_on_emulation_failure;
 };
 
 static inline struct x86_vcpu *x86_vcpu(struct vcpu *v) { return container_of(v, struct x86_vcpu, core); }

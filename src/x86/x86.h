@@ -42,6 +42,10 @@ bool x86_interrupt_allowed(const struct x86_vcpu *c);
 /* Whether a halted vCPU must wake up. */
 bool x86_runnable(struct x86_vcpu *c);
 
+/* ---- cpu/failure.c ---- */
+/* Leaves with KVM_EXIT_INTERNAL_ERROR for the instruction at work: X86_EXIT. */
+int x86_emulation_failure(struct x86_vcpu *c);
+
 /* ---- cpu/debug.c ---- */
 bool x86_code_breakpoint(struct x86_vcpu *c, u64 lin);      /* instruction breakpoint at lin (RF honoured): fills c->fault (#DB) */
 void x86_data_breakpoint(struct x86_vcpu *c, u64 lin, unsigned size, bool write); /* adds to c->pending_dbg and makes the block end */
@@ -114,6 +118,10 @@ int x86_sync_regs_in(struct x86_vcpu *c);   /* kvm_run->kvm_dirty_regs; -EINVAL 
 void x86_sync_regs_out(struct x86_vcpu *c); /* kvm_run->kvm_valid_regs */
 
 /* ---- run.c ---- */
+/* The instruction at work leaves for the client in the middle: X86_EXIT (the caller fills kvm_run).  `complete` runs on the next KVM_RUN; it ends the instruction
+ * with x86_finish_insn(), or raises a fault for it. */
+int x86_leave_insn(struct x86_vcpu *c, int (*complete)(struct x86_vcpu *c));
+int x86_finish_insn(struct x86_vcpu *c);
 /* Makes the loop look for events: any thread. */
 static inline void x86_request_event(struct x86_vcpu *c) { vcpu_request(&c->core, REQ_EVENT); }
 

@@ -22,9 +22,9 @@ int guest_ioctl(int fd, unsigned long request, void *arg) {
   return host_kvm ? ioctl(fd, request, arg) : uvirt_ioctl(fd, request, arg);
 }
 
-static void *kvm_mmap(size_t size, int fd) {
+static void *kvm_mmap(size_t size, int fd, u64 offset) {
   int prot = PROT_READ | PROT_WRITE;
-  return host_kvm ? mmap(NULL, size, prot, MAP_SHARED, fd, 0) : uvirt_mmap(NULL, size, prot, MAP_SHARED, fd, 0);
+  return host_kvm ? mmap(NULL, size, prot, MAP_SHARED, fd, (off_t)offset) : uvirt_mmap(NULL, size, prot, MAP_SHARED, fd, (off_t)offset);
 }
 static void kvm_close(int fd) { host_kvm ? close(fd) : uvirt_close(fd); }
 
@@ -90,8 +90,14 @@ void guest_add_slot(struct guest *g, unsigned space, u64 gpa, void *host, size_t
 static void cpu_new(struct guest *g) {
   g->vcpu = MUST(g->vm, KVM_CREATE_VCPU, (uintptr_t)g->id);
   g->run_size = (size_t)MUST(g->sys, KVM_GET_VCPU_MMAP_SIZE, 0);
-  g->run = kvm_mmap(g->run_size, g->vcpu);
+  g->run = kvm_mmap(g->run_size, g->vcpu, 0);
   set_cpuid(g);
+}
+
+void *guest_map_vcpu(struct guest *g, u64 offset, size_t size) {
+  void *p = kvm_mmap(size, g->vcpu, offset);
+  must(p == MAP_FAILED ? -1 : 0, "mmap");
+  return p;
 }
 
 static void cpu_free(struct guest *g) {
@@ -110,7 +116,12 @@ static void make_chips(struct guest *g, enum chips chips) {
   MUST(g->vm, KVM_CREATE_PIT2, &pit);
 }
 
-static struct guest *new_guest(enum chips chips) {
+int guest_enable(struct guest *g, u32 cap, u64 arg) {
+  struct kvm_enable_cap enable = {.cap = cap, .args = {arg}};
+  return guest_ioctl(g->vm, KVM_ENABLE_CAP, &enable);
+}
+
+static struct guest *new_guest(enum chips chips, u32 cap, u64 arg) {
   struct guest *g = calloc(1, sizeof(*g));
   g->chips = chips != NO_CHIPS;
   g->sys = must(kvm_open(), "/dev/kvm");
@@ -119,13 +130,15 @@ static struct guest *new_guest(enum chips chips) {
   g->mem = mmap(NULL, GUEST_MEM, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   guest_add_slot(g, 0, 0, g->mem, GUEST_MEM);
   make_chips(g, chips);
+  if (cap) must(guest_enable(g, cap, arg), "KVM_ENABLE_CAP");
   cpu_new(g);
   return g;
 }
 
-struct guest *guest_new(void) { return new_guest(NO_CHIPS); }
-struct guest *guest_new_chips(void) { return new_guest(ALL_CHIPS); }
-struct guest *guest_new_split(void) { return new_guest(SPLIT_CHIPS); }
+struct guest *guest_new(void) { return new_guest(NO_CHIPS, 0, 0); }
+struct guest *guest_new_chips(void) { return new_guest(ALL_CHIPS, 0, 0); }
+struct guest *guest_new_split(void) { return new_guest(SPLIT_CHIPS, 0, 0); }
+struct guest *guest_new_cap(u32 cap, u64 arg) { return new_guest(NO_CHIPS, cap, arg); }
 
 struct guest *guest_add_cpu(struct guest *g, unsigned id) {
   struct guest *other = calloc(1, sizeof(*other));

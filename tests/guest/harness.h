@@ -86,6 +86,8 @@ struct guest *guest_new(void);
 struct guest *guest_new_chips(void);
 /* With the local APICs alone; the chips are the client's. */
 struct guest *guest_new_split(void);
+/* With a capability of the VM that has to be enabled before there are vCPUs. */
+struct guest *guest_new_cap(u32 cap, u64 arg);
 void guest_free(struct guest *g);
 /* One more vCPU of the same guest; guest_free_cpu before guest_free. */
 struct guest *guest_add_cpu(struct guest *g, unsigned id);
@@ -97,6 +99,10 @@ bool guest_supports(struct guest *g, u32 leaf, unsigned reg, unsigned bit);
 /* More memory, backed by `host`; space 1 is the memory seen in system management mode. */
 void guest_add_slot(struct guest *g, unsigned space, u64 gpa, void *host, size_t size);
 int guest_ioctl(int fd, unsigned long request, void *arg);
+/* KVM_ENABLE_CAP on the VM. */
+int guest_enable(struct guest *g, u32 cap, u64 arg);
+/* Pages of the vCPU's descriptor. */
+void *guest_map_vcpu(struct guest *g, u64 offset, size_t size);
 
 /* ---- starting states ---- */
 void guest_real(struct guest *g, u16 cs, u16 ip);

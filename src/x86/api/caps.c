@@ -1,5 +1,6 @@
 /* Capabilities of the x86 engine: what KVM_CHECK_EXTENSION answers and KVM_ENABLE_CAP switches. */
 #include <errno.h>
+#include <linux/kvm_para.h>
 #include "x86/api/api.h"
 #include "x86/cpuid/cpuid.h"
 #include "x86/msr/msr.h"
@@ -14,6 +15,7 @@
 #define CLOCK_FLAGS    (KVM_CLOCK_TSC_STABLE | KVM_CLOCK_REALTIME | KVM_CLOCK_HOST_TSC)
 #define X2APIC_FLAGS   (KVM_X2APIC_API_USE_32BIT_IDS | KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK)
 #define MSR_REASONS    (KVM_MSR_EXIT_REASON_INVAL | KVM_MSR_EXIT_REASON_UNKNOWN | KVM_MSR_EXIT_REASON_FILTER)
+#define HYPERCALL_EXITS BIT(KVM_HC_MAP_GPA_RANGE)
 #define DISABLED_EXITS KVM_X86_DISABLE_EXITS_PAUSE /* PAUSE never exits */
 
 static const struct {
@@ -41,6 +43,8 @@ static const struct {
     {KVM_CAP_EXT_CPUID, 1},
     {KVM_CAP_EXT_EMUL_CPUID, 1},
     {KVM_CAP_SMALLER_MAXPHYADDR, 1},
+    {KVM_CAP_EXIT_ON_EMULATION_FAILURE, 1},
+    {KVM_CAP_EXIT_HYPERCALL, HYPERCALL_EXITS},
     {KVM_CAP_DISABLE_QUIRKS, 1},
     {KVM_CAP_DISABLE_QUIRKS2, QUIRKS},
     {KVM_CAP_X86_DISABLE_EXITS, DISABLED_EXITS},
@@ -138,6 +142,18 @@ static int enable_user_msr(struct x86_vm *vm, const u64 *args) {
   return 0;
 }
 
+static int enable_hypercall_exits(struct x86_vm *vm, const u64 *args) {
+  if (args[0] & ~(u64)HYPERCALL_EXITS) return -EINVAL;
+  vm->hypercall_exits = args[0];
+  return 0;
+}
+
+static int enable_emulation_exit(struct x86_vm *vm, const u64 *args) {
+  if (args[0] & ~1ull) return -EINVAL;
+  vm->exit_on_emulation_failure = args[0];
+  return 0;
+}
+
 /* Once: the same value again is fine, another is not. */
 static int enable_max_vcpu_id(struct x86_vm *vm, const u64 *args) {
   int r = -EINVAL;
@@ -165,6 +181,8 @@ static const struct {
     {KVM_CAP_X86_TRIPLE_FAULT_EVENT, enable_triple_fault},
     {KVM_CAP_X86_USER_SPACE_MSR, enable_user_msr},
     {KVM_CAP_MAX_VCPU_ID, enable_max_vcpu_id},
+    {KVM_CAP_EXIT_HYPERCALL, enable_hypercall_exits},
+    {KVM_CAP_EXIT_ON_EMULATION_FAILURE, enable_emulation_exit},
 };
 
 int x86_vm_enable_cap(struct vm *vm, u32 cap, u32 flags, const u64 *args) {

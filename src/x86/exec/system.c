@@ -26,7 +26,6 @@ static u64 edx_eax(const struct x86_vcpu *c) {
 static int exec_rdmsr(struct x86_vcpu *c, const struct x86_insn *i) {
   u64 v;
   NEED_CPL0(c);
-  c->msr->insn_len = i->len;
   int r = x86_rdmsr(c, (u32)c->regs[RCX], &v);
   if (likely(!r)) put_edx_eax(c, v);
   return r;
@@ -34,7 +33,6 @@ static int exec_rdmsr(struct x86_vcpu *c, const struct x86_insn *i) {
 
 static int exec_wrmsr(struct x86_vcpu *c, const struct x86_insn *i) {
   NEED_CPL0(c);
-  c->msr->insn_len = i->len;
   int r = x86_wrmsr(c, (u32)c->regs[RCX], edx_eax(c));
   return r ? r : X86_END;
 }

@@ -144,7 +144,7 @@ bool x86_lapic_eoi_exit(struct x86_vcpu *c) {
  * end the interrupt by clearing it ---- */
 
 static void pv_eoi_write(struct x86_lapic *l, u8 bit) {
-  if (vm_write_gpa(l->c->core.vm, l->pv_eoi & ~3ull, &bit, 1)) l->pv_eoi = 0;
+  if (vcpu_write_gpa(&l->c->core, l->pv_eoi & ~3ull, &bit, 1)) l->pv_eoi = 0;
 }
 
 static bool pv_eoi_done(struct x86_lapic *l) {

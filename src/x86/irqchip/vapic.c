@@ -31,7 +31,7 @@ void lapic_vapic_write(struct x86_lapic *l) {
   u32 word = l->regs[REG_TPR] & 0xff;
   if (service >= 0) word |= ((u32)service & 0xf0) << 8;
   if (request >= 0) word |= (u32)request << 24;
-  vm_write_gpa(l->c->core.vm, l->vapic, &word, sizeof(word));
+  vcpu_write_gpa(&l->c->core, l->vapic, &word, sizeof(word));
 }
 
 /* ---- reports ---- */

@@ -2,8 +2,10 @@
  *
  * Intel SDM Vol. 3A chapter 4.
  */
+#include "core/dirty_ring.h"
 #include "x86/mmu/walk.h"
 #include "x86/block.h"
+#include "x86/decode/table.h"
 #include "x86/cpuid/cpuid.h"
 #include "x86/x86.h"
 
@@ -95,7 +97,7 @@ static bool entry_set_bits(struct x86_vcpu *c, const struct entry *p, unsigned s
     ok = __atomic_compare_exchange_n((u32 *)p->host, &old32, old32 | (u32)bits, false, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED);
   }
   if (!ok) return false;
-  if (p->slot->flags & KVM_MEM_LOG_DIRTY_PAGES) mark_page_dirty(c->core.vm, &c->core, p->slot, p->gpa >> PAGE_SHIFT);
+  if (p->slot->flags & KVM_MEM_LOG_DIRTY_PAGES) mark_page_dirty(&c->core, p->slot, p->gpa >> PAGE_SHIFT);
   if (unlikely(x86_page_has_code(c->core.vm, p->gpa >> PAGE_SHIFT))) x86_blocks_written(x86_vm_of(c), p->gpa, size);
   return true;
 }
@@ -123,6 +125,14 @@ static bool entry_reserved(struct x86_vcpu *c, enum x86_paging mode, unsigned le
   else if (level == 3 && !x86_has(c, X86_FEATURE_GBPAGES)) rsvd |= PTE_PS;
   if (large) rsvd |= level == 3 ? 0x3fffe000ull : 0x1fe000ull;
   return e & rsvd;
+}
+
+/* An address beyond the guest's MAXPHYADDR that the host's reaches: KVM sees no fault of the processor there, so it runs the
+ * access in its instruction emulator to raise the guest's.  Instructions that are not for the emulator end up with the client
+ * where it asked for that (KVM_CAP_EXIT_ON_EMULATION_FAILURE): here those that run on the host's processor. */
+static bool only_host_could(struct x86_vcpu *c, enum x86_paging mode, unsigned level, u64 e, bool large) {
+  if (likely(!x86_vm_of(c)->exit_on_emulation_failure) || !c->cur || x86_table_known(c->cur->op)) return false;
+  return !entry_reserved(c, mode, level, e & ~c->mmu.rsvd_high, large);
 }
 
 struct walk_state {
@@ -156,7 +166,8 @@ static int walk_once(struct x86_vcpu *c, u64 lin, enum x86_access acc, struct x8
     if (!(e & PTE_P)) return page_fault(c, lin, err);
     bool pse = mode == PAGING_32 ? (c->cr4 & CR4_PSE) != 0 : true;
     bool large = level > 1 && level <= f->max_large_level && (e & PTE_PS) && pse;
-    if (entry_reserved(c, mode, level, e, large)) return page_fault(c, lin, err | PF_RSVD | PF_P);
+    if (entry_reserved(c, mode, level, e, large))
+      return only_host_could(c, mode, level, e, large) ? x86_emulation_failure(c) : page_fault(c, lin, err | PF_RSVD | PF_P);
     s.writable &= (e & PTE_W) != 0;
     s.user &= (e & PTE_U) != 0;
     s.nx |= mode != PAGING_32 && (e & PTE_NX) && (c->efer & EFER_NX);
@@ -210,6 +221,12 @@ int x86_mmu_load_pdptrs(struct x86_vcpu *c, u64 cr3) {
   return X86_OK;
 }
 
+/* Neither data nor accessed bits are stored: the instruction comes again when the client has harvested. */
+static int ring_full(struct x86_vcpu *c) {
+  c->core.run->exit_reason = KVM_EXIT_DIRTY_RING_FULL;
+  return X86_EXIT;
+}
+
 int x86_translate(struct x86_vcpu *c, u64 lin, enum x86_access acc, unsigned table, struct x86_xlat *x) {
   bool write = acc == ACC_WRITE || acc == ACC_RMW;
   unsigned n = table * X86_TLB_SIZE + ((lin >> PAGE_SHIFT) & (X86_TLB_SIZE - 1));
@@ -220,6 +237,7 @@ int x86_translate(struct x86_vcpu *c, u64 lin, enum x86_access acc, unsigned tab
     return X86_OK;
   }
 
+  if (vcpu_ring_hard_full(&c->core)) return ring_full(c);
   struct x86_walk w;
   struct x86_rights rights = x86_rights_of(table);
   int r = walk_page(c, lin, acc, rights, true, &w);
@@ -240,7 +258,7 @@ int x86_translate(struct x86_vcpu *c, u64 lin, enum x86_access acc, unsigned tab
   unsigned pk, perms = x86_page_perms(c, &w, rights, &pk);
   x->code = x86_page_has_code(c->core.vm, gfn);
   bool logged = slot->flags & KVM_MEM_LOG_DIRTY_PAGES;
-  if (write && logged) mark_page_dirty(c->core.vm, &c->core, slot, gfn);
+  if (write && logged) mark_page_dirty(&c->core, slot, gfn);
   /* A page may be written the fast way only when nothing has to be noticed about it: guest dirty bit set, no code, logged already. */
   if (!w.dirty || x->code || (slot->flags & KVM_MEM_READONLY) || (logged && !write)) perms &= ~PERM_W;
   if (w.page_bits > PAGE_SHIFT) {

@@ -32,13 +32,8 @@ int x86_msr_set_host(struct x86_vcpu *c, u32 index, u64 value) {
 /* ---- exits (KVM_CAP_X86_USER_SPACE_MSR) ---- */
 
 /* The instruction ends as user space decided. */
-static int skip_instruction(struct x86_vcpu *c) {
-  c->rip = (c->rip + c->msr->insn_len) & x86_ip_mask(c);
-  return c->mode & X86_MODE_SINGLE ? x86_after_single_step(c) : X86_OK;
-}
-
 static int complete_write(struct x86_vcpu *c) {
-  return c->core.run->msr.error ? x86_gp0(c) : skip_instruction(c);
+  return c->core.run->msr.error ? x86_gp0(c) : x86_finish_insn(c);
 }
 
 static int complete_read(struct x86_vcpu *c) {
@@ -46,7 +41,7 @@ static int complete_read(struct x86_vcpu *c) {
   if (run->msr.error) return x86_gp0(c);
   c->regs[RAX] = (u32)run->msr.data;
   c->regs[RDX] = (u32)(run->msr.data >> 32);
-  return skip_instruction(c);
+  return x86_finish_insn(c);
 }
 
 static u32 reason_of(int result) {
@@ -66,8 +61,7 @@ static int refused(struct x86_vcpu *c, int result, u32 exit_reason, u32 index, u
   run->msr.reason = reason;
   run->msr.index = index;
   run->msr.data = data;
-  c->complete_io = exit_reason == KVM_EXIT_X86_RDMSR ? complete_read : complete_write;
-  return X86_EXIT;
+  return x86_leave_insn(c, exit_reason == KVM_EXIT_X86_RDMSR ? complete_read : complete_write);
 }
 
 int x86_rdmsr(struct x86_vcpu *c, u32 index, u64 *value) {

@@ -18,7 +18,6 @@ struct x86_msr_state {
   u64 platform_info, misc_features, smi_count, hwcr, de_cfg;
   u64 mtrr_def_type, mtrr_var[2 * X86_VAR_MTRRS], mtrr_fixed[11];
   u64 mcg_cap, mcg_status, mcg_ctl, mce[4 * X86_MCE_BANKS], mci_ctl2[X86_MCE_BANKS];
-  u8 insn_len; /* of the RDMSR or WRMSR at work: an exit to user space completes it later */
 };
 
 /* Results of a row's handlers. */

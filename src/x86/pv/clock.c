@@ -116,7 +116,7 @@ int x86_vm_clock_set(struct x86_vm *vm, const struct kvm_clock_data *data) {
 /* ---- system time page ---- */
 
 static bool write_part(struct x86_vcpu *c, u64 gpa, const void *part, size_t len) {
-  return !vm_write_gpa(c->core.vm, gpa, part, len);
+  return !vcpu_write_gpa(&c->core, gpa, part, len);
 }
 
 /* Odd version, contents, even version: three writes in this order (x86 keeps stores in order; the compiler must, too). */

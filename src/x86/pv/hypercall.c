@@ -57,7 +57,28 @@ static long clock_pairing(struct x86_vcpu *c, const struct call *call) {
   clock_gettime(CLOCK_REALTIME, &ts);
   p.sec = ts.tv_sec;
   p.nsec = ts.tv_nsec;
-  return vm_write_gpa(c->core.vm, call->arg[0], &p, sizeof(p)) ? -KVM_EFAULT : 0;
+  return vcpu_write_gpa(&c->core, call->arg[0], &p, sizeof(p)) ? -KVM_EFAULT : 0;
+}
+
+/* ---- ranges whose encryption changes: for the client (KVM_CAP_EXIT_HYPERCALL) ---- */
+
+static int complete_call(struct x86_vcpu *c) {
+  u64 r = c->core.run->hypercall.ret;
+  c->regs[RAX] = c->code64 ? r : (u32)r;
+  return x86_finish_insn(c);
+}
+
+static long map_gpa_range(struct x86_vcpu *c, const struct call *call) {
+  struct kvm_run *run = c->core.run;
+  u64 gpa = call->arg[0], pages = call->arg[1];
+  if (!(x86_vm_of(c)->hypercall_exits & BIT(KVM_HC_MAP_GPA_RANGE))) return -KVM_ENOSYS;
+  if (gpa & (PAGE_SIZE - 1) || !pages || (gpa >> PAGE_SHIFT) + pages <= gpa >> PAGE_SHIFT) return -KVM_EINVAL;
+  run->exit_reason = KVM_EXIT_HYPERCALL;
+  run->hypercall.nr = KVM_HC_MAP_GPA_RANGE;
+  for (unsigned k = 0; k < 3; k++) run->hypercall.args[k] = call->arg[k];
+  run->hypercall.longmode = call->mode64;
+  x86_leave_insn(c, complete_call);
+  return 0; /* nobody's */
 }
 
 #define NO_FEATURE X86_FEATURE_COUNT
@@ -72,6 +93,7 @@ static const struct {
     {KVM_HC_CLOCK_PAIRING, NO_FEATURE, clock_pairing},
     {KVM_HC_SEND_IPI, X86_FEATURE_KVM_PV_SEND_IPI, send_ipi},
     {KVM_HC_SCHED_YIELD, X86_FEATURE_KVM_PV_SCHED_YIELD, sched_yield_to},
+    {KVM_HC_MAP_GPA_RANGE, NO_FEATURE, map_gpa_range},
 };
 
 static long dispatch(struct x86_vcpu *c, u64 nr, const struct call *call) {
@@ -91,6 +113,7 @@ int x86_hypercall(struct x86_vcpu *c) {
     for (unsigned k = 0; k < 4; k++) call.arg[k] = (u32)call.arg[k];
   }
   u64 r = (u64)dispatch(c, nr, &call);
+  if (c->complete_io) return X86_EXIT; /* the client decides */
   c->regs[RAX] = call.mode64 ? r : (u32)r;
   return X86_OK;
 }

@@ -64,7 +64,7 @@ static bool with_page(struct x86_vcpu *c, void (*fn)(struct x86_vcpu *c, struct 
   if (st && !fault_try(&guard)) {
     fn(c, st);
     fault_end(&guard);
-    mark_page_dirty(c->core.vm, &c->core, slot, (c->pv->steal & STEAL_ADDRESS) >> PAGE_SHIFT);
+    mark_page_dirty(&c->core, slot, (c->pv->steal & STEAL_ADDRESS) >> PAGE_SHIFT);
     done = true;
   }
   rcu_read_unlock();

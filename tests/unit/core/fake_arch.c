@@ -49,6 +49,10 @@ static int loop(struct fake_vcpu *c) {
   for (;;) {
     u64 taken;
     handle_requests(c, &taken);
+    if ((taken & BIT(REQ_RING_FULL)) && vcpu_ring_soft_full(&c->core)) {
+      c->core.run->exit_reason = KVM_EXIT_DIRTY_RING_FULL;
+      return 0;
+    }
     if ((taken & BIT(REQ_EXIT)) || __atomic_load_n(&c->core.run->immediate_exit, __ATOMIC_RELAXED)) return -EINTR;
     int r = c->step ? c->step(c) : FAKE_EXIT;
     c->steps++;
@@ -193,7 +197,6 @@ void *map_pages(size_t n) {
 
 void machine_up(struct machine *m, unsigned n) {
   memset(m, 0, sizeof(*m));
-  m->n = n;
   m->kvm = uvirt_open("/dev/kvm", O_RDWR | O_CLOEXEC);
   assert_true(m->kvm >= 0);
   m->vm_fd = call(m->kvm, KVM_CREATE_VM, 0);
@@ -204,7 +207,12 @@ void machine_up(struct machine *m, unsigned n) {
   m->ram_size = 256 * PAGE_SIZE;
   m->ram = map_pages(256);
   assert_int_equal(set_slot(m->vm_fd, 0, 0, 0, m->ram_size, m->ram), 0);
+  machine_add(m, n);
+}
+
+void machine_add(struct machine *m, unsigned n) {
   int size = call(m->kvm, KVM_GET_VCPU_MMAP_SIZE, 0);
+  m->n = n;
   for (unsigned i = 0; i < n; i++) {
     m->vcpu_fd[i] = call(m->vm_fd, KVM_CREATE_VCPU, (void *)(uintptr_t)i);
     assert_true(m->vcpu_fd[i] >= 0);

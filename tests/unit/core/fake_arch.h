@@ -18,6 +18,7 @@
 #include <unistd.h>
 #include "api/fd.h"
 #include "api/ioctl.h"
+#include "core/dirty_ring.h"
 #include "core/memslot.h"
 #include "core/route.h"
 #include "core/stats.h"
@@ -72,6 +73,8 @@ struct machine {
 
 /* A VM with n vCPUs and 1 MiB of memory at 0 in slot 0. */
 void machine_up(struct machine *m, unsigned n);
+/* The vCPUs of a machine that was made with none. */
+void machine_add(struct machine *m, unsigned n);
 void machine_down(struct machine *m);
 /* Closes and unmaps, and asserts nothing about what is left. */
 void machine_down_fds(struct machine *m);

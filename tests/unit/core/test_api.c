@@ -53,7 +53,7 @@ static void capabilities(void **state) {
   assert_int_equal(check(m.kvm, KVM_CAP_MULTI_ADDRESS_SPACE), 2);
   assert_true(check(m.kvm, KVM_CAP_NR_VCPUS) > 0);
   assert_int_equal(check(m.vm_fd, KVM_CAP_CHECK_EXTENSION_VM), 1);
-  assert_int_equal(check(m.kvm, KVM_CAP_DIRTY_LOG_RING), 0);
+  assert_int_equal(check(m.kvm, KVM_CAP_DIRTY_LOG_RING), 1048576);
   assert_int_equal(check(m.kvm, 100000), 0);
   assert_int_equal(check(m.kvm, -1), 0);
   assert_int_equal(check(m.kvm, FAKE_CAP), 7);

@@ -23,7 +23,7 @@ static void down(struct logged *l) {
 }
 
 static void touch(struct logged *l, unsigned page) {
-  assert_int_equal(vm_write_gpa(&l->m.vm->core, 4 * MB + page * PAGE_SIZE + 7, "x", 1), 0);
+  assert_int_equal(vcpu_write_gpa(&l->m.vcpu[0]->core, 4 * MB + page * PAGE_SIZE + 7, "x", 1), 0);
 }
 
 static int get(struct logged *l, u32 slot, void *bitmap) {
@@ -45,7 +45,7 @@ static void automatic(void **state) {
   touch(&l, 0);
   touch(&l, 65);
   touch(&l, 199);
-  vm_write_gpa(&l.m.vm->core, 4 * MB + 10 * PAGE_SIZE - 1, "xy", 2); /* pages 9 and 10 */
+  vcpu_write_gpa(&l.m.vcpu[0]->core, 4 * MB + 10 * PAGE_SIZE - 1, "xy", 2); /* pages 9 and 10 */
   assert_int_equal(get(&l, 3, map), 0);
   assert_true(map[0] == (1 | BIT(9) | BIT(10)) && map[1] == 2 && map[2] == 0 && map[3] == BIT(7));
   assert_true(atomic_load(&l.m.vcpu[0]->core.requests) & BIT(REQ_TLB_FLUSH)); /* protected again */
@@ -135,7 +135,7 @@ static int write_step(struct fake_vcpu *c) {
   w->seed = w->seed * 1103515245 + 12345;
   unsigned page = (w->seed >> 16) % 32;
   const struct memslot *slot = memslot_find(vm_memslots(c->core.vm, 0), (4 * MB >> PAGE_SHIFT) + page);
-  if (!w->writable[page]) mark_page_dirty(c->core.vm, &c->core, slot, slot->base_gfn + page);
+  if (!w->writable[page]) mark_page_dirty(&c->core, slot, slot->base_gfn + page);
   w->writable[page] = true;
   u64 *counter = (u64 *)(slot->hva + page * PAGE_SIZE);
   __atomic_store_n(counter, __atomic_load_n(counter, __ATOMIC_RELAXED) + 1, __ATOMIC_RELAXED);

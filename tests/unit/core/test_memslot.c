@@ -166,13 +166,13 @@ static void changes_under_running_vcpus(void **state) {
 static void copies(void **state) {
   struct machine m;
   char buf[3 * 4096], back[3 * 4096];
-  machine_up(&m, 0);
+  machine_up(&m, 1);
   struct vm *vm = &m.vm->core;
   u8 *p = map_pages(4);
   for (unsigned i = 0; i < sizeof(buf); i++) buf[i] = (char)(i * 7);
   assert_int_equal(set_slot(m.vm_fd, 1, 0, MB, 4 * 4096, p), 0); /* next to slot 0 in gpa, elsewhere in memory */
   u64 epoch = vm->write_epoch;
-  assert_int_equal(vm_write_gpa(vm, MB - 5000, buf, sizeof(buf)), 0);
+  assert_int_equal(vcpu_write_gpa(&m.vcpu[0]->core, MB - 5000, buf, sizeof(buf)), 0);
   assert_true(vm->write_epoch > epoch);
   assert_memory_equal(m.ram + MB - 5000, buf, 5000);
   assert_memory_equal(p, buf + 5000, sizeof(buf) - 5000);
@@ -183,12 +183,12 @@ static void copies(void **state) {
   assert_int_equal(vm_read_gpa(vm, ~0ull - 3, back, 64), -EFAULT);
   mprotect(p + 4096, 4096, PROT_NONE);
   assert_int_equal(vm_read_gpa(vm, MB + 4090, back, 16), -EFAULT); /* host fault */
-  assert_int_equal(vm_write_gpa(vm, MB + 4096, back, 1), -EFAULT);
+  assert_int_equal(vcpu_write_gpa(&m.vcpu[0]->core, MB + 4096, back, 1), -EFAULT);
   munmap(p + 4096, 4096);
   assert_int_equal(vm_read_gpa(vm, MB + 4096, back, 1), -EFAULT);
   assert_int_equal(set_slot(m.vm_fd, 2, KVM_MEM_READONLY, 4 * MB, 4096, p), 0);
   assert_int_equal(vm_read_gpa(vm, 4 * MB, back, 16), 0);
-  assert_int_equal(vm_write_gpa(vm, 4 * MB, back, 16), -EFAULT);
+  assert_int_equal(vcpu_write_gpa(&m.vcpu[0]->core, 4 * MB, back, 16), -EFAULT);
   munmap(p, 4 * PAGE_SIZE);
   machine_down(&m);
 }

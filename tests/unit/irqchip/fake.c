@@ -192,7 +192,7 @@ int vm_read_gpa(struct vm *vm, gpa_t gpa, void *data, size_t len) {
   return 0;
 }
 
-int vm_write_gpa(struct vm *vm, gpa_t gpa, const void *data, size_t len) {
+int vcpu_write_gpa(struct vcpu *vcpu, gpa_t gpa, const void *data, size_t len) {
   if (gpa + len > sizeof(fake.memory)) return -EFAULT;
   memcpy(fake.memory + gpa, data, len);
   return 0;
