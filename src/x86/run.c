@@ -56,6 +56,10 @@ static int handle_requests(struct x86_vcpu *c) {
   vcpu_requests_done(&c->core);
   if (req & BIT(REQ_CLOCK)) x86_pv_clock_update(c);
   if (req & BIT(REQ_APIC)) x86_lapic_sync(c);
+  if (unlikely(req & BIT(REQ_TPR_EXIT))) {
+    x86_tpr_exit(c);
+    return exit_keeping(c, req & (BIT(REQ_TRIPLE_FAULT) | BIT(REQ_EVENT) | BIT(REQ_EOI_EXIT)));
+  }
   if (req & BIT(REQ_TRIPLE_FAULT) && c->triple_fault) {
     c->triple_fault = false;
     exit_with(c, KVM_EXIT_SHUTDOWN);

@@ -42,7 +42,7 @@ struct x86_fault {
 enum x86_vec { VEC_DE, VEC_DB, VEC_NMI, VEC_BP, VEC_OF, VEC_BR, VEC_UD, VEC_NM, VEC_DF, VEC_CSO, VEC_TS, VEC_NP, VEC_SS, VEC_GP, VEC_PF,
   VEC_MF = 16, VEC_AC, VEC_MC, VEC_XM, VEC_VE, VEC_CP };
 
-enum { REQ_EVENT = REQ_ARCH, REQ_TRIPLE_FAULT, REQ_CLOCK, REQ_STEAL, REQ_APF, REQ_SMI, REQ_HALT, REQ_MSR_EXIT, REQ_STEP, REQ_APIC, REQ_EOI_EXIT };
+enum { REQ_EVENT = REQ_ARCH, REQ_TRIPLE_FAULT, REQ_CLOCK, REQ_HALT, REQ_APIC, REQ_EOI_EXIT, REQ_TPR_EXIT };
 
 /* Interrupt shadows (x86_vcpu.int_shadow): the first two are KVM_X86_SHADOW_INT_*. */
 #define X86_SHADOW_MOV_SS  1
@@ -52,6 +52,7 @@ enum { REQ_EVENT = REQ_ARCH, REQ_TRIPLE_FAULT, REQ_CLOCK, REQ_STEAL, REQ_APF, RE
 /* Reasons to leave a block after the running instruction (x86_vcpu.stop). */
 #define X86_STOP_IO    1 /* posted device writes wait in c->io */
 #define X86_STOP_DEBUG 2 /* c->pending_dbg */
+#define X86_STOP_REQUEST 4 /* a request that must be acted on before the next instruction */
 
 /* Input/output that left for the client, or that it has answered (x86/mmu/io.c). */
 #define X86_IO_FRAGS 16
@@ -135,6 +136,7 @@ struct x86_vcpu {
   struct { u8 buf[64]; u8 len; u64 lin[2]; u8 n[2]; void *host[2]; u64 gpa[2]; u8 kind; } rmw; /* see mmu/access.h */
 
   /* --- parts with a structure of their own --- */
+  bool tpr_reporting;            /* KVM_TPR_ACCESS_REPORTING */
   struct x86_lapic *lapic;       /* NULL without in-library interrupt controllers (irqchip/) */
   struct x86_cpuid *cpuid;       /* cpuid/ */
   struct x86_msr_state *msr;     /* msr/ */

@@ -20,7 +20,7 @@ void print_undefined(void) {
   puts("not compared: the page offset in CR2 after masked accesses (SDM Vol. 2, VMASKMOV, MASKMOVDQU; Vol. 2A 2.7.7)");
   puts("not compared: exception flags of a dot product that ends in #XM (SDM Vol. 2A DPPS, DPPD)");
   puts("not compared: which of two faults of one instruction comes first, image against page and alignment against limit (SDM Vol. 3A table 6-2)");
-  puts("not compared: CR2 and the part written, after faults of FXSAVE, XSAVE, FNSAVE, FNSTENV and their counterparts (SDM Vol. 1 13.7 to 13.9)");
+  puts("not compared: which parts of the area are reached, CR2 and the part written, after faults of FXSAVE, XSAVE, FNSAVE, FNSTENV and their counterparts (SDM Vol. 1 13.7 to 13.9)");
   for (size_t n = 0; n < ARRAY_SIZE(undefined); n++)
     if (undefined[n].flags)
       printf("not compared: %s flags %#x (%s)\n", ZydisMnemonicGetString((ZydisMnemonic)undefined[n].mnemonic), undefined[n].flags, undefined[n].section);
@@ -58,7 +58,7 @@ static u32 error_mask(const struct diff_case *k, const struct diff_state *s) {
 }
 
 static bool cr2_equal(const struct diff_case *k, const struct diff_state *h, const struct diff_state *e) {
-  if ((h->vector == 14 || e->vector == 14) && is_image(&k->insn)) return true;
+  if ((h->vector == 14 || e->vector == 14) && (is_image(&k->insn) || h->vector != e->vector)) return true;
   return is_masked(&k->insn) ? h->cr2 >> PAGE_SHIFT == e->cr2 >> PAGE_SHIFT : h->cr2 == e->cr2;
 }
 
@@ -66,6 +66,7 @@ static bool cr2_equal(const struct diff_case *k, const struct diff_state *h, con
  * leaves the order of faults of one instruction open). */
 static bool vector_equal(const struct diff_case *k, const struct diff_state *h, const struct diff_state *e) {
   if (h->vector == e->vector) return true;
+  if (k->mode == 16 && is_masked(&k->insn) && h->vector >= 12 && e->vector >= 12) return true; /* two halves, one of them behind the limit */
   return (is_image(&k->insn) && h->vector + e->vector == 13 + 14) || (k->mode == 16 && ext_family(&k->insn) && h->vector + e->vector == 12 + 13);
 }
 
@@ -88,7 +89,7 @@ static bool saved_more(const struct diff_case *k) {
   if (!is_image(&k->insn) || !k->operand || page >= ARENA_PAGES || arena_map[page] != PAGE_RW) return false;
   memcpy(&host, (void *)at, 8);
   memcpy(&engine, engine_arena + (at - ARENA_BASE), 8);
-  return (engine & ~host) == 0 && host != engine && !(host & ~0xe7ull);
+  return (engine & ~host & 0xe7) == 0 && (host ^ engine) & 0xe7;
 }
 
 /* The host's contents become the engine's. */
@@ -143,6 +144,11 @@ static bool registers_equal(const struct diff_case *k, const struct diff_state *
 
 bool compare(const struct diff_case *k, struct diff_state *h, struct diff_state *e) {
   static u8 reports[ZYDIS_MNEMONIC_MAX_VALUE + 1];
+  if (k->mode != 64 && e->vector == 14 && (e->cr2 & PAGE_MASK) == ENTRY_PAGE) return true; /* the harness's own stack: the engine has none */
+  if (is_image(&k->insn) && (h->vector == 14 || e->vector == 14) && (h->vector < 0 || e->vector < 0)) { /* one reached a page that the other let be */
+    copy_memory();
+    return true;
+  }
   cut_dot_product(k, h, e);
   bool exceptions = vector_equal(k, h, e) && cr2_equal(k, h, e) && (h->vector != e->vector || !((h->error ^ e->error) & error_mask(k, h)));
   bool registers = registers_equal(k, h, e) && !((h->rflags ^ e->rflags) & flags_compared(k));

@@ -54,7 +54,7 @@ extern const u8 arena_map[ARENA_PAGES];
 #define DIFF_GS_BASE 0x40ull
 /* 16-bit mode: the code area is one segment, the arena is the data and stack segment.  IRET to a 16-bit stack leaves bits 31:16
  * of ESP as they were. */
-#define ENTRY_PAGE 0x20080000ull
+#define ENTRY_PAGE 0x5a3d0000ull
 static inline u64 diff_code_base(unsigned mode) {
   return mode == 16 ? CODE_BASE : 0;
 }

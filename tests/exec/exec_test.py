@@ -3,8 +3,10 @@
 
 usage: exec_test.py UVIRT CLIENT CASE
 """
+import json
 import os
 import re
+import resource
 import shutil
 import stat
 import subprocess
@@ -155,11 +157,37 @@ def untouched(tmp):
     check(not bad, "a device node is touched", bad[:5])
 
 
+def doctor(tmp):
+    """Its JSON and exit codes; under `uvirt exec`, so that it does not look at the machine's own device."""
+    def examine(**kw):
+        code, out, err = execute(UVIRT, "doctor", "--json", **kw)
+        report = json.loads(out)
+        checks = {c["name"]: c for c in report["checks"]}
+        check(all(("cost" in c) == (c["state"] != "ok") and c["value"] for c in checks.values()), "each lack has its cost", out)
+        check(report["works"] == (code == 0), "exit code", code)
+        return code, checks
+
+    def few(n):
+        return lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (n, n))
+
+    code, checks = examine()
+    check(code == 0 and checks["engine"]["state"] == "ok", "it works here", checks)
+    code, checks = examine(preexec_fn=few(64))
+    check(code == 0 and checks["open descriptors"]["state"] == "lack" and checks["open descriptors"]["value"] == "64", "a low limit", checks)
+    code, checks = examine(preexec_fn=few(5))
+    check(code == 1 and checks["engine"]["state"] == "FAIL", "too low a limit", checks)
+    code, checks = examine(env={**os.environ, "PATH": "/nonexistent"})
+    check(code == 0 and checks["QEMU"]["state"] == "lack" and checks["tools for guests"]["state"] == "lack", "no tools", checks)
+    code, out, err = execute(UVIRT, "doctor")
+    check(code == 0 and out.endswith("uvirt works on this host.\n"), "text", out)
+    check(execute(UVIRT, "doctor", "--jsn")[0] == 2, "a bad option")
+
+
 def main():
     tmp = tempfile.mkdtemp(prefix="uvirt-exec.")
     os.chmod(tmp, stat.S_IRWXU | stat.S_IXGRP | stat.S_IXOTH)
     try:
-        {f.__name__: f for f in (reach, codes, python, shell, log, untouched)}[CASE](tmp)
+        {f.__name__: f for f in (reach, codes, python, shell, log, untouched, doctor)}[CASE](tmp)
     finally:
         shutil.rmtree(tmp)
 

@@ -120,18 +120,27 @@ static void while_threads_run(void) {
   }
 }
 
-/* Both go on to make code of their own after a fork. */
+/* Both go on to make code of their own after a fork: 3 is pi, 1 is one. */
 static void code_apart(void) {
-  static const uint8_t fpu[] = {0xdb, 0xe3, 0xd9, 0xe8, 0xd9, 0xeb,
-                                0xde, 0xc9, 0xdd, 0xd8, 0xf4}; /* fninit; fld1; fldpi; fmulp; fstp */
-  static const uint8_t other[] = {0xdb, 0xe3, 0xd9, 0xee, 0xd9, 0xe0,
-                                  0xd9, 0xfa, 0xdd, 0xd8, 0xf4}; /* fninit; fldz; fchs; fsqrt; fstp */
-  static const uint8_t first[] = {0xd9, 0xe8, 0xdd, 0xd8, 0xf4}; /* fld1; fstp st0; hlt: there is some code already */
+  static const uint8_t first[] = {0xd9, 0xee, 0xdd, 0xd8, 0xf4};             /* fldz; fstp st0; hlt: there is some code already */
+  static const uint8_t three[] = {0xd9, 0xeb, 0xdf, 0x1e, 0x00, 0x20, 0xf4}; /* fldpi; fistp [0x2000]; hlt */
+  static const uint8_t one[] = {0xd9, 0xe8, 0xdf, 0x1e, 0x00, 0x20, 0xf4};   /* fld1; fistp [0x2000]; hlt */
+  int go[2];
+  char byte = 0;
   struct machine m = MACHINE(first);
-  CHECK(runs_to_halt(&m));
+  CHECK(runs_to_halt(&m) && pipe(go) == 0);
   pid_t pid = fork();
-  struct machine own = make_machine(pid ? fpu : other, sizeof(fpu));
-  for (int i = 0; i < 1000; i++) CHECK(runs_to_halt(&own));
+  struct machine own = make_machine(pid ? three : one, sizeof(one));
+  for (int i = 0; i < 1000; i++) {
+    own.ram[0x2000] = 0;
+    CHECK(runs_to_halt(&own) && own.ram[0x2000] == (pid ? 3 : 1));
+    if (i > 0) continue;
+    /* Both have made theirs before either goes on. */
+    if (pid)
+      CHECK(read(go[0], &byte, 1) == 1);
+    else
+      CHECK(write(go[1], &byte, 1) == 1);
+  }
   if (pid == 0) _exit(0);
   CHECK(wait_for(pid) == 0);
 }

@@ -287,7 +287,7 @@ static void set_vendor(struct kvm_cpuid2 *t, const struct cpu_vendor *v) {
   bool amd = strcmp(v->name, "amd") == 0;
   if (ext1) ext1->eax = amd ? v->signature : 0;
   if (ext1) ext1->edx = (ext1->edx & ~0x0183f3ffu) | (amd ? leaf1->edx & 0x0183f3ff : 0); /* AMD repeats leaf 1 EDX */
-  if (amd && ext0 && ext0->eax < 0x8000001e) ext0->eax = 0x8000001e;
+  if (amd && ext0 && ext0->eax < 0x80000021) ext0->eax = 0x80000021;
 }
 
 static void set_brand(struct kvm_cpuid2 *t, uint32_t room, const struct cpu_model *model) {

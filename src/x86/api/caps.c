@@ -33,6 +33,7 @@ static const struct {
     {KVM_CAP_SPLIT_IRQCHIP, 1},
     {KVM_CAP_USER_NMI, 1},
     {KVM_CAP_HLT, 1},
+    {KVM_CAP_VAPIC, 1},
     {KVM_CAP_SET_BOOT_CPU_ID, 1},
     /* set-up */
     {KVM_CAP_SET_TSS_ADDR, 1},

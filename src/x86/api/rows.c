@@ -192,6 +192,12 @@ static long get_lapic(struct ioctl_ctx *ctx, void *data) {
 static long set_lapic(struct ioctl_ctx *ctx, void *data) {
   return vcpu_of(ctx)->lapic ? x86_lapic_set_state(vcpu_of(ctx), data) : -EINVAL;
 }
+static long set_vapic_addr(struct ioctl_ctx *ctx, void *data) {
+  return x86_vapic_set_address(vcpu_of(ctx), ((const struct kvm_vapic_addr *)data)->vapic_addr);
+}
+static long tpr_reporting(struct ioctl_ctx *ctx, void *data) {
+  return x86_tpr_reporting(vcpu_of(ctx), data);
+}
 static long setup_mce(struct ioctl_ctx *ctx, void *data) {
   return x86_mce_setup(vcpu_of(ctx), *(const u64 *)data);
 }
@@ -266,6 +272,8 @@ const struct ioctl_row x86_vcpu_ioctls[] = {
     VCPU_ROW(KVM_SET_MSRS, ARG_USER, x86_ioctl_set_msrs),
     VCPU_ROW(KVM_GET_LAPIC, ARG_OUT, get_lapic),
     VCPU_ROW(KVM_SET_LAPIC, ARG_IN, set_lapic),
+    VCPU_ROW(KVM_SET_VAPIC_ADDR, ARG_IN, set_vapic_addr),
+    VCPU_ROW(KVM_TPR_ACCESS_REPORTING, ARG_INOUT, tpr_reporting),
     VCPU_ROW(KVM_X86_SETUP_MCE, ARG_IN, setup_mce),
     VCPU_ROW(KVM_X86_SET_MCE, ARG_IN, inject_mce),
     VCPU_ROW(KVM_SET_TSC_KHZ, ARG_VALUE, vcpu_set_tsc_khz),

@@ -39,6 +39,10 @@ int x86_lapic_pv_eoi_set(struct x86_vcpu *c, u64 value);
 long x86_lapic_pv_ipi(struct x86_vm *vm, u64 low, u64 high, u32 min, u32 icr, bool mode64);
 /* Accept a local interrupt such as the PMU's or CMCI (LVT offset). */
 void x86_lapic_local(struct x86_vcpu *c, unsigned lvt_offset);
+/* KVM_SET_VAPIC_ADDR, KVM_TPR_ACCESS_REPORTING: 0 or -EINVAL; REQ_TPR_EXIT: fills kvm_run for KVM_EXIT_TPR_ACCESS. */
+int x86_vapic_set_address(struct x86_vcpu *c, u64 gpa);
+int x86_tpr_reporting(struct x86_vcpu *c, const struct kvm_tpr_access_ctl *ctl);
+void x86_tpr_exit(struct x86_vcpu *c);
 /* KVM_GET/SET_LAPIC. */
 int x86_lapic_get_state(struct x86_vcpu *c, struct kvm_lapic_state *s);
 int x86_lapic_set_state(struct x86_vcpu *c, struct kvm_lapic_state *s);

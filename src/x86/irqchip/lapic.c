@@ -205,6 +205,7 @@ void x86_lapic_sync(struct x86_vcpu *c) {
   if (!l) return;
   if (atomic_load_explicit(&l->posted, memory_order_relaxed)) take_posted(l);
   if (unlikely(l->pv_eoi_pending)) pv_eoi_check(l);
+  if (unlikely(l->vapic)) lapic_vapic_read(l);
 }
 
 static bool extint_pending(struct x86_lapic *l) {
@@ -232,6 +233,7 @@ bool x86_irq_pending(struct x86_vcpu *c) {
   struct x86_lapic *l = c->lapic;
   if (!l) return false;
   x86_lapic_sync(c);
+  if (unlikely(l->vapic)) lapic_vapic_write(l);
   return extint_pending(l) || deliverable(l) >= 0;
 }
 
@@ -246,6 +248,7 @@ int x86_irq_ack(struct x86_vcpu *c) {
   vec_clear(l->irr, (unsigned)v);
   vec_set(l->isr, (unsigned)v);
   pv_eoi_offer(l, (unsigned)v);
+  if (unlikely(l->vapic)) lapic_vapic_write(l);
   return v;
 }
 
@@ -336,6 +339,7 @@ static void write_dfr(struct x86_lapic *l, unsigned reg, u32 v) {
 static void write_tpr(struct x86_lapic *l, unsigned reg, u32 v) {
   u32 old = l->regs[REG_TPR];
   l->regs[REG_TPR] = v & 0xff;
+  if (unlikely(l->vapic)) lapic_vapic_write(l);
   if (l->regs[REG_TPR] < old) priority_lowered(l);
 }
 
@@ -482,6 +486,7 @@ int x86_lapic_mmio_read(struct x86_vcpu *c, gpa_t gpa, unsigned len, void *data)
   if (!row) lapic_error(l, ESR_REGISTER);
   if (!row || !row->read) return 0;
   x86_lapic_sync(c);
+  if (unlikely(c->tpr_reporting) && at >> 4 == REG_TPR) lapic_report_tpr(l, false);
   u32 v = row->read(l, at >> 4);
   memcpy(data, (u8 *)&v + in, len);
   return 0;
@@ -500,6 +505,7 @@ int x86_lapic_mmio_write(struct x86_vcpu *c, gpa_t gpa, unsigned len, const void
   if (!row) lapic_error(l, ESR_REGISTER);
   if (!row || !row->write) return 0;
   x86_lapic_sync(c);
+  if (unlikely(c->tpr_reporting) && reg == REG_TPR) lapic_report_tpr(l, true);
   row->write(l, reg, v);
   return 0;
 }

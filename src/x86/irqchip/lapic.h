@@ -112,6 +112,9 @@ struct x86_lapic {
   struct lapic_timer timer;
   u64 pv_eoi;          /* MSR_KVM_PV_EOI_EN */
   bool pv_eoi_pending; /* the guest may have done the EOI by clearing its memory bit */
+  u64 vapic;           /* KVM_SET_VAPIC_ADDR; 0 none */
+  u64 tpr_rip;         /* of the access that the next KVM_EXIT_TPR_ACCESS reports */
+  bool tpr_write;
   int external_vector; /* split: KVM_INTERRUPT's, -1 none */
   u64 eoi_exit[4];     /* split: vectors whose EOI goes to the client */
   u32 eoi_exit_gen;    /* route_gen that eoi_exit[] was made from */
@@ -165,6 +168,11 @@ void lapic_publish(struct x86_lapic *l);
 int lapic_lvt_deliver(struct x86_lapic *l, enum apic_reg lvt);
 void lapic_error(struct x86_lapic *l, u32 esr_bit);
 void lapic_clear_vectors(struct x86_lapic *l);
+
+/* ---- vapic.c ---- */
+void lapic_vapic_read(struct x86_lapic *l);
+void lapic_vapic_write(struct x86_lapic *l);
+void lapic_report_tpr(struct x86_lapic *l, bool write);
 
 /* ---- ipi.c ---- */
 /* Takes an interrupt, from any thread.  1 taken, 0 not. */

@@ -24,7 +24,9 @@ static struct x86_vcpu *vcpu_by_apic_id(struct x86_vm *vm, u64 id) {
   return NULL;
 }
 
+/* The guest wrote its TPR to the virtual APIC word: look again. */
 static long vapic_poll_irq(struct x86_vcpu *c, const struct call *call) {
+  x86_request_event(c);
   return 0;
 }
 

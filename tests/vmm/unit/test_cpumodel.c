@@ -181,7 +181,7 @@ static void another_vendor(void **state) {
   assert_int_equal(apply("max,vendor=amd", 4), 0);
   assert_memory_equal(&leaf(0, 0)->ebx, "Auth", 4);
   assert_memory_equal(&leaf(0x80000000, 0)->edx, "enti", 4);
-  assert_int_equal(leaf(0x80000000, 0)->eax, 0x8000001e);
+  assert_int_equal(leaf(0x80000000, 0)->eax, 0x80000021);
   assert_int_equal(leaf(0x80000008, 0)->ecx & 0xf0ff, 0x2003);
   cpu_model_number(&table.head, 3);
   assert_int_equal(leaf(0x8000001e, 0)->eax, 3);
