@@ -50,12 +50,13 @@ struct x86_vector {
   bool whole;               /* what is masked off must be accessible nevertheless */
   bool store;               /* the memory operand is written (else read) */
   bool fp;                  /* depends on MXCSR */
-  bool quiet;               /* never raises one, whatever MXCSR says */
+  bool quiet;               /* raises no exception, whatever MXCSR says */
   bool flags;               /* writes arithmetic flags */
   bool opmask;              /* writes under an opmask */
   bool broadcast;           /* the memory operand is one element */
   u8 elements;              /* of the destination */
   u8 dest;                  /* enum x86_vector_role of what is written; ROLE_COUNT: flags only */
+  u8 dest_size;             /* bytes of its storage */
   u16 mnemonic;
   u8 key[16];
   struct x86_vector *next;

@@ -56,16 +56,12 @@ struct trial {
   u64 flags;
 };
 
-static size_t size_of(const struct x86_vector *v, unsigned role) {
-  return role == ROLE_RM && v->mem_size ? v->mem_size : 64;
-}
-
 /* Runs it with this MXCSR on a copy of the destination; the new flags. */
 static u32 try(const struct x86_vector *v, void *const operand[ROLE_COUNT], u32 mxcsr, struct trial *t) {
   void *p[ROLE_COUNT];
   memcpy(p, operand, sizeof(p));
   if (v->dest < ROLE_COUNT) {
-    memcpy(t->result, p[v->dest], size_of(v, v->dest));
+    memcpy(t->result, p[v->dest], v->dest_size);
     p[v->dest] = t->result;
   }
   u32 host = stmxcsr();
@@ -108,7 +104,7 @@ static int run_unmasked(struct x86_vcpu *c, const struct x86_insn *i, const stru
     raised = result_flags(c, i, v, operand, raised, &t);
   c->fpu.mxcsr |= raised;
   if (raised & unmasked) return x86_fault(c, c->cr4 & CR4_OSXMMEXCPT ? VEC_XM : VEC_UD);
-  if (v->dest < ROLE_COUNT) memcpy(operand[v->dest], t.result, size_of(v, v->dest));
+  if (v->dest < ROLE_COUNT) memcpy(operand[v->dest], t.result, v->dest_size);
   *flags = t.flags;
   return X86_OK;
 }

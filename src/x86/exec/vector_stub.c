@@ -245,6 +245,10 @@ static void describe(const struct x86_decoded *d, const struct x86_vector_form *
       !raises(&d->insn) || (d->insn.encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX && !f->mem && d->insn.raw.evex.b); /* SAE */
   v->elements = elements_of(d);
   v->dest = destination(f);
+  if (f->mem && v->dest == ROLE_RM)
+    v->dest_size = (u8)(f->mem->size / 8);
+  else if (v->dest < ROLE_COUNT)
+    v->dest_size = is_vector(f->op[v->dest].kind) ? 64 : 8;
   memcpy(v->key, f->bytes, sizeof(v->key));
   if (!f->mem) return;
   v->mem_size = (u8)(f->mem->size / 8);
