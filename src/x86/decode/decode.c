@@ -215,7 +215,8 @@ int x86_decode(const struct x86_decode_ctx *ctx, const u8 *bytes, unsigned avail
   /* SDM Vol. 3A 6.15, interrupt 13: more than 15 bytes */
   if (s == ZYDIS_STATUS_NO_MORE_DATA) return avail < 15 ? 0 : refuse(i, 15, exec_too_long);
   if (s == ZYDIS_STATUS_INSTRUCTION_TOO_LONG) return refuse(i, 15, exec_too_long);
-  if (!ZYAN_SUCCESS(s)) return refuse(i, 1, x86_exec_ud);
+  /* Undefined: any of the bytes may have decided it, so all of them count, and a store to one of them is noticed. */
+  if (!ZYAN_SUCCESS(s)) return refuse(i, MIN(avail, 15u), x86_exec_ud);
   d.ctx = ctx;
   d.bytes = bytes;
   i->len = d.insn.length;
