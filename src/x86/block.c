@@ -30,8 +30,8 @@ struct x86_blocks {
   struct x86_block *bucket[BLOCK_BUCKETS];
   struct code_page *page[PAGE_BUCKETS];
   struct x86_block *dead;
-  unsigned n_dead;
-  size_t bytes;
+  _Atomic unsigned n_dead; /* these two are looked at without the lock: a stale value only reclaims a little later */
+  _Atomic size_t bytes;
 };
 
 static unsigned block_hash(gpa_t gpa, u32 mode) { return (unsigned)(((gpa ^ (u64)mode << 52) * 0x9e3779b97f4a7c15ull) >> 49); }
@@ -78,6 +78,9 @@ bool x86_page_has_code(struct vm *vm, gfn_t gfn) {
 /* The list field of a block for the page at hand: a block that spans two pages is on two lists. */
 static struct x86_block **page_link(struct x86_block *b, gfn_t gfn) { return b->gpa >> PAGE_SHIFT == gfn ? &b->page_next : &b->page2_next; }
 
+/* Whether the block is on a second list: consecutive linear pages may be one physical page. */
+static bool on_two_pages(const struct x86_block *b) { return b->gpa2 != ~0ull && b->gpa2 >> PAGE_SHIFT != b->gpa >> PAGE_SHIFT; }
+
 static void page_unlink(struct x86_blocks *bs, gfn_t gfn, struct x86_block *b) {
   struct code_page *p = page_find(bs, gfn);
   struct x86_block **at = &p->head;
@@ -96,10 +99,10 @@ static void kill_locked(struct x86_blocks *bs, struct x86_block *b) {
   /* Readers may stand on b: its own hash_next has to stay intact until it is freed, so the dead list has a link of its own. */
   __atomic_store_n(at, b->hash_next, __ATOMIC_RELEASE);
   page_unlink(bs, b->gpa >> PAGE_SHIFT, b);
-  if (b->gpa2 != ~0ull) page_unlink(bs, b->gpa2 >> PAGE_SHIFT, b);
+  if (on_two_pages(b)) page_unlink(bs, b->gpa2 >> PAGE_SHIFT, b);
   b->page_next = bs->dead;
   bs->dead = b;
-  bs->n_dead++;
+  atomic_fetch_add_explicit(&bs->n_dead, 1, memory_order_relaxed);
 }
 
 static bool overlaps(const struct x86_block *b, gpa_t gpa, unsigned len) {
@@ -126,7 +129,7 @@ void x86_blocks_flush(struct x86_vm *vm) {
   pthread_mutex_lock(&bs->lock);
   for (unsigned n = 0; n < BLOCK_BUCKETS; n++)
     while (bs->bucket[n]) kill_locked(bs, bs->bucket[n]);
-  bs->bytes = 0;
+  atomic_store_explicit(&bs->bytes, 0, memory_order_relaxed);
   pthread_mutex_unlock(&bs->lock);
 }
 
@@ -134,11 +137,11 @@ void x86_blocks_flush(struct x86_vm *vm) {
 static void reclaim(struct x86_vcpu *c) {
   struct x86_vm *vm = x86_vm_of(c);
   struct x86_blocks *bs = vm->blocks;
-  if (__atomic_load_n(&bs->bytes, __ATOMIC_RELAXED) > BYTES_MAX) x86_blocks_flush(vm);
+  if (atomic_load_explicit(&bs->bytes, memory_order_relaxed) > BYTES_MAX) x86_blocks_flush(vm);
   pthread_mutex_lock(&bs->lock);
   struct x86_block *dead = bs->dead;
   bs->dead = NULL;
-  bs->n_dead = 0;
+  atomic_store_explicit(&bs->n_dead, 0, memory_order_relaxed);
   pthread_mutex_unlock(&bs->lock);
   vcpu_leave(&c->core);
   vm_request_all(&vm->core, &c->core, REQ_TLB_FLUSH, true);
@@ -290,11 +293,11 @@ static struct x86_block *publish(struct x86_vcpu *c, u32 mode, const struct fetc
   __atomic_store_n(bucket, b, __ATOMIC_RELEASE);
   b->page_next = p->head;
   p->head = b;
-  if (p2) {
+  if (on_two_pages(b)) {
     b->page2_next = p2->head;
     p2->head = b;
   }
-  bs->bytes += size;
+  atomic_fetch_add_explicit(&bs->bytes, size, memory_order_relaxed);
   pthread_mutex_unlock(&bs->lock);
   return b;
 }
@@ -347,7 +350,8 @@ static int lookup(struct x86_vcpu *c, u64 lin, u32 mode, struct x86_block **out)
   struct x86_insn insn[X86_BLOCK_MAX + 1];
   u8 bytes[X86_BLOCK_MAX * 15];
   struct fetch f;
-  if (unlikely(bs->n_dead > DEAD_MAX || bs->bytes > BYTES_MAX)) reclaim(c);
+  if (unlikely(atomic_load_explicit(&bs->n_dead, memory_order_relaxed) > DEAD_MAX || atomic_load_explicit(&bs->bytes, memory_order_relaxed) > BYTES_MAX))
+    reclaim(c);
   int r = fetch_first(c, lin, &f);
   if (r) return r;
   u64 epoch = atomic_load_explicit(&c->core.vm->write_epoch, memory_order_acquire);
