@@ -61,7 +61,8 @@ struct x86_decode_ctx {
 
 /* Decodes one instruction of at most `avail` bytes.  i->off must be set by the caller.  Returns its length (1-15), or
  * 0 when `avail` bytes are not enough (and avail < 15).  Undefined or unsupported encodings decode to an instruction
- * that raises #UD (or #GP for more than 15 bytes, SDM Vol. 3A 6.15 interrupt 13), length counted as far as known. */
+ * that raises #UD (or #GP for more than 15 bytes, SDM Vol. 3A 6.15 interrupt 13); the length of an undefined one covers every byte that may have
+ * decided it. */
 int x86_decode(const struct x86_decode_ctx *ctx, const u8 *bytes, unsigned avail, struct x86_insn *i);
 
 /* Families offer rows; decode/table.c lists the families. */
