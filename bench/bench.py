@@ -59,9 +59,11 @@ def main():
         for line in subprocess.run([guest_bench], stdout=subprocess.PIPE, check=True).stdout.decode().splitlines():
             _, name, value = line.split()
             native[name] = float(value)
-        for line in subprocess.run([os.path.join(o.build, "bench/exits")], stdout=subprocess.PIPE, check=True).stdout.decode().splitlines():
-            _, name, value = line.split()
-            uvirt[name] = float(value)
+        under_uvirt = [os.path.join(o.build, "cli/uvirt"), "exec", "--"]
+        for command in ([os.path.join(o.build, "bench/exits")], [*under_uvirt, os.path.join(o.build, "bench/kick")]):
+            for line in subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout.decode().splitlines():
+                _, name, value = line.split()
+                uvirt[name] = float(value)
     rows = []
     print(f"{'figure':18}{'uvirt ns':>16}{'tcg ns':>16}{'native ns':>12}{'uvirt/tcg':>11}")
     for name, value in uvirt.items():

@@ -33,8 +33,7 @@ static void print_help(void) {
        "127 it is not found.");
 }
 
-/* The library, beside the command: as built or as installed. */
-static bool find_preload(char path[PATH_MAX]) {
+bool exec_find_preload(char *path) {
   static const char *const places[] = {"../src/preload", INSTALLED_LIBRARIES};
   char self[PATH_MAX], candidate[2 * PATH_MAX];
   ssize_t n = readlink("/proc/self/exe", self, sizeof(self) - 1);
@@ -131,7 +130,7 @@ int cmd_exec(int argc, char **argv) {
   }
   int code = check(&o);
   if (code) return code;
-  if (!find_preload(preload)) {
+  if (!exec_find_preload(preload)) {
     complain(PRELOAD_NAME " is not beside the command, neither as built nor as installed");
     return EXIT_OURS;
   }

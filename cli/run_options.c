@@ -164,7 +164,7 @@ static const struct option_row {
     {"memory", "SIZE", set_memory, "RAM with K, M, G or T; a bare number is in MiB (default: 512M)"},
     {"cpus", "N", set_cpus, "number of CPUs (default: 1)"},
     {"cpu", "MODEL", set_cpu,
-     "x86-64-v1, x86-64-v2, x86-64-v3 or max (the default), and\n,+FEATURE ,-FEATURE ,vendor=intel ,vendor=amd"},
+     "x86-64-v1 to x86-64-v4 or max (the default), and\n,+FEATURE ,-FEATURE ,vendor=intel ,vendor=amd"},
     {"disk", "FILE[,ro]", add_disk, "virtio disk with the contents of FILE; may be repeated"},
     {"net", "SPEC", add_net, "user[,hostfwd=tcp:127.0.0.1:HPORT-:GPORT], tap=NAME or none (the default);\nmay be repeated"},
     {"console", "WHERE", set_console, "where the serial port goes: stdio (the default), pty, file=PATH or none"},

@@ -10,8 +10,9 @@ static const struct command {
   int (*run)(int argc, char **argv);
 } commands[] = {
     {"run", "boot a virtual machine from a kernel file", cmd_run},
-    {"stat", "show what running virtual machines do", cmd_stat},
     {"exec", "run a program with a /dev/kvm of its own", cmd_exec},
+    {"stat", "show what running virtual machines do", cmd_stat},
+    {"doctor", "say what this host offers and what it lacks", cmd_doctor},
     {"version", "say which version this is", cmd_version},
 };
 

@@ -32,17 +32,10 @@ static bool is_synchronous(int sig, const siginfo_t *info) {
   return info->si_code > 0 && !(sig == SIGBUS && info->si_code == BUS_MCEERR_AO);
 }
 
-/* As the kernel calls a handler: its mask is blocked, and the signal itself; the return from ours unblocks them. */
 static void call_previous(const struct sigaction *p, int sig, siginfo_t *info, void *context) {
-  sigset_t mask = p->sa_mask;
-  if (!(p->sa_flags & SA_NODEFER)) sigaddset(&mask, sig);
-  signals_sigmask(SIG_BLOCK, &mask, NULL);
   if (p->sa_flags & SA_RESETHAND) atomic_store(previous_of(sig), &default_action);
   forwarding = context;
-  if (p->sa_flags & SA_SIGINFO)
-    p->sa_sigaction(sig, info, context);
-  else
-    p->sa_handler(sig);
+  signals_call(p, sig, info, context);
   forwarding = NULL; /* a handler that jumps out leaves it: by_kernel tells its next call from a nested one */
 }
 
@@ -76,7 +69,11 @@ static void resume_in_unwind(ucontext_t *uc, struct fault_guard *g) {
 }
 
 /* The kernel lays the context right above the return address (struct rt_sigframe); whoever else calls us has it elsewhere. */
+/* The kernel enters a handler with EFLAGS.AC as it was: with it set, the C library would fault in turn. */
+static inline void clear_ac(void) { __asm__ volatile("pushfq\n\tandl $~0x40000, (%%rsp)\n\tpopfq" : : : "memory", "cc"); }
+
 static void on_fault(int sig, siginfo_t *info, void *context) {
+  clear_ac();
   struct fault_guard *g = fault_top;
   bool by_kernel = context == (char *)__builtin_frame_address(0) + 16;
   if (g && is_synchronous(sig, info)) {
@@ -100,10 +97,11 @@ static bool is_ours(const struct sigaction *a) {
   return (a->sa_flags & SA_SIGINFO) && a->sa_sigaction == on_fault;
 }
 
-/* Records what ours stands in front of, and installs ours: on the stack, and interrupting system calls or not, as that would.
+/* Records what ours stands in front of, and installs ours: on the stack, with the mask, and interrupting system calls or not as
+ * that would.
  * install_lock held.  0, or -1 with errno. */
 static int install_before(int sig, const struct sigaction *previous_action) {
-  struct sigaction ours = {.sa_sigaction = on_fault, .sa_flags = SA_SIGINFO | SA_NODEFER};
+  struct sigaction ours = {.sa_sigaction = on_fault, .sa_flags = SA_SIGINFO, .sa_mask = previous_action->sa_mask};
   const struct sigaction *record = signals_remember(previous_action);
   if (!record) return -1;
   ours.sa_flags |= has_handler(record) ? record->sa_flags & (SA_ONSTACK | SA_RESTART) : SA_ONSTACK;

@@ -91,6 +91,19 @@ static void act_as_default(int sig, siginfo_t *info, const struct sigaction *a) 
   queue_again(sig, info); /* delivered with the default action when the handler returns */
 }
 
+void signals_call(const struct sigaction *a, int sig, siginfo_t *info, void *context) {
+  if ((a->sa_flags & SA_NODEFER) && !sigismember(&a->sa_mask, sig)) {
+    sigset_t itself;
+    sigemptyset(&itself);
+    sigaddset(&itself, sig);
+    signals_sigmask(SIG_UNBLOCK, &itself, NULL);
+  }
+  if (a->sa_flags & SA_SIGINFO)
+    a->sa_sigaction(sig, info, context);
+  else
+    a->sa_handler(sig);
+}
+
 static void on_signal(int sig, siginfo_t *info, void *context) {
   int saved = errno;
   const struct sigaction *a = atomic_load(&client[sig]);
@@ -100,10 +113,7 @@ static void on_signal(int sig, siginfo_t *info, void *context) {
     act_as_default(sig, info, a);
   } else if (a) {
     if (a->sa_flags & SA_RESETHAND) signals_sigaction(sig, &(struct sigaction){.sa_handler = SIG_DFL}, NULL);
-    if (a->sa_flags & SA_SIGINFO)
-      a->sa_sigaction(sig, info, context);
-    else
-      a->sa_handler(sig);
+    signals_call(a, sig, info, context);
   }
   errno = saved;
 }
@@ -136,7 +146,8 @@ static int install_gate(int sig, const struct sigaction *a) {
   atomic_store(&client[sig], record); /* before the gate can be entered */
   struct sigaction gate = *a;
   gate.sa_sigaction = on_signal;
-  gate.sa_flags = (a->sa_flags & ~SA_RESETHAND) | SA_SIGINFO | (has_handler(a) ? 0 : SA_RESTART);
+  /* Blocked inside the gate: a signal that is put back must not come again before the gate returns. */
+  gate.sa_flags = (a->sa_flags & ~(SA_RESETHAND | SA_NODEFER)) | SA_SIGINFO | (has_handler(a) ? 0 : SA_RESTART);
   return signals_sigaction(sig, &gate, NULL);
 }
 

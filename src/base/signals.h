@@ -74,6 +74,9 @@ bool signals_is_hidden(int sig);
 /* The signal goes back to where it came from, with its siginfo, and is blocked when the handler with this context returns. */
 void signals_put_back(int sig, siginfo_t *info, ucontext_t *uc);
 
+/* Calls the client's handler from one of ours, which has its mask but not SA_NODEFER. */
+void signals_call(const struct sigaction *a, int sig, siginfo_t *info, void *context);
+
 /* A copy of *a that is never changed or freed, for handlers to read without a lock.  NULL: no memory. */
 const struct sigaction *signals_remember(const struct sigaction *a);
 

@@ -179,7 +179,7 @@ static void commit(struct replacement *r, struct memslots *successor) {
   const gfn_t *remove = r->old ? &old.base_gfn : NULL;
   edit(next, remove, r->new);
   next->generation = ++vm->priv->generation;
-  rcu_assign_pointer(vm->slots[r->as_id], next);
+  __atomic_store_n(&vm->slots[r->as_id], next, __ATOMIC_RELEASE);
   vm->priv->slot_base[r->as_id][r->id] = r->new ? r->new->base_gfn + 1 : 0;
   if (vm->arch->slot_commit) vm->arch->slot_commit(vm, r->old, r->new, r->change);
   vm_request_all(vm, NULL, REQ_TLB_FLUSH, true);

@@ -6,7 +6,7 @@
 #include <unistd.h>
 #include "base/process.h"
 
-#define ARENA (16u << 20)
+#define ARENA (64u << 20) /* all forms of native instructions there are, with all immediates, take about 40 MiB; pages are taken as used */
 
 static struct {
   pid_t pid; /* whose it is: a forked child, which shares the pages, makes its own */

@@ -4,7 +4,7 @@
 
 #include "base/types.h"
 
-/* Copies code into executable memory; it stays for the life of the process.  Any thread.  NULL when the arena (16 MiB) is full or cannot be made. */
+/* Copies code into executable memory; it stays for the life of the process.  Any thread.  NULL when the arena (64 MiB) is full or cannot be made. */
 void *codemem_add(const u8 *code, size_t len);
 
 #endif

@@ -85,7 +85,7 @@ INTERPOSE int close(int fd) {
   return unlikely(hidden(fd)) ? fail(EBADF) : REAL(close)(fd);
 }
 
-INTERPOSE int __close(int fd) __attribute__((alias("close"), copy(close)));
+INTERPOSE int __close(int fd) ALIAS(close);
 
 INTERPOSE int fclose(FILE *f) {
   int fd = f ? fileno(f) : -1;

@@ -90,8 +90,8 @@ INTERPOSE int __open_2(const char *path, int flags);
 INTERPOSE int __open64_2(const char *path, int flags);
 INTERPOSE int __openat_2(int dirfd, const char *path, int flags);
 INTERPOSE int __openat64_2(int dirfd, const char *path, int flags);
-INTERPOSE int __open(const char *path, int flags, ...) __attribute__((alias("open"), copy(open)));
-INTERPOSE int __open64(const char *path, int flags, ...) __attribute__((alias("open64"), copy(open64)));
+INTERPOSE int __open(const char *path, int flags, ...) ALIAS(open);
+INTERPOSE int __open64(const char *path, int flags, ...) ALIAS(open64);
 
 int __open_2(const char *path, int flags) {
   return open(path, flags);

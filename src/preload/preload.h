@@ -16,6 +16,13 @@
 
 #define INTERPOSE __attribute__((visibility("default")))
 
+/* Another name of the function fn, with the attributes that libc's header gave fn. */
+#if __has_attribute(copy)
+#define ALIAS(fn) __attribute__((alias(#fn), copy(fn)))
+#else
+#define ALIAS(fn) __attribute__((alias(#fn)))
+#endif
+
 /* ---- real.c ---- */
 
 enum real_index {

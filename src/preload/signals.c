@@ -8,7 +8,7 @@
 INTERPOSE int sigaction(int sig, const struct sigaction *act, struct sigaction *old) {
   return front_sigaction(sig, act, old);
 }
-INTERPOSE int __sigaction(int sig, const struct sigaction *act, struct sigaction *old) __attribute__((alias("sigaction"), copy(sigaction)));
+INTERPOSE int __sigaction(int sig, const struct sigaction *act, struct sigaction *old) ALIAS(sigaction);
 
 INTERPOSE int pthread_sigmask(int how, const sigset_t *set, sigset_t *old) {
   return front_sigmask(how, set, old);
@@ -39,15 +39,15 @@ INTERPOSE sighandler_t signal(int sig, sighandler_t handler) {
   return set_handler(sig, handler, sigismember(&interrupting, sig) ? 0 : SA_RESTART, true);
 }
 
-INTERPOSE sighandler_t bsd_signal(int sig, sighandler_t handler) __attribute__((alias("signal"), copy(signal)));
-INTERPOSE sighandler_t ssignal(int sig, sighandler_t handler) __attribute__((alias("signal"), copy(signal)));
+INTERPOSE sighandler_t bsd_signal(int sig, sighandler_t handler) ALIAS(signal);
+INTERPOSE sighandler_t ssignal(int sig, sighandler_t handler) ALIAS(signal);
 
 INTERPOSE sighandler_t sysv_signal(int sig, sighandler_t handler) {
   if (!front_started()) return REAL(sysv_signal)(sig, handler);
   return set_handler(sig, handler, (int)(SA_RESETHAND | SA_NODEFER), false);
 }
 
-INTERPOSE sighandler_t __sysv_signal(int sig, sighandler_t handler) __attribute__((alias("sysv_signal"), copy(sysv_signal)));
+INTERPOSE sighandler_t __sysv_signal(int sig, sighandler_t handler) ALIAS(sysv_signal);
 
 INTERPOSE int sigignore(int sig) {
   if (!front_started()) return REAL(sigignore)(sig);

@@ -12,7 +12,7 @@
 static bool host_is_amd(void) {
   unsigned a, b = 0, c, d;
   __get_cpuid(0, &a, &b, &c, &d);
-  return b == signature_AMD_ebx;
+  return b == signature_AMD_ebx || b == 0x6f677948; /* "Auth", "Hygo" */
 }
 
 /* ---- parameters of the kernel's modules ---- */

@@ -33,6 +33,7 @@ struct diff_case {
   unsigned mode;  /* 16 (protected mode, segments of 64 KiB), 32 (compatibility mode, flat) or 64 */
   bool branch;    /* may leave for an address of its own */
   bool ext;       /* extended state takes part */
+  u64 operand; /* linear address of the memory operand; 0: none, or left to chance */
   u64 at;         /* where the code lies, natively and in the engine */
   ZydisDecodedInstruction insn;
   ZydisDecodedOperand ops[ZYDIS_MAX_OPERAND_COUNT];
@@ -53,7 +54,7 @@ extern const u8 arena_map[ARENA_PAGES];
 #define DIFF_GS_BASE 0x40ull
 /* 16-bit mode: the code area is one segment, the arena is the data and stack segment.  IRET to a 16-bit stack leaves bits 31:16
  * of ESP as they were. */
-#define ENTRY_PAGE 0x20080000ull
+#define ENTRY_PAGE 0x5a3d0000ull
 static inline u64 diff_code_base(unsigned mode) {
   return mode == 16 ? CODE_BASE : 0;
 }

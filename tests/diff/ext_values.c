@@ -209,7 +209,9 @@ static void random_image(struct diff_case *k, u8 *x, unsigned *size) {
   random_xsave(x, k->mode);
   *size = 2688;
   if (k->insn.mnemonic == ZYDIS_MNEMONIC_XRSTOR || k->insn.mnemonic == ZYDIS_MNEMONIC_XRSTOR64) {
-    if (rnd_chance(10)) x[512 + rnd_below(64)] ^= (u8)(1u << rnd_below(8)); /* a reserved bit of the header */
+    unsigned reserved = rnd_below(64);
+    if (rnd_chance(10) && (reserved < 1 || reserved > 2)) /* bytes 1 and 2 name components that the host may have and guests have not */
+      x[512 + reserved] ^= (u8)(1u << rnd_below(8));
     if (rnd_chance(15)) x[527] |= 0x80, x[520] = x[512];                    /* a compacted image */
   } else {
     *size = 512;

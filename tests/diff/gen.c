@@ -428,6 +428,7 @@ static void set_implicit(struct diff_case *k) {
 
 static bool make(struct diff_case *k) {
   k->branch = false;
+  k->operand = 0;
   k->ext = false;
   make_bytes(k);
   if (!decode(k)) {
@@ -441,7 +442,7 @@ static bool make(struct diff_case *k) {
   k->ext = ext_family(&k->insn) != NULL;
   set_registers(k);
   set_implicit(k);
-  u64 at = set_memory(k);
+  u64 at = k->operand = set_memory(k);
   set_branch(k);
   if (k->ext) ext_randomise(k, memory_operand(k), at);
   return true;

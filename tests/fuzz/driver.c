@@ -1,14 +1,17 @@
 /* Runs a libFuzzer-style target without libFuzzer: replays files, or feeds it random and mutated inputs.
  *
- * usage: fuzz_X [-n ITERATIONS] [-s SEED] [-l MAX_LENGTH] [FILE...]
- * Without -n the files are replayed as they are; with -n they are what mutations start from.  The last input is kept in
- * fuzz-last-input of the working directory when a signal ends the program, so that it can be replayed. */
+ * usage: fuzz_X [-n ITERATIONS] [-t SECONDS] [-s SEED] [-l MAX_LENGTH] [-d DEADLINE] [FILE...]
+ * Without -n and -t the files are replayed as they are; with them they are what mutations start from.  When a signal ends the
+ * program, or an input takes longer than DEADLINE seconds, the input is kept in fuzz-last-input of the working directory, so that
+ * it can be replayed. */
 #include <fcntl.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
@@ -26,6 +29,7 @@ static struct input seeds[MAX_SEEDS];
 static unsigned seed_count;
 static const uint8_t *volatile current;
 static volatile size_t current_len;
+static volatile unsigned long inputs; /* run so far */
 static uint64_t rng_state = 1;
 
 /* xorshift64* */
@@ -52,6 +56,32 @@ static void on_crash(int sig) {
   raise(sig);
 }
 
+/* Ends the program when one input takes too long. */
+static void *watch(void *arg) {
+  unsigned deadline = *(unsigned *)arg;
+  for (unsigned long before = inputs;; before = inputs) {
+    for (unsigned waited = 0; inputs == before; waited++) {
+      if (waited == deadline) {
+        fprintf(stderr, "input %lu has been running for %u seconds\n", before, deadline);
+        abort();
+      }
+      sleep(1);
+    }
+  }
+  return NULL;
+}
+
+/* All signals go to the main thread, which the target knows of. */
+static void start_watch(unsigned *deadline) {
+  pthread_t thread;
+  sigset_t all, before;
+  sigfillset(&all);
+  pthread_sigmask(SIG_SETMASK, &all, &before);
+  if (pthread_create(&thread, NULL, watch, deadline)) exit(1);
+  pthread_detach(thread);
+  pthread_sigmask(SIG_SETMASK, &before, NULL);
+}
+
 /* A copy of exactly the input's size, so that a sanitizer sees every byte too far. */
 static void run(const uint8_t *data, size_t len) {
   uint8_t *copy = malloc(len ? len : 1);
@@ -61,6 +91,7 @@ static void run(const uint8_t *data, size_t len) {
   current_len = len;
   LLVMFuzzerTestOneInput(copy, len);
   current_len = 0;
+  inputs++;
   free(copy);
 }
 
@@ -142,10 +173,13 @@ static void mutate(uint8_t *data, size_t *len, size_t max) {
   }
 }
 
-static void fuzz(unsigned long iterations, size_t max) {
+/* Returns how many inputs were made: `iterations`, or with `seconds` as many as there is time for. */
+static unsigned long fuzz(unsigned long iterations, unsigned seconds, size_t max) {
   uint8_t *data = malloc(max ? max : 1);
+  time_t end = time(NULL) + seconds;
+  unsigned long i = 0;
   if (!data) exit(1);
-  for (unsigned long i = 0; i < iterations; i++) {
+  for (; i < iterations || (seconds && time(NULL) < end); i++) {
     size_t len = 0;
     if (seed_count && below(8)) {
       const struct input *s = &seeds[below(seed_count)];
@@ -153,27 +187,35 @@ static void fuzz(unsigned long iterations, size_t max) {
       memcpy(data, s->data, len);
       mutate(data, &len, max);
     } else {
-      for (len = 0; len < below(512) && len < max; len++) data[len] = (uint8_t)rnd();
+      for (size_t n = below(512); len < n && len < max; len++) data[len] = (uint8_t)rnd();
     }
     run(data, len);
   }
   free(data);
+  return i;
 }
 
 static int usage(void) {
-  fputs("usage: fuzz-TARGET [-n ITERATIONS] [-s SEED] [-l MAX_LENGTH] [FILE...]\n"
-        "Replays the target's own inputs and FILEs, then runs ITERATIONS mutations of them.\n",
+  fputs("usage: fuzz-TARGET [-n ITERATIONS] [-t SECONDS] [-s SEED] [-l MAX_LENGTH] [-d DEADLINE] [FILE...]\n"
+        "Replays the target's own inputs and FILEs, then runs ITERATIONS mutations of them, or SECONDS of them.\n"
+        "An input that takes longer than DEADLINE seconds (30) is a failure.\n",
         stderr);
   return 2;
 }
 
 int main(int argc, char **argv) {
+  static unsigned deadline = 30;
   unsigned long iterations = 0;
+  unsigned seconds = 0;
   size_t max = 1 << 16;
   int opt;
-  while ((opt = getopt(argc, argv, "n:s:l:")) != -1) {
+  while ((opt = getopt(argc, argv, "n:t:s:l:d:")) != -1) {
     if (opt == 'n')
       iterations = strtoul(optarg, NULL, 10);
+    else if (opt == 't')
+      seconds = (unsigned)strtoul(optarg, NULL, 10);
+    else if (opt == 'd')
+      deadline = (unsigned)strtoul(optarg, NULL, 10);
     else if (opt == 's')
       rng_state = strtoull(optarg, NULL, 10) | 1;
     else if (opt == 'l')
@@ -183,6 +225,7 @@ int main(int argc, char **argv) {
   }
   const int signals[] = {SIGSEGV, SIGBUS, SIGABRT, SIGFPE, SIGILL};
   for (int i = 0; i < 5; i++) signal(signals[i], on_crash);
+  start_watch(&deadline);
   for (int i = optind; i < argc; i++) read_seed(argv[i]);
   size_t len;
   for (unsigned i = 0; fuzz_seed_input; i++) {
@@ -191,8 +234,8 @@ int main(int argc, char **argv) {
     add_seed(s, len);
   }
   for (unsigned i = 0; i < seed_count; i++) run(seeds[i].data, seeds[i].len);
-  fuzz(iterations, max);
+  unsigned long generated = fuzz(iterations, seconds, max);
   for (unsigned i = 0; i < seed_count; i++) free(seeds[i].data);
-  printf("%u inputs replayed, %lu generated\n", seed_count, iterations);
+  printf("%u inputs replayed, %lu generated\n", seed_count, generated);
   return 0;
 }

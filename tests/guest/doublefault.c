@@ -6,7 +6,9 @@ static const u8 pf[] = {0x8b, 0x04, 0x25, 0, 0, 0, 0x40};                   /* u
 static const u8 ud[] = {0x0f, 0x0b};
 static const u8 int40[] = {0xcd, 0x40};
 
-static void absent(struct guest *g, unsigned vector) { guest_write(g, GUEST_IDT + vector * 16 + 5, 1, 0x0e); }
+static void absent(struct guest *g, unsigned vector) {
+  guest_write(g, GUEST_IDT + vector * 16 + 5, 1, 0x0e);
+}
 
 static struct guest *start(const u8 *code, unsigned size) {
   struct guest *g = guest_new();
@@ -110,7 +112,74 @@ static void real_no_idt(void) {
   guest_free(g);
 }
 
+/* ---- table 6-5 as a whole: any event, and a fault of its delivery ---- */
+
+enum class { BENIGN, CONTRIBUTORY, PAGE, DOUBLE };
+static enum class class_of(unsigned vector) {
+  switch (vector){
+    case 0 : case 10 : case 11 : case 12 : case 13 : case 21 : return CONTRIBUTORY; case 14 : case 20 : return PAGE;
+    case 8 : return DOUBLE;
+    default : return BENIGN;
+  }
+}
+
+/* How the gate of the first event is broken, and the fault that makes. */
+enum broken { ABSENT, BAD_TYPE, BAD_CS, STACK_UNMAPPED, STACK_NOT_CANONICAL, N_BROKEN };
+static const u8 fault_of[N_BROKEN] = {11, 13, 13, 14, 12};
+
+static void break_gate(struct guest *g, unsigned vector, enum broken how) {
+  u64 stub = GUEST_STUBS + vector * 16;
+  guest_write(g, GUEST_TSS + 0x2c, 8, 0x50000000);         /* IST2 */
+  guest_write(g, GUEST_TSS + 0x34, 8, 0x8000000000000000); /* IST3 */
+  guest_idt64(g, vector, how == BAD_TYPE ? 0xc : 0xe, 0, how == BAD_CS ? SEL_DATA : SEL_CODE64, stub,
+              how == STACK_UNMAPPED        ? 2
+              : how == STACK_NOT_CANONICAL ? 3
+                                           : 0);
+  if (how == ABSENT) absent(g, vector);
+}
+
+static void inject_exception(struct guest *g, unsigned vector) {
+  struct kvm_vcpu_events e;
+  CHECK_EQ(guest_ioctl(g->vcpu, KVM_GET_VCPU_EVENTS, &e), 0);
+  e.exception.injected = 1;
+  e.exception.nr = (u8)vector;
+  e.exception.has_error_code = vector == 8 || (vector >= 10 && vector <= 14) || vector == 17 || vector == 21;
+  e.exception.error_code = 0;
+  CHECK_EQ(guest_ioctl(g->vcpu, KVM_SET_VCPU_EVENTS, &e), 0);
+}
+
+static unsigned expected(unsigned first, unsigned second) {
+  enum class a = class_of(first), b = class_of(second);
+  if (a == DOUBLE) return EXIT(KVM_EXIT_SHUTDOWN);
+  if (a == CONTRIBUTORY && b == CONTRIBUTORY) return TRAP(8);
+  if (a == PAGE && b != BENIGN) return TRAP(8);
+  return TRAP(second);
+}
+
+static void table(void) {
+  static const u8 nop[] = {0x90};
+  for (unsigned vector = 0; vector < 32; vector++)
+    for (unsigned how = 0; how < N_BROKEN; how++) {
+      struct guest *g = START(nop);
+      break_gate(g, vector, how);
+      if (vector == 2)
+        CHECK_EQ(guest_ioctl(g->vcpu, KVM_NMI, NULL), 0);
+      else
+        inject_exception(g, vector);
+      unsigned want = expected(vector, fault_of[how]), got = guest_next(g);
+      CHECK_EQ(got, want);
+      if (got == want && want != EXIT(KVM_EXIT_SHUTDOWN)) {
+        CHECK_EQ(guest_stack(g, 1, 8), GUEST_CODE);
+        if (want == TRAP(8)) CHECK_EQ(guest_stack(g, 0, 8), 0);
+        if (want == TRAP(11)) CHECK_EQ(guest_stack(g, 0, 8), vector * 8 + 3);
+        if (want == TRAP(13)) CHECK_EQ(guest_stack(g, 0, 8), how == BAD_CS ? SEL_DATA + 1 : vector * 8 + 3);
+        if (want == TRAP(14)) CHECK_EQ(guest_sregs(g).cr2, 0x50000000 - 8);
+      }
+      guest_free(g);
+    }
+}
+
 GUEST_MAIN({"contributory-twice", contributory_twice}, {"page-then-contributory", page_then_contributory},
            {"page-twice", page_twice}, {"contributory-then-page", contributory_then_page},
            {"benign-then-contributory", benign_then_contributory}, {"software-interrupt", software_interrupt}, {"triple", triple},
-           {"no-idt", no_idt}, {"real-no-idt", real_no_idt})
+           {"table", table}, {"no-idt", no_idt}, {"real-no-idt", real_no_idt})

@@ -105,32 +105,40 @@ static void cpu_free(struct guest *g) {
   kvm_close(g->vcpu);
 }
 
+enum chips { NO_CHIPS, ALL_CHIPS, SPLIT_CHIPS };
+
+static void make_chips(struct guest *g, enum chips chips) {
+  struct kvm_pit_config pit = {.flags = KVM_PIT_SPEAKER_DUMMY};
+  struct kvm_enable_cap split = {.cap = KVM_CAP_SPLIT_IRQCHIP, .args = {24}};
+  if (chips == SPLIT_CHIPS) MUST(g->vm, KVM_ENABLE_CAP, &split);
+  if (chips != ALL_CHIPS) return;
+  MUST(g->vm, KVM_CREATE_IRQCHIP, 0);
+  MUST(g->vm, KVM_CREATE_PIT2, &pit);
+}
+
 int guest_enable(struct guest *g, u32 cap, u64 arg) {
   struct kvm_enable_cap enable = {.cap = cap, .args = {arg}};
   return guest_ioctl(g->vm, KVM_ENABLE_CAP, &enable);
 }
 
-static struct guest *new_guest(bool chips, u32 cap, u64 arg) {
+static struct guest *new_guest(enum chips chips, u32 cap, u64 arg) {
   struct guest *g = calloc(1, sizeof(*g));
-  g->chips = chips;
+  g->chips = chips != NO_CHIPS;
   g->sys = must(kvm_open(), "/dev/kvm");
   g->vm = MUST(g->sys, KVM_CREATE_VM, 0);
   if (host_kvm) MUST(g->vm, KVM_SET_TSS_ADDR, 0xfffbd000ul);
   g->mem = mmap(NULL, GUEST_MEM, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   guest_add_slot(g, 0, 0, g->mem, GUEST_MEM);
-  if (chips) {
-    struct kvm_pit_config pit = {0};
-    MUST(g->vm, KVM_CREATE_IRQCHIP, 0);
-    MUST(g->vm, KVM_CREATE_PIT2, &pit);
-  }
+  make_chips(g, chips);
   if (cap) must(guest_enable(g, cap, arg), "KVM_ENABLE_CAP");
   cpu_new(g);
   return g;
 }
 
-struct guest *guest_new(void) { return new_guest(false, 0, 0); }
-struct guest *guest_new_chips(void) { return new_guest(true, 0, 0); }
-struct guest *guest_new_cap(u32 cap, u64 arg) { return new_guest(false, cap, arg); }
+struct guest *guest_new(void) { return new_guest(NO_CHIPS, 0, 0); }
+struct guest *guest_new_chips(void) { return new_guest(ALL_CHIPS, 0, 0); }
+struct guest *guest_new_split(void) { return new_guest(SPLIT_CHIPS, 0, 0); }
+struct guest *guest_new_cap(u32 cap, u64 arg) { return new_guest(NO_CHIPS, cap, arg); }
 
 struct guest *guest_add_cpu(struct guest *g, unsigned id) {
   struct guest *other = calloc(1, sizeof(*other));

@@ -84,6 +84,8 @@ struct guest {
 struct guest *guest_new(void);
 /* The same with the interrupt controllers and the PIT in the KVM. */
 struct guest *guest_new_chips(void);
+/* With the local APICs alone; the chips are the client's. */
+struct guest *guest_new_split(void);
 /* With a capability of the VM that has to be enabled before there are vCPUs. */
 struct guest *guest_new_cap(u32 cap, u64 arg);
 void guest_free(struct guest *g);

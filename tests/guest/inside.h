@@ -75,8 +75,10 @@ TAKE(0)
 TAKE(1)
 TAKE(6)
 TAKE(7)
+TAKE(19)
 TAKE_CODE(10)
-TAKE_CODE(11) TAKE_CODE(12) TAKE_CODE(13) TAKE_CODE(14) TAKE_CODE(17)
+TAKE_CODE(11)
+TAKE_CODE(12) TAKE_CODE(13) TAKE_CODE(14) TAKE_CODE(17)
     /* The end of user code. */
     HANDLER take_done(struct frame *f) {
   recover(f, 0, 0);
@@ -149,7 +151,7 @@ static inline void invlpg(u64 at) {
 /* Faults are caught, on a stack of their own: tests break RSP. */
 static inline void inside_catch(struct guest *g) {
 #define CATCH(vector) guest_idt64(g, vector, 0xe, 0, SEL_CODE64, (u64)(uintptr_t)take_##vector, 1)
-  CATCH(0), CATCH(1), CATCH(6), CATCH(7), CATCH(10), CATCH(11), CATCH(12), CATCH(13), CATCH(14), CATCH(17);
+  CATCH(0), CATCH(1), CATCH(6), CATCH(7), CATCH(10), CATCH(11), CATCH(12), CATCH(13), CATCH(14), CATCH(17), CATCH(19);
   guest_idt64(g, 0x81, 0xe, 3, SEL_CODE64, (u64)(uintptr_t)take_done, 0);
   n_bad = 0;
 }

@@ -16,11 +16,12 @@
 
 /* The host starts it at one of these, with EAX; EBX is what is seen through the second PDPTE register: INVLPG, as a cached
  * translation may be older than the register. */
-enum { MOV_CR0 = 0x00, MOV_CR3 = 0x10, MOV_CR4 = 0x20, LOOK = 0x30 };
+enum { MOV_CR0 = 0x00, MOV_CR3 = 0x10, MOV_CR4 = 0x20, SWITCH = 0x30, LOOK = 0x40 };
 GUEST_BLOB(moves, ".code32\n"
                   "mov %eax, %cr0\n jmp 1f\n .balign 16\n"
                   "mov %eax, %cr3\n jmp 1f\n .balign 16\n"
                   "mov %eax, %cr4\n jmp 1f\n .balign 16\n"
+                  "ljmp $0x68, $0\n .balign 16\n"
                   "1: invlpg 0x40060000\n"
                   "mov 0x40060000, %ebx\n" REPORT(1));
 
@@ -164,4 +165,24 @@ static void low_bits(void) {
   guest_free(g);
 }
 
-GUEST_MAIN({"loads", loads}, {"paging-on", paging_on}, {"refused", refused}, {"absent", absent}, {"low-bits", low_bits})
+/* A task switch loads CR3 from the TSS, and the PDPTEs with it. */
+static void task_switch(void) {
+  static const u8 fields[] = {0x50, 0x54, 0x48, 0x58, 0x5c}; /* SS, DS, ES, FS, GS */
+  struct guest *g = start();
+  guest_write(g, GUEST_TSS2 + 0x1c, 4, PDPT + 0x40);
+  guest_write(g, GUEST_TSS2 + 0x20, 4, GUEST_CODE + LOOK);
+  guest_write(g, GUEST_TSS2 + 0x24, 4, 2);
+  guest_write(g, GUEST_TSS2 + 0x38, 4, GUEST_STACK1);
+  guest_write(g, GUEST_TSS2 + 0x4c, 4, SEL_CODE32);
+  for (unsigned n = 0; n < sizeof(fields); n++) guest_write(g, GUEST_TSS2 + fields[n], 4, SEL_DATA);
+  set_pdpte(g, 8, PD1 | 1);
+  set_pdpte(g, 9, PD2 | 1);
+  CHECK_EQ(run(g, SWITCH, 0), 1);
+  CHECK_EQ(guest_regs(g).rbx, 2);
+  CHECK_EQ(guest_sregs(g).tr.selector, SEL_TSS2);
+  CHECK_EQ(guest_sregs(g).cr3, PDPT + 0x40);
+  guest_free(g);
+}
+
+GUEST_MAIN({"loads", loads}, {"paging-on", paging_on}, {"refused", refused}, {"absent", absent}, {"low-bits", low_bits},
+           {"task-switch", task_switch})

@@ -66,8 +66,8 @@ static void guest_loop(void) {
 
 /* A store to the last byte of an undefined encoding makes it one that exists: 0F 01 CC becomes SMSW %eax. */
 static void guest_undefined(void) {
-  static const u8 code[] = {0xc6, 0x05, 2, 0, 0, 0, 0xe0, /* movb $0xe0, 1f + 2(%rip) */
-                            0x0f, 0x01, 0xcc,             /* 1: */
+  static const u8 code[] = {0xc6, 0x05, 2,    0, 0, 0, 0xe0, /* movb $0xe0, 1f + 2(%rip) */
+                            0x0f, 0x01, 0xcc,                /* 1: */
                             0xc3};
   for (unsigned n = 0; n < 3; n++) {
     put(CODE, code, sizeof(code));
@@ -176,6 +176,8 @@ static void guest_border(void) {
       EXPECT_EQ(run(edge - k), v);
       *(volatile u8 *)(uintptr_t)(edge - k + 4) = 0x80; /* its last byte alone */
       EXPECT_EQ(run(edge - k), v | 0x80000000);
+      EXPECT_EQ(TRY("lock addl $1, (%0)", "r"(edge - k + 1)), NO_FAULT);
+      EXPECT_EQ(run(edge - k), (v | 0x80000000) + 1);
     }
   }
   done();
@@ -438,7 +440,7 @@ static void logged(void) {
   guest_free(g);
 }
 
-GUEST_MAIN({"next-insn", run_next_insn}, {"loop", run_loop}, {"undefined", run_undefined}, {"stores", run_stores}, {"frames", run_frames},
-           {"border", run_border}, {"alias", run_alias}, {"string", run_string}, {"stepped", run_stepped}, {"remap", run_remap},
-           {"walk", run_walk}, {"client-writes", client_writes}, {"client-writes-ahead", client_writes_ahead},
-           {"client-remaps", client_remaps}, {"slots", slots}, {"logged", logged})
+GUEST_MAIN({"next-insn", run_next_insn}, {"loop", run_loop}, {"undefined", run_undefined}, {"stores", run_stores},
+           {"frames", run_frames}, {"border", run_border}, {"alias", run_alias}, {"string", run_string}, {"stepped", run_stepped},
+           {"remap", run_remap}, {"walk", run_walk}, {"client-writes", client_writes},
+           {"client-writes-ahead", client_writes_ahead}, {"client-remaps", client_remaps}, {"slots", slots}, {"logged", logged})

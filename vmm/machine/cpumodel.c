@@ -11,7 +11,7 @@
 #include "vmm/machine/cpumodel.h"
 
 enum reg { R_EAX, R_EBX, R_ECX, R_EDX };
-enum { LEVEL_MAX = 4, FEATURE_MSI_EXT_DEST_ID = 15 /* of KVM's leaf 0x40000001 EAX (Linux: virt/kvm/x86/cpuid.rst) */ };
+enum { LEVEL_MAX = 5, FEATURE_MSI_EXT_DEST_ID = 15 /* of KVM's leaf 0x40000001 EAX (Linux: virt/kvm/x86/cpuid.rst) */ };
 
 struct cpu_feature {
   const char *name;
@@ -29,7 +29,7 @@ enum { FEATURES = sizeof(features) / sizeof(features[0]) };
 static const struct {
   const char *name;
   unsigned level;
-} models[] = {{"x86-64-v1", 1}, {"x86-64-v2", 2}, {"x86-64-v3", 3}, {"max", LEVEL_MAX}};
+} models[] = {{"x86-64-v1", 1}, {"x86-64-v2", 2}, {"x86-64-v3", 3}, {"x86-64-v4", 4}, {"max", LEVEL_MAX}};
 
 struct cpu_vendor {
   const char *name, *id; /* id: the 12 characters of leaf 0 */
@@ -80,7 +80,7 @@ static int parse_name(const char *name, struct cpu_model *model, char *err) {
       model->level = models[i].level;
       return 0;
     }
-  return fail(err, "'%s' is no CPU model; there are x86-64-v1, x86-64-v2, x86-64-v3 and max", name);
+  return fail(err, "'%s' is no CPU model; there are x86-64-v1 to x86-64-v4 and max", name);
 }
 
 static int parse_word(const char *word, struct cpu_model *model, char *err) {
@@ -222,14 +222,42 @@ static void fix_xsave(struct kvm_cpuid2 *t) {
   d->ecx = size;
 }
 
-/* Features that rest on one that was taken away go with it. */
+/* Features that rest on one that was taken away go with it.  What a rule needs stands in the rules above it, so one pass does. */
 static void drop_dependents(struct kvm_cpuid2 *t) {
   static const struct {
     const char *needs, *feature;
-  } rules[] = {{"xsave", "avx"},        {"xsave", "osxsave"},      {"xsave", "pku"},         {"avx", "fma"},
-               {"avx", "f16c"},         {"avx", "avx2"},           {"avx", "vaes"},          {"avx", "vpclmulqdq"},
-               {"avx2", "avx512f"},     {"avx512f", "avx512dq"},   {"avx512f", "avx512cd"},  {"avx512f", "avx512bw"},
-               {"avx512f", "avx512vl"}, {"avx512f", "avx512ifma"}, {"avx512f", "avx512vbmi"}};
+  } rules[] = {{"sse2", "aes"},
+               {"sse2", "pclmulqdq"},
+               {"sse2", "sha"},
+               {"sse2", "gfni"},
+               {"xsave", "osxsave"},
+               {"xsave", "xsaveopt"},
+               {"xsave", "xsavec"},
+               {"xsave", "xgetbv1"},
+               {"xsavec", "xsaves"},
+               {"xsave", "pku"},
+               {"xsave", "avx"},
+               {"avx", "fma"},
+               {"avx", "f16c"},
+               {"avx", "avx2"},
+               {"avx", "vaes"},
+               {"aes", "vaes"},
+               {"avx", "vpclmulqdq"},
+               {"pclmulqdq", "vpclmulqdq"},
+               {"avx2", "avx-vnni"},
+               {"avx2", "avx512f"},
+               {"avx512f", "avx512dq"},
+               {"avx512f", "avx512cd"},
+               {"avx512f", "avx512bw"},
+               {"avx512f", "avx512vl"},
+               {"avx512f", "avx512ifma"},
+               {"avx512f", "avx512vbmi"},
+               {"avx512f", "avx512vpopcntdq"},
+               {"avx512vl", "avx512vbmi2"},
+               {"avx512vl", "avx512vnni"},
+               {"avx512vl", "avx512bitalg"},
+               {"avx512vl", "avx512bf16"},
+               {"avx512bw", "avx512fp16"}};
   for (size_t i = 0; i < sizeof(rules) / sizeof(rules[0]); i++) {
     const struct cpu_feature *f = find_feature(rules[i].feature);
     uint32_t *reg = feature_reg(t, f);
@@ -259,7 +287,7 @@ static void set_vendor(struct kvm_cpuid2 *t, const struct cpu_vendor *v) {
   bool amd = strcmp(v->name, "amd") == 0;
   if (ext1) ext1->eax = amd ? v->signature : 0;
   if (ext1) ext1->edx = (ext1->edx & ~0x0183f3ffu) | (amd ? leaf1->edx & 0x0183f3ff : 0); /* AMD repeats leaf 1 EDX */
-  if (amd && ext0 && ext0->eax < 0x8000001e) ext0->eax = 0x8000001e;
+  if (amd && ext0 && ext0->eax < 0x80000021) ext0->eax = 0x80000021;
 }
 
 static void set_brand(struct kvm_cpuid2 *t, uint32_t room, const struct cpu_model *model) {

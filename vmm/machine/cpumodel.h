@@ -13,7 +13,7 @@ struct cpu_feature;
 struct cpu_vendor;
 
 struct cpu_model {
-  unsigned level;                  /* x86-64-v1 .. v3: 1 .. 3; 4: max */
+  unsigned level;                  /* x86-64-v1 .. v4: 1 .. 4; 5: max */
   const struct cpu_vendor *vendor; /* NULL: the accelerator's */
   struct {
     const struct cpu_feature *feature;

@@ -261,12 +261,14 @@ static bool take_debug_trap(struct x86_vcpu *c, int *r) {
   return true;
 }
 
-/* KVM holds at most one NMI beside the one being handled. */
+/* KVM holds at most one NMI beside the one being handled: what came above that is lost when it is looked at. */
 static bool take_nmi(struct x86_vcpu *c, int *r) {
-  if (!nmi_waits(c) || !nmi_allowed(c)) return false;
-  unsigned pending = atomic_load(&c->nmi_pending);
-  while (!atomic_compare_exchange_weak(&c->nmi_pending, &pending, MIN(pending, 2u) - 1)) {
+  if (!nmi_waits(c)) return false;
+  bool allowed = nmi_allowed(c);
+  unsigned pending = atomic_load(&c->nmi_pending), limit = c->nmi_blocked ? 1 : 2;
+  while (!atomic_compare_exchange_weak(&c->nmi_pending, &pending, MIN(pending, limit) - allowed)) {
   }
+  if (!allowed) return false;
   c->nmi_blocked = true;
   vcpu_stat_inc(&c->core, nmi_injections);
   *r = x86_deliver(c, EV_NMI, VEC_NMI, false, 0);

@@ -121,7 +121,7 @@ static void leaf_kvm_features(struct builder *b, u32 function) {
 
 static void leaf_80000000(struct builder *b, u32 function) {
   struct kvm_cpuid_entry2 h = host_leaf(function, 0), *e = add(b, function, 0, 0);
-  e->eax = MAX(MIN(h.eax, 0x80000021u), 0x80000008u);
+  e->eax = 0x80000021u; /* as KVM has it also on processors with fewer leaves, for what the last one tells */
   e->ebx = h.ebx, e->ecx = h.ecx, e->edx = h.edx;
 }
 
@@ -151,9 +151,9 @@ static void leaf_80000008(struct builder *b, u32 function) {
   e->ebx = x86_engine_word(function, 0, CPUID_EBX);
 }
 
-/* Execution of LFENCE is always serialising here. */
+/* Execution of LFENCE is always serialising here, and there is no return predictor to be trained (SRSO_NO). */
 static void leaf_80000021(struct builder *b, u32 function) {
-  add(b, function, 0, 0)->eax = BIT(2);
+  add(b, function, 0, 0)->eax = BIT(2) | BIT(29);
 }
 
 /* One row per range of leaves; what no row names is shown as zeros. */

@@ -28,17 +28,32 @@ static int vzero(struct x86_vcpu *c, unsigned from) {
   for (unsigned n = 0; n < (c->code64 ? 16u : 8u); n++) memset(c->fpu.zmm[n] + from, 0, 64 - from);
   return X86_OK;
 }
-static int vzeroall(struct x86_vcpu *c, const struct x86_insn *i) { return vzero(c, 0); }
-static int vzeroupper(struct x86_vcpu *c, const struct x86_insn *i) { return vzero(c, 16); }
+static int vzeroall(struct x86_vcpu *c, const struct x86_insn *i) {
+  return vzero(c, 0);
+}
+static int vzeroupper(struct x86_vcpu *c, const struct x86_insn *i) {
+  return vzero(c, 16);
+}
 
-static u8 class_of(const struct x86_decoded *d) { return d->insn.encoding == ZYDIS_INSTRUCTION_ENCODING_VEX ? VECTOR_AVX : VECTOR_SSE; }
-static x86_exec_fn *select_ldmxcsr(const struct x86_decoded *d, struct x86_insn *i) { return i->sub = class_of(d), ldmxcsr; }
-static x86_exec_fn *select_stmxcsr(const struct x86_decoded *d, struct x86_insn *i) { return i->sub = class_of(d), stmxcsr; }
-static x86_exec_fn *select_vzeroall(const struct x86_decoded *d, struct x86_insn *i) { return vzeroall; }
-static x86_exec_fn *select_vzeroupper(const struct x86_decoded *d, struct x86_insn *i) { return vzeroupper; }
+static u8 class_of(const struct x86_decoded *d) {
+  return d->insn.encoding == ZYDIS_INSTRUCTION_ENCODING_VEX ? VECTOR_AVX : VECTOR_SSE;
+}
+static x86_exec_fn *select_ldmxcsr(const struct x86_decoded *d, struct x86_insn *i) {
+  return i->sub = class_of(d), ldmxcsr;
+}
+static x86_exec_fn *select_stmxcsr(const struct x86_decoded *d, struct x86_insn *i) {
+  return i->sub = class_of(d), stmxcsr;
+}
+static x86_exec_fn *select_vzeroall(const struct x86_decoded *d, struct x86_insn *i) {
+  return vzeroall;
+}
+static x86_exec_fn *select_vzeroupper(const struct x86_decoded *d, struct x86_insn *i) {
+  return vzeroupper;
+}
 
 static const struct x86_op_row rows[] = {
-    {ZYDIS_MNEMONIC_LDMXCSR, select_ldmxcsr},   {ZYDIS_MNEMONIC_STMXCSR, select_stmxcsr},   {ZYDIS_MNEMONIC_VLDMXCSR, select_ldmxcsr},
-    {ZYDIS_MNEMONIC_VSTMXCSR, select_stmxcsr},  {ZYDIS_MNEMONIC_VZEROALL, select_vzeroall}, {ZYDIS_MNEMONIC_VZEROUPPER, select_vzeroupper},
+    {ZYDIS_MNEMONIC_LDMXCSR, select_ldmxcsr},   {ZYDIS_MNEMONIC_STMXCSR, select_stmxcsr},
+    {ZYDIS_MNEMONIC_VLDMXCSR, select_ldmxcsr},  {ZYDIS_MNEMONIC_VSTMXCSR, select_stmxcsr},
+    {ZYDIS_MNEMONIC_VZEROALL, select_vzeroall}, {ZYDIS_MNEMONIC_VZEROUPPER, select_vzeroupper},
 };
 const struct x86_op_family x86_family_mxcsr = {"mxcsr", rows, ARRAY_SIZE(rows)};

@@ -30,7 +30,7 @@ static int native_mem(struct x86_vcpu *c, const struct x86_insn *i) {
   int r = x86_x87_check(c, n->mmx, n->waits);
   if (r) return r;
   r = x86_linear(c, i->seg, ea, n->mem_size, n->mem_write ? ACC_WRITE : ACC_READ, &lin);
-  if (r) return r;
+  if (unlikely(r)) return n->mem_read ? r : native_store(c, i, n, ea);
   struct x86_tlb_entry *e = x86_tlb_slot(c, lin);
   u64 last = (lin + n->mem_size - 1) & PAGE_MASK;
   if (likely((!n->mem_write || last == e->write) && (!n->mem_read || last == e->read))) return x86_x87_run(c, i, n, (void *)(uintptr_t)(lin + e->addend));

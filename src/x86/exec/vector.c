@@ -22,7 +22,8 @@ INLINE int run(struct x86_vcpu *c, const struct x86_insn *i, const struct x86_ve
     int r = x86_vector_run_fp(c, i, v, rm, &flags);
     if (r) return r;
   } else {
-    v->stub(x86_vector_operand(c, i, ROLE_REG), rm, x86_vector_operand(c, i, ROLE_VVVV), x86_vector_operand(c, i, ROLE_FOURTH), &flags);
+    v->stub(x86_vector_operand(c, i, ROLE_REG), rm, x86_vector_operand(c, i, ROLE_VVVV), x86_vector_operand(c, i, ROLE_FOURTH),
+            &flags);
   }
   if (v->flags) c->rflags = (c->rflags & ~(u64)FL_ARITH) | (flags & FL_ARITH);
   return X86_OK;
@@ -37,7 +38,9 @@ INLINE int registers(struct x86_vcpu *c, const struct x86_insn *i, enum x86_vect
 
 /* ---- an operand in memory ---- */
 
-static u64 all_bytes(const struct x86_vector *v) { return ~0ull >> (64 - v->mem_size); }
+static u64 all_bytes(const struct x86_vector *v) {
+  return ~0ull >> (64 - v->mem_size);
+}
 
 /* Not in one page of the TLB: through a buffer. */
 static int load_slow(struct x86_vcpu *c, const struct x86_insn *i, u64 lin) {
@@ -47,15 +50,11 @@ static int load_slow(struct x86_vcpu *c, const struct x86_insn *i, u64 lin) {
   return r ? r : run(c, i, v, buf);
 }
 
-/* Stores change no register but MXCSR, whose flags stay also when the store faults. */
+/* Stores change no register. */
 static int store_slow(struct x86_vcpu *c, const struct x86_insn *i, u64 lin) {
   const struct x86_vector *v = i->aux;
   u8 buf[64] __attribute__((aligned(64)));
   int r = run(c, i, v, buf);
-  if (!r && v->unchecked) {
-    r = x86_vector_probe_whole(c, i, x86_ea(c, i), v->mem_size);
-    return r ? r : x86_vector_write(c, i, x86_ea(c, i), all_bytes(v), buf);
-  }
   return r ? r : x86_write_slow(c, i->seg, lin, buf, v->mem_size);
 }
 
@@ -73,12 +72,12 @@ INLINE int memory(struct x86_vcpu *c, const struct x86_insn *i, enum x86_vector_
   struct x86_tlb_entry *e = x86_tlb_slot(c, lin);
   u64 last = (lin + v->mem_size - 1) & PAGE_MASK;
   if (unlikely(last != (store ? e->write : e->read))) return store ? store_slow(c, i, lin) : load_slow(c, i, lin);
-  if (store && v->fp && unlikely(!c->fpu.live)) return store_slow(c, i, lin);
   return run(c, i, v, (void *)(uintptr_t)(lin + e->addend));
 }
 
 static int check_alignment(struct x86_vcpu *c, const struct x86_vector *v, u64 lin) {
   if (lin & v->align) return x86_gp0(c);
+  if (c->code64 && !x86_canonical(c, lin)) return X86_OK; /* the access will tell */
   bool misaligned = v->mem_size <= 8 && (lin & (v->mem_size - 1u)) && !v->unchecked;
   return unlikely(misaligned && x86_alignment_checked(c)) ? x86_fault_code(c, VEC_AC, 0) : X86_OK;
 }
@@ -100,29 +99,56 @@ INLINE int masked(struct x86_vcpu *c, const struct x86_insn *i, enum x86_vector_
   const struct x86_vector *v = i->aux;
   u64 lin = 0;
   if (unlikely(!x86_vector_enabled(c, class))) return x86_vector_refuse(c, class);
-  if (unlikely(x86_linear(c, i->seg, x86_ea(c, i), v->mem_size, v->store ? ACC_WRITE : ACC_READ, &lin))) return masked_slow(c, i, lin);
+  if (unlikely(x86_linear(c, i->seg, x86_ea(c, i), v->mem_size, v->store ? ACC_WRITE : ACC_READ, &lin)))
+    return masked_slow(c, i, lin);
   struct x86_tlb_entry *e = x86_tlb_slot(c, lin);
   u64 last = (lin + v->mem_size - 1) & PAGE_MASK;
   if (unlikely(last != (v->store ? e->write : e->read) || (lin & v->align))) return masked_slow(c, i, lin);
-  if (v->store && v->fp && unlikely(!c->fpu.live)) return masked_slow(c, i, lin);
   return run(c, i, v, (void *)(uintptr_t)(lin + e->addend));
+}
+
+/* VCVTPS2PH to memory: the flags of MXCSR change before the memory operand is looked at, and stay when that faults. */
+INLINE int convert_store(struct x86_vcpu *c, const struct x86_insn *i, enum x86_vector_class class) {
+  const struct x86_vector *v = i->aux;
+  u8 buf[64] __attribute__((aligned(64)));
+  if (unlikely(!x86_vector_enabled(c, class))) return x86_vector_refuse(c, class);
+  u64 needed = v->mask ? x86_vector_needed(c, i, v) : all_bytes(v), ea = x86_ea(c, i);
+  int r = run(c, i, v, buf);
+  if (!r) r = v->mask && !v->whole ? x86_vector_probe(c, i, ea, needed) : x86_vector_probe_whole(c, i, ea, v->mem_size);
+  return r ? r : x86_vector_write(c, i, ea, needed, buf);
 }
 
 /* ---- handlers by class ---- */
 
 #define HANDLERS(name, class)                                                                                                    \
-  static int name##_registers(struct x86_vcpu *c, const struct x86_insn *i) { return registers(c, i, class); }                   \
-  static int name##_load(struct x86_vcpu *c, const struct x86_insn *i) { return memory(c, i, class, false, false); }             \
-  static int name##_load_simple(struct x86_vcpu *c, const struct x86_insn *i) { return memory(c, i, class, true, false); }       \
-  static int name##_store(struct x86_vcpu *c, const struct x86_insn *i) { return memory(c, i, class, false, true); }             \
-  static int name##_store_simple(struct x86_vcpu *c, const struct x86_insn *i) { return memory(c, i, class, true, true); }       \
-  static int name##_masked(struct x86_vcpu *c, const struct x86_insn *i) { return masked(c, i, class); }
+  static int name##_registers(struct x86_vcpu *c, const struct x86_insn *i) {                                                    \
+    return registers(c, i, class);                                                                                               \
+  }                                                                                                                              \
+  static int name##_load(struct x86_vcpu *c, const struct x86_insn *i) {                                                         \
+    return memory(c, i, class, false, false);                                                                                    \
+  }                                                                                                                              \
+  static int name##_load_simple(struct x86_vcpu *c, const struct x86_insn *i) {                                                  \
+    return memory(c, i, class, true, false);                                                                                     \
+  }                                                                                                                              \
+  static int name##_store(struct x86_vcpu *c, const struct x86_insn *i) {                                                        \
+    return memory(c, i, class, false, true);                                                                                     \
+  }                                                                                                                              \
+  static int name##_store_simple(struct x86_vcpu *c, const struct x86_insn *i) {                                                 \
+    return memory(c, i, class, true, true);                                                                                      \
+  }                                                                                                                              \
+  static int name##_convert_store(struct x86_vcpu *c, const struct x86_insn *i) {                                                \
+    return convert_store(c, i, class);                                                                                           \
+  }                                                                                                                              \
+  static int name##_masked(struct x86_vcpu *c, const struct x86_insn *i) {                                                       \
+    return masked(c, i, class);                                                                                                  \
+  }
 HANDLERS(sse, VECTOR_SSE)
 HANDLERS(avx, VECTOR_AVX)
 HANDLERS(avx512, VECTOR_AVX512)
 
-enum { REGISTERS, LOAD, LOAD_SIMPLE, STORE, STORE_SIMPLE, MASKED, KINDS };
-#define ROW(name) {name##_registers, name##_load, name##_load_simple, name##_store, name##_store_simple, name##_masked}
+enum { REGISTERS, LOAD, LOAD_SIMPLE, STORE, STORE_SIMPLE, MASKED, CONVERT_STORE, KINDS };
+#define ROW(name)                                                                                                                \
+  { name##_registers, name##_load, name##_load_simple, name##_store, name##_store_simple, name##_masked, name##_convert_store }
 static x86_exec_fn *const handlers[VECTOR_MIXED][KINDS] = {
     [VECTOR_SSE] = ROW(sse),
     [VECTOR_AVX] = ROW(avx),
@@ -156,7 +182,9 @@ void x86_x87_set_top(struct x86_vcpu *c, unsigned top) {
   memcpy(&c->fpu.fx[32], order, sizeof(order));
   c->fpu.fx[3] = (u8)((c->fpu.fx[3] & ~(FSW_TOP >> 8)) | top << 3);
 }
-void x86_mmx_top(struct x86_vcpu *c) { x86_x87_set_top(c, 0); }
+void x86_mmx_top(struct x86_vcpu *c) {
+  x86_x87_set_top(c, 0);
+}
 
 /* After an MMX instruction (SDM Vol. 3A 12.2): TOP is 0, all registers are valid. */
 void x86_mmx_state(struct x86_vcpu *c) {
@@ -185,6 +213,7 @@ static int mixed(struct x86_vcpu *c, const struct x86_insn *i) {
 
 static unsigned kind_of(const struct x86_decoded *d, const struct x86_insn *i, const struct x86_vector *v) {
   if (!v->mem_size) return REGISTERS;
+  if (v->store && v->fp) return CONVERT_STORE;
   if (v->mask) return MASKED;
   return (v->store ? STORE : LOAD) + x86_address_simple(d, i);
 }
@@ -201,8 +230,10 @@ static void place_operands(const struct x86_vector_form *f, struct x86_insn *i) 
   i->imm = 0;
   for (unsigned r = 0; r < ROLE_COUNT; r++) {
     const struct x86_vector_operand *op = &f->op[r];
-    if (op->used && op->kind == ZYDIS_REGCLASS_MMX) i->sub = (u8)r, i->reg = op->id;
-    else if (op->used) i->imm |= storage(op) << (16 * r);
+    if (op->used && op->kind == ZYDIS_REGCLASS_MMX)
+      i->sub = (u8)r, i->reg = op->id;
+    else if (op->used)
+      i->imm |= storage(op) << (16 * r);
   }
   if (f->implied) i->imm |= offsetof(struct x86_vcpu, regs) << (16 * ROLE_FOURTH);
 }

@@ -8,7 +8,8 @@
  *   vector_fp.c       MXCSR and floating-point exceptions
  *   vector_exact.c    what only unmasked exceptions show: exact overflowed results, tiny half-precision ones
  *
- * A stub runs one form with any registers: it gets pointers to its operands' storage.  So there are few of them, and none is ever freed.
+ * A stub runs one form with any registers: it gets pointers to its operands' storage.  So there are few of them, and none is ever
+ * freed.
  */
 #ifndef X86_EXEC_VECTOR_H
 #define X86_EXEC_VECTOR_H
@@ -40,21 +41,21 @@ typedef void x86_vector_stub(void *reg, void *rm, void *vvvv, void *fourth, u64 
 
 struct x86_vector {
   x86_vector_stub *stub;
-  u8 mem_size;   /* bytes, 0: none */
-  u8 align;      /* address bits that must be 0 */
-  bool unchecked; /* no alignment checks */
-  u8 class;      /* enum x86_vector_class */
-  u8 mask;       /* enum x86_vector_mask */
+  u8 mem_size;              /* bytes, 0: none */
+  u8 align;                 /* address bits that must be 0 */
+  bool unchecked;           /* no alignment checks */
+  u8 class;                 /* enum x86_vector_class */
+  u8 mask;                  /* enum x86_vector_mask */
   u8 mask_bits, mask_bytes; /* elements under the mask; bytes of memory for each */
-  bool whole;    /* what is masked off must be accessible nevertheless */
-  bool store;    /* the memory operand is written (else read) */
-  bool fp;       /* depends on MXCSR */
-  bool sae;      /* suppresses all exceptions */
-  bool flags;    /* writes arithmetic flags */
-  bool opmask;   /* writes under an opmask */
-  bool broadcast; /* the memory operand is one element */
-  u8 elements;   /* of the destination */
-  u8 dest;       /* enum x86_vector_role of what is written; ROLE_COUNT: flags only */
+  bool whole;               /* what is masked off must be accessible nevertheless */
+  bool store;               /* the memory operand is written (else read) */
+  bool fp;                  /* depends on MXCSR */
+  bool quiet;               /* never raises one, whatever MXCSR says */
+  bool flags;               /* writes arithmetic flags */
+  bool opmask;              /* writes under an opmask */
+  bool broadcast;           /* the memory operand is one element */
+  u8 elements;              /* of the destination */
+  u8 dest;                  /* enum x86_vector_role of what is written; ROLE_COUNT: flags only */
   u16 mnemonic;
   u8 key[16];
   struct x86_vector *next;
@@ -68,10 +69,10 @@ static inline void *x86_vector_operand(struct x86_vcpu *c, const struct x86_insn
 /* ---- vector_form.c ---- */
 struct x86_vector_operand {
   bool used, read, write;
-  u8 kind;  /* ZydisRegisterClass */
-  u8 id;    /* the guest's register */
-  u8 host;  /* the stub's */
-  u8 size;  /* bytes */
+  u8 kind; /* ZydisRegisterClass */
+  u8 id;   /* the guest's register */
+  u8 host; /* the stub's */
+  u8 size; /* bytes */
 };
 struct x86_vector_form {
   struct x86_vector_operand op[ROLE_COUNT];
@@ -91,13 +92,14 @@ x86_exec_fn *x86_vector_select(const struct x86_decoded *d, struct x86_insn *i);
 /* #UD and #NM by CR0, CR4 and XCR0 (SDM Vol. 2A, tables 2-18 to 2-25, 2-41 and on). */
 int x86_vector_refuse(struct x86_vcpu *c, enum x86_vector_class class);
 /* The components of XCR0 that must be enabled; 0: none, but CR4.OSFXSR. */
-static inline u64 x86_vector_xcr0(enum x86_vector_class class) { return class == VECTOR_AVX512 ? 0xe6 : class == VECTOR_AVX ? 6 : 0; }
+static inline u64 x86_vector_xcr0(enum x86_vector_class class) {
+  return class == VECTOR_AVX512 ? 0xe6 : class == VECTOR_AVX ? 6 : 0;
+}
 static inline bool x86_vector_enabled(const struct x86_vcpu *c, enum x86_vector_class class) {
   const u64 need = x86_vector_xcr0(class);
   if (!need) return !((c->cr0 & (CR0_EM | CR0_TS)) | (~c->cr4 & CR4_OSFXSR));
   return !((c->cr0 & CR0_TS) | (~c->cr4 & CR4_OSXSAVE) | (~c->xcr0 & need));
 }
-
 
 /* ---- vector_masked.c ---- */
 void x86_vector_describe_mask(const struct x86_decoded *d, const struct x86_vector_form *f, struct x86_vector *v);

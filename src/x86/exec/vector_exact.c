@@ -1,5 +1,5 @@
-/* What the flags of a run with masked exceptions do not tell: whether results beside an overflow are exact, and whether a half-precision result is
- * tiny.  Both show only when overflow or underflow is unmasked (SDM Vol. 1 4.9.1.4, 4.9.1.5).
+/* What the flags of a run with masked exceptions do not tell: whether results beside an overflow are exact, and whether a
+ * half-precision result is tiny.  Both show only when overflow or underflow is unmasked (SDM Vol. 1 4.9.1.4, 4.9.1.5).
  *
  * Instructions are found by their names, which are regular: operation, then type.
  */
@@ -9,15 +9,30 @@
 
 /* ---- operations ---- */
 
-enum operation { OP_NONE, OP_DOT, OP_ADD, OP_SUB, OP_ADDSUB, OP_HADD, OP_HSUB, OP_MUL, OP_DIV, OP_FMA, OP_SCALE, OP_CONVERT, OP_COMPLEX };
+enum operation {
+  OP_NONE,
+  OP_DOT,
+  OP_ADD,
+  OP_SUB,
+  OP_ADDSUB,
+  OP_HADD,
+  OP_HSUB,
+  OP_MUL,
+  OP_DIV,
+  OP_FMA,
+  OP_SCALE,
+  OP_CONVERT,
+  OP_COMPLEX
+};
 
 static const struct {
   const char *name;
   u8 op;
 } operations[] = {
-    {"addsub", OP_ADDSUB}, {"add", OP_ADD},        {"sub", OP_SUB},       {"hadd", OP_HADD},     {"hsub", OP_HSUB},     {"mul", OP_MUL},
-    {"div", OP_DIV},       {"scalef", OP_SCALE},   {"cvt", OP_CONVERT},   {"fmulc", OP_COMPLEX}, {"fcmulc", OP_COMPLEX}, {"fmaddc", OP_COMPLEX},
-    {"fcmaddc", OP_COMPLEX}, {"dp", OP_DOT}, {"fmadd", OP_FMA},    {"fmsub", OP_FMA},     {"fnmadd", OP_FMA},    {"fnmsub", OP_FMA},
+    {"addsub", OP_ADDSUB},  {"add", OP_ADD},        {"sub", OP_SUB},         {"hadd", OP_HADD},   {"hsub", OP_HSUB},
+    {"mul", OP_MUL},        {"div", OP_DIV},        {"scalef", OP_SCALE},    {"cvt", OP_CONVERT}, {"fmulc", OP_COMPLEX},
+    {"fcmulc", OP_COMPLEX}, {"fmaddc", OP_COMPLEX}, {"fcmaddc", OP_COMPLEX}, {"dp", OP_DOT},      {"fmadd", OP_FMA},
+    {"fmsub", OP_FMA},      {"fnmadd", OP_FMA},     {"fnmsub", OP_FMA},
 };
 
 /* Formats: number of significant bits (with the hidden one), exponent bits; integers have none. */
@@ -27,13 +42,25 @@ struct format {
   bool is_signed;
 };
 static const struct format formats[] = {
-    {"ph", 2, 11, 5}, {"sh", 2, 11, 5}, {"ps", 4, 24, 8}, {"ss", 4, 24, 8}, {"pd", 8, 53, 11}, {"sd", 8, 53, 11},
-    {"udq", 4}, {"uqq", 8}, {"usi", 8}, {"uw", 2}, {"dq", 4, .is_signed = true}, {"qq", 8, .is_signed = true}, {"si", 8, .is_signed = true}, {"w", 2, .is_signed = true},
+    {"ph", 2, 11, 5},
+    {"sh", 2, 11, 5},
+    {"ps", 4, 24, 8},
+    {"ss", 4, 24, 8},
+    {"pd", 8, 53, 11},
+    {"sd", 8, 53, 11},
+    {"udq", 4},
+    {"uqq", 8},
+    {"usi", 8},
+    {"uw", 2},
+    {"dq", 4, .is_signed = true},
+    {"qq", 8, .is_signed = true},
+    {"si", 8, .is_signed = true},
+    {"w", 2, .is_signed = true},
 };
 
 struct arithmetic {
   u8 op;
-  u16 order;    /* of a fused operation: 132, 213 or 231 */
+  u16 order; /* of a fused operation: 132, 213 or 231 */
   bool scalar;
   const struct format *from, *to;
 };
@@ -90,7 +117,9 @@ static u64 selected(struct x86_vcpu *c, const struct x86_insn *i, const struct x
 
 /* ---- tiny results ---- */
 
-bool x86_vector_underflows(const struct x86_vector *v) { return parse(v->mnemonic).op != OP_NONE; }
+bool x86_vector_underflows(const struct x86_vector *v) {
+  return parse(v->mnemonic).op != OP_NONE;
+}
 
 bool x86_vector_tiny_half(struct x86_vcpu *c, const struct x86_insn *i, const struct x86_vector *v, const void *result) {
   struct arithmetic a = parse(v->mnemonic);
@@ -131,13 +160,17 @@ static struct number decode(const struct format *f, u64 v, bool daz) {
   if (!f->exponent) return decode_integer(f, v);
   unsigned mantissa = f->precision - 1u, top = (1u << f->exponent) - 1, e = (unsigned)(v >> mantissa) & top;
   struct number x = {.finite = e != top, .negative = v >> (8 * f->size - 1) & 1, .m = v & (BIT(mantissa) - 1)};
-  if (e) x.m |= BIT(mantissa);
-  else if (daz && f->precision != 11) x.m = 0; /* half precision knows no DAZ */
+  if (e)
+    x.m |= BIT(mantissa);
+  else if (daz && f->precision != 11)
+    x.m = 0; /* half precision knows no DAZ */
   x.exponent = (int)(e ? e : 1) - (int)(top / 2) - (int)mantissa;
   return x;
 }
 
-static unsigned bits_of(u128 m) { return m >> 64 ? 128 - (unsigned)__builtin_clzll((u64)(m >> 64)) : m ? 64 - (unsigned)__builtin_clzll((u64)m) : 0; }
+static unsigned bits_of(u128 m) {
+  return m >> 64 ? 128 - (unsigned)__builtin_clzll((u64)(m >> 64)) : m ? 64 - (unsigned)__builtin_clzll((u64)m) : 0;
+}
 
 static struct number odd(struct number x) {
   while (x.m && !(x.m & 1)) x.m >>= 1, x.exponent++;
@@ -161,16 +194,20 @@ static bool exact_sum(struct number a, struct number b, struct digits d) {
   if (!b.m) return representable(a, d);
   struct number high = a.exponent >= b.exponent ? a : b, low = a.exponent >= b.exponent ? b : a;
   unsigned apart = (unsigned)(high.exponent - low.exponent);
-  if (apart + bits_of(high.m) > 126) return false; /* the lowest digit of the sum is low's, the highest is high's or its neighbour */
+  if (apart + bits_of(high.m) > 126)
+    return false; /* the lowest digit of the sum is low's, the highest is high's or its neighbour */
   high.m <<= apart;
   high.exponent = low.exponent;
-  if (high.negative == low.negative) high.m += low.m;
-  else high.m = high.m > low.m ? high.m - low.m : low.m - high.m;
+  if (high.negative == low.negative)
+    high.m += low.m;
+  else
+    high.m = high.m > low.m ? high.m - low.m : low.m - high.m;
   return representable(high, d);
 }
 
 static struct number product(struct number a, struct number b) {
-  return (struct number){.finite = a.finite && b.finite, .negative = a.negative != b.negative, .exponent = a.exponent + b.exponent, .m = a.m * b.m};
+  return (struct number){
+      .finite = a.finite && b.finite, .negative = a.negative != b.negative, .exponent = a.exponent + b.exponent, .m = a.m * b.m};
 }
 
 static bool exact_quotient(struct number a, struct number b, struct digits d) {
@@ -181,7 +218,8 @@ static bool exact_quotient(struct number a, struct number b, struct digits d) {
 
 /* a * 2^floor(b) */
 static bool exact_scaling(struct number a, struct number b, struct digits d) {
-  if (b.exponent > 12 || bits_of(b.m) + b.exponent > 20) return !b.negative || !a.m || d.smallest == INT_MIN; /* far beyond the format */
+  if (b.exponent > 12 || (int)bits_of(b.m) + b.exponent > 20)
+    return !b.negative || !a.m || d.smallest == INT_MIN; /* far beyond the format */
   long whole = b.exponent >= 0 ? (long)(b.m << b.exponent) : b.exponent < -63 ? 0 : (long)(b.m >> -b.exponent);
   bool fraction = b.m && (b.exponent < -63 || (b.exponent < 0 && (b.m & ((u128)-1 >> (128 + b.exponent)))));
   a.exponent += (int)(b.negative ? -whole - fraction : whole);
@@ -193,7 +231,7 @@ static bool exact_scaling(struct number a, struct number b, struct digits d) {
 struct operands {
   struct arithmetic a;
   const void *reg, *rm, *vvvv; /* as the encoding has them */
-  bool two;       /* legacy form: the destination is the first source */
+  bool two;                    /* legacy form: the destination is the first source */
   bool broadcast, daz;
   struct digits digits;
 };
@@ -201,8 +239,12 @@ struct operands {
 static struct number source(const struct operands *o, const void *from, unsigned n) {
   return decode(o->a.from, element(from, o->a.from->size, from == o->rm && o->broadcast ? 0 : n), o->daz);
 }
-static struct number first(const struct operands *o, unsigned n) { return source(o, o->two ? o->reg : o->vvvv, n); }
-static struct number second(const struct operands *o, unsigned n) { return source(o, o->rm, n); }
+static struct number first(const struct operands *o, unsigned n) {
+  return source(o, o->two ? o->reg : o->vvvv, n);
+}
+static struct number second(const struct operands *o, unsigned n) {
+  return source(o, o->rm, n);
+}
 
 static struct number negated(struct number x) {
   x.negative = !x.negative;
@@ -235,22 +277,37 @@ static bool exact_element(const struct operands *o, unsigned n, const char *name
   struct number a = first(o, n);
   if (!a.finite || !b.finite) return true;
   switch (o->a.op) {
-  case OP_ADD: return exact_sum(a, b, o->digits);
-  case OP_SUB: return exact_sum(a, negated(b), o->digits);
-  case OP_ADDSUB: return exact_sum(a, n & 1 ? b : negated(b), o->digits);
-  case OP_MUL: return representable(product(a, b), o->digits);
-  case OP_DIV: return exact_quotient(a, b, o->digits);
-  case OP_SCALE: return exact_scaling(a, b, o->digits);
-  default: return false;
+  case OP_ADD:
+    return exact_sum(a, b, o->digits);
+  case OP_SUB:
+    return exact_sum(a, negated(b), o->digits);
+  case OP_ADDSUB:
+    return exact_sum(a, n & 1 ? b : negated(b), o->digits);
+  case OP_MUL:
+    return representable(product(a, b), o->digits);
+  case OP_DIV:
+    return exact_quotient(a, b, o->digits);
+  case OP_SCALE:
+    return exact_scaling(a, b, o->digits);
+  default:
+    return false;
   }
 }
 
 bool x86_vector_exact(struct x86_vcpu *c, const struct x86_insn *i, const struct x86_vector *v, void *const operand[ROLE_COUNT]) {
-  struct operands o = {.a = parse(v->mnemonic), .reg = operand[ROLE_REG], .rm = operand[ROLE_RM], .vvvv = operand[ROLE_VVVV],
-                       .two = v->class == VECTOR_SSE, .broadcast = v->broadcast, .daz = c->fpu.mxcsr & 0x40};
+  struct operands o = {.a = parse(v->mnemonic),
+                       .reg = operand[ROLE_REG],
+                       .rm = operand[ROLE_RM],
+                       .vvvv = operand[ROLE_VVVV],
+                       .two = v->class == VECTOR_SSE,
+                       .broadcast = v->broadcast,
+                       .daz = c->fpu.mxcsr & 0x40};
   if (o.a.op == OP_NONE || o.a.op == OP_COMPLEX || o.a.op == OP_DOT) return false;
+  bool half = o.a.to->precision == 11;
+  if (half && !o.a.from->exponent) return false; /* integers too large for half precision are always inexact */
   o.digits.count = o.a.to->precision;
-  o.digits.smallest = c->fpu.mxcsr & 0x800 ? 2 - (1 << (o.a.to->exponent - 1)) - (o.a.to->precision - 1) : INT_MIN;
+  bool bounded = (c->fpu.mxcsr & 0x800) || half; /* half precision: as processors do it */
+  o.digits.smallest = bounded ? 2 - (1 << (o.a.to->exponent - 1)) - (o.a.to->precision - 1) : INT_MIN;
   unsigned count = o.a.scalar ? 1 : v->elements;
   u64 bits = selected(c, i, v, count);
   if (o.a.op == OP_CONVERT && v->dest == ROLE_RM) o.rm = operand[ROLE_REG]; /* VCVTPS2PH stores to ModRM.rm */

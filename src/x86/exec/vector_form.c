@@ -1,8 +1,8 @@
 /* The form of a vector instruction: its operands by role, and its bytes with the stub's register numbers.
  *
- * Registers of the stub: the operand in ModRM.reg is vector register 1, opmask 2, MMX register 1 or RAX; that in VEX.vvvv vector register 2
- * (0 where it stands for the implied XMM0), opmask 3; that in ModRM.rm vector register 3, opmask 4, MMX register 3, RAX or memory at RSI; the one in
- * an immediate vector register 4; the opmask of EVEX is 1.
+ * Registers of the stub: the operand in ModRM.reg is vector register 1, opmask 2, MMX register 1 or RAX; that in VEX.vvvv vector
+ * register 2 (0 where it stands for the implied XMM0), opmask 3; that in ModRM.rm vector register 3, opmask 4, MMX register 3,
+ * RAX or memory at RSI; the one in an immediate vector register 4; the opmask of EVEX is 1.
  */
 #include <string.h>
 #include "x86/exec/vector.h"
@@ -17,12 +17,17 @@ static const struct {
 
 static unsigned role_of(const ZydisDecodedOperand *op) {
   switch (op->encoding) {
-  case ZYDIS_OPERAND_ENCODING_MODRM_REG: return ROLE_REG;
-  case ZYDIS_OPERAND_ENCODING_MODRM_RM: return ROLE_RM;
-  case ZYDIS_OPERAND_ENCODING_NDSNDD: return ROLE_VVVV;
+  case ZYDIS_OPERAND_ENCODING_MODRM_REG:
+    return ROLE_REG;
+  case ZYDIS_OPERAND_ENCODING_MODRM_RM:
+    return ROLE_RM;
+  case ZYDIS_OPERAND_ENCODING_NDSNDD:
+    return ROLE_VVVV;
   case ZYDIS_OPERAND_ENCODING_IS4:
-  case ZYDIS_OPERAND_ENCODING_MASK: return ROLE_FOURTH;
-  default: return NO_ROLE;
+  case ZYDIS_OPERAND_ENCODING_MASK:
+    return ROLE_FOURTH;
+  default:
+    return NO_ROLE;
   }
 }
 
@@ -33,23 +38,30 @@ static u8 size_of(ZydisRegisterClass k) {
 static bool place(struct x86_vector_form *f, unsigned role, ZydisRegister reg, u8 host, ZydisOperandActions actions) {
   if (f->op[role].used) return false;
   ZydisRegisterClass k = ZydisRegisterGetClass(reg);
-  f->op[role] = (struct x86_vector_operand){.used = true, .read = (actions & ZYDIS_OPERAND_ACTION_MASK_READ) != 0,
-                                            .write = (actions & ZYDIS_OPERAND_ACTION_MASK_WRITE) != 0, .kind = (u8)k,
-                                            .id = (u8)ZydisRegisterGetId(reg), .host = host, .size = size_of(k)};
+  f->op[role] = (struct x86_vector_operand){.used = true,
+                                            .read = (actions & ZYDIS_OPERAND_ACTION_MASK_READ) != 0,
+                                            .write = (actions & ZYDIS_OPERAND_ACTION_MASK_WRITE) != 0,
+                                            .kind = (u8)k,
+                                            .id = (u8)ZydisRegisterGetId(reg),
+                                            .host = host,
+                                            .size = size_of(k)};
   return true;
 }
 
 /* Operands that the encoding implies: XMM0 of the legacy blends and of SHA256RNDS2; RAX, RDX and RCX of PCMPESTRx; flags. */
 static bool place_implied(struct x86_vector_form *f, const ZydisDecodedOperand *op) {
   switch (ZydisRegisterGetClass(op->reg.value)) {
-  case ZYDIS_REGCLASS_XMM: return place(f, ROLE_VVVV, op->reg.value, 0, op->actions);
+  case ZYDIS_REGCLASS_XMM:
+    return place(f, ROLE_VVVV, op->reg.value, 0, op->actions);
   case ZYDIS_REGCLASS_GPR32:
   case ZYDIS_REGCLASS_GPR64:
     f->implied = true;
     f->implied_rcx |= (op->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE) != 0;
     return true;
-  case ZYDIS_REGCLASS_FLAGS: return true;
-  default: return op->reg.value == ZYDIS_REGISTER_MXCSR;
+  case ZYDIS_REGCLASS_FLAGS:
+    return true;
+  default:
+    return op->reg.value == ZYDIS_REGISTER_MXCSR;
   }
 }
 
@@ -61,13 +73,18 @@ static bool place_register(struct x86_vector_form *f, const ZydisDecodedOperand 
   switch (ZydisRegisterGetClass(op->reg.value)) {
   case ZYDIS_REGCLASS_XMM:
   case ZYDIS_REGCLASS_YMM:
-  case ZYDIS_REGCLASS_ZMM: return place(f, role, op->reg.value, host_register[role].vector, op->actions);
-  case ZYDIS_REGCLASS_MASK: return place(f, role, op->reg.value, host_register[role].opmask, op->actions);
-  case ZYDIS_REGCLASS_MMX: return role <= ROLE_RM && place(f, role, op->reg.value, host_register[role].mmx, op->actions);
+  case ZYDIS_REGCLASS_ZMM:
+    return place(f, role, op->reg.value, host_register[role].vector, op->actions);
+  case ZYDIS_REGCLASS_MASK:
+    return place(f, role, op->reg.value, host_register[role].opmask, op->actions);
+  case ZYDIS_REGCLASS_MMX:
+    return role <= ROLE_RM && place(f, role, op->reg.value, host_register[role].mmx, op->actions);
   case ZYDIS_REGCLASS_GPR16:
   case ZYDIS_REGCLASS_GPR32:
-  case ZYDIS_REGCLASS_GPR64: return role <= ROLE_RM && place(f, role, op->reg.value, host_register[role].general, op->actions);
-  default: return false;
+  case ZYDIS_REGCLASS_GPR64:
+    return role <= ROLE_RM && place(f, role, op->reg.value, host_register[role].general, op->actions);
+  default:
+    return false;
   }
 }
 
@@ -106,10 +123,16 @@ static u8 class_of(const ZydisDecodedInstruction *in, const struct x86_vector_fo
 
 /* ---- bytes ---- */
 
-static u8 host_of(const struct x86_vector_form *f, unsigned role) { return f->op[role].used ? f->op[role].host : 0; }
+static u8 host_of(const struct x86_vector_form *f, unsigned role) {
+  return f->op[role].used ? f->op[role].host : 0;
+}
 
 static u8 map_number(ZydisOpcodeMap map) {
-  return map == ZYDIS_OPCODE_MAP_0F38 ? 2 : map == ZYDIS_OPCODE_MAP_0F3A ? 3 : map == ZYDIS_OPCODE_MAP_MAP5 ? 5 : map == ZYDIS_OPCODE_MAP_MAP6 ? 6 : 1;
+  return map == ZYDIS_OPCODE_MAP_0F38   ? 2
+         : map == ZYDIS_OPCODE_MAP_0F3A ? 3
+         : map == ZYDIS_OPCODE_MAP_MAP5 ? 5
+         : map == ZYDIS_OPCODE_MAP_MAP6 ? 6
+                                        : 1;
 }
 
 static unsigned put_legacy(const ZydisDecodedInstruction *in, u8 *p) {
@@ -158,9 +181,12 @@ static void put_bytes(const struct x86_decoded *d, struct x86_vector_form *f, bo
   u8 *p = f->bytes;
   unsigned n;
   memset(f->bytes, 0, sizeof(f->bytes));
-  if (in->encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX) n = put_evex(in, f, w, p);
-  else if (in->encoding == ZYDIS_INSTRUCTION_ENCODING_VEX) n = put_vex(in, f, w, p);
-  else n = put_legacy(in, p);
+  if (in->encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX)
+    n = put_evex(in, f, w, p);
+  else if (in->encoding == ZYDIS_INSTRUCTION_ENCODING_VEX)
+    n = put_vex(in, f, w, p);
+  else
+    n = put_legacy(in, p);
   p[n++] = in->opcode;
   f->len = (u8)(n + put_operands(d, f, p + n));
 }
@@ -172,7 +198,8 @@ static bool means_the_same(const struct x86_decoded *d, const struct x86_vector_
   ZydisDecodedOperand ops[ZYDIS_MAX_OPERAND_COUNT];
   ZydisDecoderInit(&decoder, ZYDIS_MACHINE_MODE_LONG_64, ZYDIS_STACK_WIDTH_64);
   if (!ZYAN_SUCCESS(ZydisDecoderDecodeFull(&decoder, f->bytes, f->len, &in, ops))) return false;
-  if (in.length != f->len || in.mnemonic != d->insn.mnemonic || in.operand_count_visible != d->insn.operand_count_visible) return false;
+  if (in.length != f->len || in.mnemonic != d->insn.mnemonic || in.operand_count_visible != d->insn.operand_count_visible)
+    return false;
   for (unsigned k = 0; k < in.operand_count_visible; k++)
     if (ops[k].type != d->ops[k].type || ops[k].size != d->ops[k].size) return false;
   return true;
@@ -187,9 +214,10 @@ bool x86_vector_form(const struct x86_decoded *d, struct x86_vector_form *f) {
   f->class = class_of(in, f);
   add_merging(in, f);
   bool w = evex ? in->raw.evex.W : vex && in->raw.vex.W;
+  if (w && in->machine_mode != ZYDIS_MACHINE_MODE_LONG_64) { /* there it has no meaning for general registers */
+    put_bytes(d, f, false);
+    if (means_the_same(d, f)) return true;
+  }
   put_bytes(d, f, w);
-  if (means_the_same(d, f)) return true;
-  if (!w) return false;
-  put_bytes(d, f, false); /* outside 64-bit mode W has no meaning for general registers */
   return means_the_same(d, f);
 }

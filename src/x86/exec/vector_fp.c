@@ -1,30 +1,34 @@
 /* Floating-point control and exceptions of SSE to AVX-512.
  *
- * While a vCPU runs, the host's MXCSR holds the guest's as long as that masks all exceptions (fpu.live): loading it costs a hundred cycles when
- * control bits change, and the flags gather by themselves.  Everyone else sees fpu.mxcsr after x86_mxcsr_sync().
+ * While a vCPU runs, the host's MXCSR holds the guest's as long as that masks all exceptions (fpu.live): loading it costs a
+ * hundred cycles when control bits change, and the flags gather by themselves.  Everyone else sees fpu.mxcsr after
+ * x86_mxcsr_sync().
  *
- * With an exception unmasked, an instruction runs beside its destination with all exceptions masked, and its flags decide: SDM Vol. 1 11.5.2 and appendix E.4.
+ * With an exception unmasked, an instruction runs beside its destination with all exceptions masked, and its flags decide: SDM
+ * Vol. 1 11.5.2 and appendix E.4.
  */
 #include <string.h>
 #include "x86/exec/vector.h"
 
-#define FLAGS     0x3fu
-#define MASKS     0x1f80u
-#define FTZ       0x8000u
-#define IE        1u
-#define DE        2u
-#define ZE        4u
-#define OE        8u
-#define UE        0x10u
-#define PE        0x20u
-#define OPERANDS  (IE | DE | ZE) /* found before the result is computed */
+#define FLAGS    0x3fu
+#define MASKS    0x1f80u
+#define FTZ      0x8000u
+#define IE       1u
+#define DE       2u
+#define ZE       4u
+#define OE       8u
+#define UE       0x10u
+#define PE       0x20u
+#define OPERANDS (IE | DE | ZE) /* found before the result is computed */
 
 static inline u32 stmxcsr(void) {
   u32 v;
   __asm__ volatile("stmxcsr %0" : "=m"(v));
   return v;
 }
-static inline void ldmxcsr(u32 v) { __asm__ volatile("ldmxcsr %0" : : "m"(v)); }
+static inline void ldmxcsr(u32 v) {
+  __asm__ volatile("ldmxcsr %0" : : "m"(v));
+}
 
 void x86_mxcsr_sync(struct x86_vcpu *c) {
   if (!c->fpu.live) return;
@@ -52,7 +56,9 @@ struct trial {
   u64 flags;
 };
 
-static size_t size_of(const struct x86_vector *v, unsigned role) { return role == ROLE_RM && v->mem_size ? v->mem_size : 64; }
+static size_t size_of(const struct x86_vector *v, unsigned role) {
+  return role == ROLE_RM && v->mem_size ? v->mem_size : 64;
+}
 
 /* Runs it with this MXCSR on a copy of the destination; the new flags. */
 static u32 try(const struct x86_vector *v, void *const operand[ROLE_COUNT], u32 mxcsr, struct trial *t) {
@@ -70,29 +76,36 @@ static u32 try(const struct x86_vector *v, void *const operand[ROLE_COUNT], u32 
   return raised;
 }
 
-/* An unmasked underflow needs no loss of accuracy (SDM Vol. 1 4.9.1.5): with FTZ every tiny result raises the flag.  Half precision knows no FTZ. */
-static bool tiny(struct x86_vcpu *c, const struct x86_insn *i, const struct x86_vector *v, void *const operand[ROLE_COUNT], const struct trial *t) {
+/* An unmasked underflow needs no loss of accuracy (SDM Vol. 1 4.9.1.5): with FTZ every tiny result raises the flag.  Half
+ * precision knows no FTZ. */
+static bool tiny(struct x86_vcpu *c, const struct x86_insn *i, const struct x86_vector *v, void *const operand[ROLE_COUNT],
+                 const struct trial *t) {
   struct trial flushed;
   return (try(v, operand, c->fpu.mxcsr | FTZ, &flushed) & UE) || x86_vector_tiny_half(c, i, v, t->result);
 }
 
-/* An unmasked overflow or underflow is inexact only if the digits do not fit, whatever the exponent (4.9.1.4, 4.9.1.5); a masked one always is. */
-static u32 result_flags(struct x86_vcpu *c, const struct x86_insn *i, const struct x86_vector *v, void *const operand[ROLE_COUNT], u32 raised,
-                        const struct trial *t) {
+/* An unmasked overflow or underflow is inexact only if the digits do not fit, whatever the exponent (4.9.1.4, 4.9.1.5); a masked
+ * one always is. */
+static u32 result_flags(struct x86_vcpu *c, const struct x86_insn *i, const struct x86_vector *v, void *const operand[ROLE_COUNT],
+                        u32 raised, const struct trial *t) {
   u32 unmasked = ~c->fpu.mxcsr >> 7 & FLAGS;
   if ((unmasked & UE) && x86_vector_underflows(v) && tiny(c, i, v, operand, t)) raised |= UE;
   if ((raised & unmasked & (OE | UE)) && !(raised & ~unmasked & (OE | UE)) && x86_vector_exact(c, i, v, operand)) raised &= ~PE;
   return raised;
 }
 
-static int run_unmasked(struct x86_vcpu *c, const struct x86_insn *i, const struct x86_vector *v, void *const operand[ROLE_COUNT], u64 *flags) {
+static int run_unmasked(struct x86_vcpu *c, const struct x86_insn *i, const struct x86_vector *v, void *const operand[ROLE_COUNT],
+                        u64 *flags) {
   struct trial t;
   u32 unmasked = ~c->fpu.mxcsr >> 7 & FLAGS;
-  bool no_ftz = (unmasked & UE) && !v->sae && x86_vector_underflows(v); /* FTZ is for masked underflows (10.2.3.3) */
+  bool no_ftz = (unmasked & UE) && !v->quiet && x86_vector_underflows(v); /* FTZ is for masked underflows (10.2.3.3) */
   u32 raised = try(v, operand, no_ftz ? c->fpu.mxcsr & ~FTZ : c->fpu.mxcsr, &t);
-  if (v->sae) raised = 0; /* none is raised (SDM Vol. 1 15.6.4) */
-  else if (raised & unmasked & OPERANDS) raised &= OPERANDS;
-  else raised = result_flags(c, i, v, operand, raised, &t);
+  if (v->quiet)
+    unmasked = 0;
+  else if (raised & unmasked & OPERANDS)
+    raised &= OPERANDS;
+  else
+    raised = result_flags(c, i, v, operand, raised, &t);
   c->fpu.mxcsr |= raised;
   if (raised & unmasked) return x86_fault(c, c->cr4 & CR4_OSXMMEXCPT ? VEC_XM : VEC_UD);
   if (v->dest < ROLE_COUNT) memcpy(operand[v->dest], t.result, size_of(v, v->dest));

@@ -1,15 +1,20 @@
-/* Gathers and scatters: element by element, from the least significant on.  What was done when an element faults is done: its mask bit is clear
- * (SDM Vol. 2C VGATHERDPS, VPGATHERDD, VPSCATTERDD).
+/* Gathers and scatters: element by element, from the least significant on.  What was done when an element faults is done: its
+ * mask bit is clear (SDM Vol. 2C VGATHERDPS, VPGATHERDD, VPSCATTERDD).
  */
 #include <string.h>
 #include "x86/exec/native.h"
 #include "x86/exec/vector.h"
 
-/* i->reg: destination or source, i->vvvv: vector of indices, i->rm: mask (a vector register; for EVEX an opmask), i->shift: log2 of the scale,
- * i->sub: bytes of an element, i->opsize: number of elements, i->imm: bytes of an index, and of the vectors in the next byte. */
+/* i->reg: destination or source, i->vvvv: vector of indices, i->rm: mask (a vector register; for EVEX an opmask), i->shift: log2
+ * of the scale, i->sub: bytes of an element, i->opsize: number of elements, i->imm: bytes of an index, and of the vectors in the
+ * next byte. */
 
-static unsigned index_size(const struct x86_insn *i) { return (u8)i->imm; }
-static unsigned vector_size(const struct x86_insn *i) { return (u8)(i->imm >> 8); }
+static unsigned index_size(const struct x86_insn *i) {
+  return (u8)i->imm;
+}
+static unsigned vector_size(const struct x86_insn *i) {
+  return (u8)(i->imm >> 8);
+}
 
 static u64 element_address(struct x86_vcpu *c, const struct x86_insn *i, unsigned n) {
   const u8 *at = c->fpu.zmm[i->vvvv] + n * index_size(i);
@@ -17,24 +22,29 @@ static u64 element_address(struct x86_vcpu *c, const struct x86_insn *i, unsigne
   return (c->regs[i->base] + (u64)i->disp + (index << i->shift)) & i->ea_mask;
 }
 
-static void zero_above(struct x86_vcpu *c, const struct x86_insn *i) {
-  unsigned used = i->opsize * i->sub;
+static void zero_above(struct x86_vcpu *c, const struct x86_insn *i, unsigned used) {
   memset(c->fpu.zmm[i->reg] + used, 0, 64 - used);
 }
 
-static u64 all_bytes(const struct x86_insn *i) { return i->sub == 4 ? 15 : 255; }
+static u64 all_bytes(const struct x86_insn *i) {
+  return i->sub == 4 ? 15 : 255;
+}
 
 static int load_element(struct x86_vcpu *c, const struct x86_insn *i, unsigned n) {
   u8 *to = c->fpu.zmm[i->reg] + n * i->sub;
   u64 ea = element_address(c, i, n), v8 = 0;
   u32 v4 = 0;
   int r;
-  if (unlikely(x86_alignment_checked(c))) r = x86_vector_read(c, i, ea, all_bytes(i), i->sub == 4 ? (u8 *)&v4 : (u8 *)&v8); /* not here */
-  else r = i->sub == 4 ? x86_load32(c, i->seg, ea, &v4) : x86_load64(c, i->seg, ea, &v8);
+  if (unlikely(x86_alignment_checked(c)))
+    r = x86_vector_read(c, i, ea, all_bytes(i), i->sub == 4 ? (u8 *)&v4 : (u8 *)&v8); /* not here */
+  else
+    r = i->sub == 4 ? x86_load32(c, i->seg, ea, &v4) : x86_load64(c, i->seg, ea, &v8);
   if (r) return r;
-  zero_above(c, i);
-  if (i->sub == 4) *(x86_u32_unaligned *)to = v4;
-  else *(x86_u64_unaligned *)to = v8;
+  zero_above(c, i, vector_size(i)); /* already with the first element */
+  if (i->sub == 4)
+    *(x86_u32_unaligned *)to = v4;
+  else
+    *(x86_u64_unaligned *)to = v8;
   x86_io_commit(c);
   return X86_OK;
 }
@@ -46,7 +56,8 @@ static int store_element(struct x86_vcpu *c, const struct x86_insn *i, unsigned 
     int r = x86_vector_probe_whole(c, i, ea, i->sub);
     return r ? r : x86_vector_write(c, i, ea, all_bytes(i), from);
   }
-  return i->sub == 4 ? x86_store32(c, i->seg, ea, *(const x86_u32_unaligned *)from) : x86_store64(c, i->seg, ea, *(const x86_u64_unaligned *)from);
+  return i->sub == 4 ? x86_store32(c, i->seg, ea, *(const x86_u32_unaligned *)from)
+                     : x86_store64(c, i->seg, ea, *(const x86_u64_unaligned *)from);
 }
 
 /* The mask's elements become all ones or zero, what is above them zero. */
@@ -66,7 +77,7 @@ static int gather_signs(struct x86_vcpu *c, const struct x86_insn *i) {
     memset(mask + n * i->sub, 0, i->sub);
   }
   memset(mask, 0, 64);
-  zero_above(c, i);
+  zero_above(c, i, i->opsize * i->sub);
   return X86_OK;
 }
 
@@ -80,7 +91,7 @@ static int gather(struct x86_vcpu *c, const struct x86_insn *i) {
     *mask &= ~BIT(n);
   }
   *mask = 0;
-  zero_above(c, i);
+  zero_above(c, i, i->opsize * i->sub);
   return X86_OK;
 }
 

@@ -1,5 +1,5 @@
-/* Memory operands of which an instruction accesses only parts: opmasks, VMASKMOV, MASKMOVDQU and MASKMOVQ.  What is masked off cannot fault
- * (SDM Vol. 2A 2.7.5 and the exception classes of EVEX; VMASKMOV).
+/* Memory operands of which an instruction accesses only parts: opmasks, VMASKMOV, MASKMOVDQU and MASKMOVQ.  What is masked off
+ * cannot fault (SDM Vol. 2A 2.7.5 and the exception classes of EVEX; VMASKMOV).
  */
 #include <string.h>
 #include "x86/exec/native.h"
@@ -7,7 +7,8 @@
 
 /* ---- which bytes ---- */
 
-/* Classes whose memory operand must be accessible as a whole, whatever the mask. */
+/* What must be accessible as a whole, whatever the mask: the classes without fault suppression, and those Zydis takes for others.
+ */
 static bool reaches_all(const ZydisDecodedInstruction *in) {
   switch (in->meta.exception_class) {
   case ZYDIS_EXCEPTION_CLASS_E1NF:
@@ -18,8 +19,19 @@ static bool reaches_all(const ZydisDecodedInstruction *in) {
   case ZYDIS_EXCEPTION_CLASS_E6NF:
   case ZYDIS_EXCEPTION_CLASS_E9NF:
   case ZYDIS_EXCEPTION_CLASS_E10NF:
-  case ZYDIS_EXCEPTION_CLASS_E11NF: return true;
-  default: return false;
+  case ZYDIS_EXCEPTION_CLASS_E11NF:
+    return true;
+  default:
+    break;
+  }
+  switch (in->mnemonic) {
+  case ZYDIS_MNEMONIC_VDBPSADBW:
+  case ZYDIS_MNEMONIC_VCVTNE2PS2BF16:
+  case ZYDIS_MNEMONIC_VGF2P8AFFINEQB:
+  case ZYDIS_MNEMONIC_VGF2P8AFFINEINVQB:
+    return true;
+  default:
+    return false;
   }
 }
 
@@ -27,35 +39,18 @@ static bool packs(const ZydisDecodedInstruction *in) {
   return in->meta.category == ZYDIS_CATEGORY_EXPAND || in->meta.category == ZYDIS_CATEGORY_COMPRESS;
 }
 
-/* The operand whose elements the mask's bits stand for: the destination, or the first source where that is an opmask or memory. */
-static const ZydisDecodedOperand *masked_operand(const struct x86_decoded *d) {
-  for (unsigned k = 0; k < d->insn.operand_count_visible; k++) {
-    const ZydisDecodedOperand *op = &d->ops[k];
-    if (op->type != ZYDIS_OPERAND_TYPE_REGISTER || ZydisRegisterGetClass(op->reg.value) == ZYDIS_REGCLASS_MASK) continue;
-    return op;
-  }
-  return NULL; /* compares with memory alone */
-}
-
 static void describe_opmask(const struct x86_decoded *d, const struct x86_vector_form *f, struct x86_vector *v) {
-  const ZydisDecodedOperand *mem = f->mem, *op = d->insn.mnemonic == ZYDIS_MNEMONIC_VPSHUFBITQMB ? mem : masked_operand(d);
   bool broadcast = d->insn.avx.broadcast.mode != ZYDIS_BROADCAST_MODE_INVALID;
   v->whole = reaches_all(&d->insn);
   if (!v->store && v->whole) return;
   v->mask = packs(&d->insn) ? MASK_PACKED : MASK_ELEMENTS;
-  if (!op) op = mem;
-  if (mem->element_count == 1 && !broadcast) { /* scalar */
-    v->mask_bits = 1;
-    v->mask_bytes = v->mem_size;
-    return;
-  }
-  v->mask_bits = (u8)(op->size / op->element_size);
-  v->mask_bytes = broadcast ? (u8)(mem->element_size / 8) : (u8)(v->mem_size / v->mask_bits);
+  v->mask_bits = v->elements;
+  v->mask_bytes = (u8)(broadcast ? f->mem->element_size / 8 : v->mem_size / v->mask_bits);
 }
 
 static bool is_vmaskmov(unsigned mnemonic) {
-  return mnemonic == ZYDIS_MNEMONIC_VMASKMOVPS || mnemonic == ZYDIS_MNEMONIC_VMASKMOVPD || mnemonic == ZYDIS_MNEMONIC_VPMASKMOVD ||
-         mnemonic == ZYDIS_MNEMONIC_VPMASKMOVQ;
+  return mnemonic == ZYDIS_MNEMONIC_VMASKMOVPS || mnemonic == ZYDIS_MNEMONIC_VMASKMOVPD ||
+         mnemonic == ZYDIS_MNEMONIC_VPMASKMOVD || mnemonic == ZYDIS_MNEMONIC_VPMASKMOVQ;
 }
 
 void x86_vector_describe_mask(const struct x86_decoded *d, const struct x86_vector_form *f, struct x86_vector *v) {
@@ -68,7 +63,9 @@ void x86_vector_describe_mask(const struct x86_decoded *d, const struct x86_vect
   }
 }
 
-static u64 low_bits(unsigned n) { return n >= 64 ? ~0ull : (1ull << n) - 1; }
+static u64 low_bits(unsigned n) {
+  return n >= 64 ? ~0ull : (1ull << n) - 1;
+}
 
 /* A bit for each element that is accessed. */
 static u64 selected(struct x86_vcpu *c, const struct x86_insn *i, const struct x86_vector *v) {
@@ -106,16 +103,20 @@ int x86_vector_read(struct x86_vcpu *c, const struct x86_insn *i, u64 ea, u64 ne
   int r = X86_OK;
   while (!r && needed) {
     unsigned n, first = next_run(c, &needed, &n);
-    r = x86_read(c, i->seg, (ea + first) & i->ea_mask, buf + first, n);
+    r = x86_read(c, i->seg, ea + first, buf + first, n);
   }
   return r;
 }
 
+static int check_address(struct x86_vcpu *c, const struct x86_insn *i, u64 ea, unsigned n, u64 *lin) {
+  int r = x86_linear(c, i->seg, ea, n, ACC_WRITE, lin);
+  if (r || !c->code64 || (x86_canonical(c, *lin) && x86_canonical(c, *lin + n - 1))) return r;
+  return x86_fault_code(c, i->seg == SEG_SS ? VEC_SS : VEC_GP, 0);
+}
+
 static int probe(struct x86_vcpu *c, const struct x86_insn *i, u64 ea, unsigned n, u64 *lin) {
-  int r = x86_linear(c, i->seg, ea & i->ea_mask, n, ACC_WRITE, lin);
-  if (r) return r;
-  if (c->code64 && !(x86_canonical(c, *lin) && x86_canonical(c, *lin + n - 1))) return x86_fault_code(c, i->seg == SEG_SS ? VEC_SS : VEC_GP, 0);
-  return x86_probe_write(c, *lin, n, c->cpl);
+  int r = check_address(c, i, ea, n, lin);
+  return r ? r : x86_probe_write(c, *lin, n, c->cpl);
 }
 
 /* Processors take what is selected as one span: a fault on its second page is reported at its last byte. */
@@ -132,7 +133,7 @@ int x86_vector_write(struct x86_vcpu *c, const struct x86_insn *i, u64 ea, u64 n
   int r = X86_OK;
   while (!r && needed) {
     unsigned n, first = next_run(c, &needed, &n);
-    r = x86_write(c, i->seg, (ea + first) & i->ea_mask, buf + first, n);
+    r = x86_write(c, i->seg, ea + first, buf + first, n);
   }
   return r;
 }
@@ -150,23 +151,30 @@ static int store_bytes(struct x86_vcpu *c, const struct x86_insn *i, u64 ea, con
   return x86_vector_write(c, i, ea, needed, data);
 }
 
+/* One half of eight bytes. */
+static int probe_half(struct x86_vcpu *c, const struct x86_insn *i, u64 ea) {
+  u64 lin;
+  int r = check_address(c, i, ea & i->ea_mask, 8, &lin);
+  if (r) return r;
+  if ((lin & 7) && x86_alignment_checked(c)) return x86_fault_code(c, VEC_AC, 0);
+  return x86_probe_write(c, lin, 8, c->cpl);
+}
+
 static int maskmovdqu(struct x86_vcpu *c, const struct x86_insn *i) {
-  u64 ea = c->regs[RDI] & i->ea_mask, lin;
+  u64 ea = c->regs[RDI] & i->ea_mask;
   if (unlikely(!x86_vector_enabled(c, i->sub))) return x86_vector_refuse(c, i->sub);
-  int r = x86_linear(c, i->seg, ea, 16, ACC_WRITE, &lin);
-  if (!r && (lin & 7) && x86_alignment_checked(c)) r = x86_fault_code(c, VEC_AC, 0);
-  if (!r) r = x86_vector_probe_whole(c, i, ea + 8, 8); /* in the order of processors */
-  if (!r) r = x86_vector_probe_whole(c, i, ea, 8);
+  int r = probe_half(c, i, ea + 8); /* in the order of processors */
+  if (!r) r = probe_half(c, i, ea);
   return r ? r : store_bytes(c, i, ea, c->fpu.zmm[i->reg], c->fpu.zmm[i->rm]);
 }
 
 static int maskmovq(struct x86_vcpu *c, const struct x86_insn *i) {
   u64 ea = c->regs[RDI] & i->ea_mask;
   int r = x86_x87_check(c, true, true);
-  if (!r) r = x86_vector_probe_whole(c, i, ea, 8);
-  if (!r) r = store_bytes(c, i, ea, x86_mmx_register(c, i->reg), x86_mmx_register(c, i->rm));
-  if (!r) x86_mmx_state(c);
-  return r;
+  if (r) return r;
+  x86_mmx_state(c); /* also where the store faults, as processors do */
+  r = probe_half(c, i, ea);
+  return r ? r : store_bytes(c, i, ea, x86_mmx_register(c, i->reg), x86_mmx_register(c, i->rm));
 }
 
 x86_exec_fn *x86_vector_masked_select(const struct x86_decoded *d, struct x86_insn *i) {
@@ -174,9 +182,12 @@ x86_exec_fn *x86_vector_masked_select(const struct x86_decoded *d, struct x86_in
   if (m != ZYDIS_MNEMONIC_MASKMOVDQU && m != ZYDIS_MNEMONIC_VMASKMOVDQU && m != ZYDIS_MNEMONIC_MASKMOVQ) return NULL;
   for (unsigned k = 0; k < d->insn.operand_count; k++) {
     const ZydisDecodedOperand *op = &d->ops[k];
-    if (op->type == ZYDIS_OPERAND_TYPE_MEMORY) i->seg = (u8)x86_segment_number(op->mem.segment);
-    else if (op->encoding == ZYDIS_OPERAND_ENCODING_MODRM_REG) i->reg = (u8)ZydisRegisterGetId(op->reg.value);
-    else if (op->encoding == ZYDIS_OPERAND_ENCODING_MODRM_RM) i->rm = (u8)ZydisRegisterGetId(op->reg.value);
+    if (op->type == ZYDIS_OPERAND_TYPE_MEMORY)
+      i->seg = (u8)x86_segment_number(op->mem.segment);
+    else if (op->encoding == ZYDIS_OPERAND_ENCODING_MODRM_REG)
+      i->reg = (u8)ZydisRegisterGetId(op->reg.value);
+    else if (op->encoding == ZYDIS_OPERAND_ENCODING_MODRM_RM)
+      i->rm = (u8)ZydisRegisterGetId(op->reg.value);
   }
   i->sub = m == ZYDIS_MNEMONIC_VMASKMOVDQU ? VECTOR_AVX : VECTOR_SSE;
   i->opsize = m == ZYDIS_MNEMONIC_MASKMOVQ ? 8 : 16;

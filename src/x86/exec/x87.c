@@ -24,6 +24,7 @@ static void summarize(struct x86_vcpu *c) {
 void x86_x87_sanitize(struct x86_vcpu *c) {
   *fcw(c) = (u16)((*fcw(c) & 0x1f3f) | 0x40);
   *fop(c) &= 0x7ff;
+  c->fpu.fx[5] = 0; /* reserved */
   summarize(c);
 }
 

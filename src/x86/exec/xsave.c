@@ -3,107 +3,119 @@
  * Loads read the whole image before they change anything; stores check all pages before they write.
  */
 #include <string.h>
-#include "x86/exec/exec.h"
+#include "x86/exec/vector.h"
 #include "x86/exec/xstate.h"
+
+/* i->sub: which one, and whether it has REX.W. */
+enum { SAVE_ALL, SAVE_OPT, SAVE_PACKED, SAVE_SUPERVISOR, RESTORE = 0, RESTORE_SUPERVISOR = 1, WIDE = 4 };
+static unsigned kind(const struct x86_insn *i) {
+  return i->sub & (WIDE - 1u);
+}
+static bool wide(const struct x86_insn *i) {
+  return i->sub & WIDE;
+}
 
 /* ---- memory ---- */
 
-/* n bytes from ea on: page by page where the TLB knows the page, else in pieces that know how to fault. */
-static int read_image(struct x86_vcpu *c, const struct x86_insn *i, u64 ea, u8 *b, unsigned n) {
+/* Unlike other operands, parts of these areas have their offsets truncated to the address size. */
+static u64 part(struct x86_vcpu *c, const struct x86_insn *i, u64 at) {
+  return (x86_ea(c, i) + at) & i->ea_mask;
+}
+
+static int read_part(struct x86_vcpu *c, const struct x86_insn *i, u64 at, u8 *b, unsigned n) {
   int r = X86_OK;
-  for (unsigned at = 0, step; !r && at < n; at += step) {
-    step = MIN(64u, n - at);
-    r = x86_read(c, i->seg, (ea + at) & i->ea_mask, b + at, step);
+  for (unsigned done = 0, step; !r && done < n; done += step) {
+    step = MIN(64u, n - done);
+    r = x86_read(c, i->seg, part(c, i, at + done), b + done, step);
   }
   return r;
 }
 
-static int write_image(struct x86_vcpu *c, const struct x86_insn *i, u64 ea, const u8 *b, unsigned n) {
+static int write_part(struct x86_vcpu *c, const struct x86_insn *i, u64 at, const u8 *b, unsigned n) {
   int r = X86_OK;
-  for (unsigned at = 0, step; !r && at < n; at += step) {
-    step = MIN(64u, n - at);
-    r = x86_write(c, i->seg, (ea + at) & i->ea_mask, b + at, step);
+  for (unsigned done = 0, step; !r && done < n; done += step) {
+    step = MIN(64u, n - done);
+    r = x86_write(c, i->seg, part(c, i, at + done), b + done, step);
   }
   return r;
+}
+
+/* Areas span two pages at most.  Processors look at the last byte first, then at the parts from the first on. */
+static int probe(struct x86_vcpu *c, const struct x86_insn *i, u64 at, bool write) {
+  u8 b;
+  return write ? x86_vector_probe_whole(c, i, part(c, i, at), 1) : x86_load8(c, i->seg, part(c, i, at), &b);
 }
 
 static int aligned(struct x86_vcpu *c, const struct x86_insn *i, unsigned to) {
   u64 lin;
   int r = x86_linear(c, i->seg, x86_ea(c, i), 1, ACC_READ, &lin);
   if (r) return r;
+  if (c->code64 && !x86_canonical(c, lin)) return x86_fault_code(c, i->seg == SEG_SS ? VEC_SS : VEC_GP, 0);
   if (!(lin & (to - 1))) return X86_OK;
-  return x86_alignment_checked(c) && (lin & 3) ? x86_fault_code(c, VEC_AC, 0) : x86_gp0(c); /* SDM Vol. 2A FXSAVE: one or the other; processors do this */
+  return x86_alignment_checked(c) && (lin & 3) ? x86_fault_code(c, VEC_AC, 0) : x86_gp0(c);
 }
 
-/* Without REX.W the pointers have 32 bits, and selectors that read as 0 (CPUID.(07H,0).EBX[13]; SDM Vol. 1, 10.5.1). */
-static void cut_pointers(const struct x86_insn *i, u8 *x87) {
-  if (i->opsize == 8) return;
+/* Vector registers that the mode knows. */
+static unsigned registers(const struct x86_vcpu *c) {
+  return c->code64 ? 16 : 8;
+}
+
+/* The forms without REX.W have pointers of 32 bits with selectors, which are deprecated: zero (SDM Vol. 1 8.1.8). */
+static void drop_selectors(const struct x86_insn *i, u8 *x87) {
+  if (wide(i)) return;
   memset(x87 + 12, 0, 4);
   memset(x87 + 20, 0, 4);
-}
-
-/* Before anything else processors look at both ends of the area, also where nothing will be stored. */
-static int probe_one(struct x86_vcpu *c, const struct x86_insn *i, u64 ea) {
-  u64 lin;
-  int r = x86_linear(c, i->seg, ea & i->ea_mask, 1, ACC_WRITE, &lin);
-  if (!r && c->code64 && !x86_canonical(c, lin)) r = x86_fault_code(c, i->seg == SEG_SS ? VEC_SS : VEC_GP, 0);
-  return r ? r : x86_probe_write(c, lin, 1, c->cpl);
-}
-static int probe_store(struct x86_vcpu *c, const struct x86_insn *i, size_t size) {
-  int r = probe_one(c, i, x86_ea(c, i));
-  return r ? r : probe_one(c, i, x86_ea(c, i) + size - 1);
-}
-static int probe_load(struct x86_vcpu *c, const struct x86_insn *i, size_t size) {
-  u8 b;
-  int r = x86_load8(c, i->seg, x86_ea(c, i), &b);
-  return r ? r : x86_load8(c, i->seg, (x86_ea(c, i) + size - 1) & i->ea_mask, &b);
 }
 
 /* ---- FXSAVE, FXRSTOR ---- */
 
 #define FX_AREA 512u
+
 /* How much of the image is used: without CR4.OSFXSR no XMM registers, outside 64-bit mode eight. */
-static unsigned fx_size(const struct x86_vcpu *c) { return !(c->cr4 & CR4_OSFXSR) ? 160 : c->code64 ? 416 : 288; }
+static unsigned fx_size(const struct x86_vcpu *c) {
+  return c->cr4 & CR4_OSFXSR ? 160 + 16 * registers(c) : 160;
+}
+
+static int fx_check(struct x86_vcpu *c, const struct x86_insn *i, bool write) {
+  if (c->cr0 & (CR0_EM | CR0_TS)) return x86_fault(c, VEC_NM);
+  int r = aligned(c, i, 16);
+  if (!r) r = probe(c, i, FX_AREA - 1, write);
+  return r ? r : probe(c, i, 0, write);
+}
 
 static int fxsave(struct x86_vcpu *c, const struct x86_insn *i) {
   const u32 mask = MXCSR_MASK;
   u8 b[416];
-  if (c->cr0 & (CR0_EM | CR0_TS)) return x86_fault(c, VEC_NM);
-  int r = aligned(c, i, 16);
-  if (!r) r = probe_store(c, i, FX_AREA);
+  int r = fx_check(c, i, true);
   if (r) return r;
   x86_mxcsr_sync(c);
-  x86_xstate_store(c, XC_X87, b);
-  cut_pointers(i, b);
+  x86_xstate_store(c, XC_X87, b, 0);
+  drop_selectors(i, b);
   memcpy(b + MXCSR_AT, &c->fpu.mxcsr, 4);
   memcpy(b + MXCSR_AT + 4, &mask, 4);
-  x86_xstate_store(c, XC_SSE, b + 160);
-  return write_image(c, i, x86_ea(c, i), b, fx_size(c));
+  x86_xstate_store(c, XC_SSE, b + 160, registers(c));
+  return write_part(c, i, 0, b, fx_size(c));
 }
 
 static int fxrstor(struct x86_vcpu *c, const struct x86_insn *i) {
   u8 b[416];
   u32 mxcsr;
-  if (c->cr0 & (CR0_EM | CR0_TS)) return x86_fault(c, VEC_NM);
   unsigned n = fx_size(c);
-  int r = aligned(c, i, 16);
-  if (!r) r = probe_load(c, i, FX_AREA);
-  if (!r) r = read_image(c, i, x86_ea(c, i), b, n);
+  int r = fx_check(c, i, false);
+  if (!r) r = read_part(c, i, 0, b, n);
   if (r) return r;
   memcpy(&mxcsr, b + MXCSR_AT, 4);
   if (mxcsr & ~MXCSR_MASK) return x86_gp0(c);
-  cut_pointers(i, b);
-  x86_xstate_load(c, XC_X87, b);
+  drop_selectors(i, b);
+  x86_xstate_load(c, XC_X87, b, 0);
   if (n == 160) return X86_OK;
   x86_mxcsr_sync(c);
   c->fpu.mxcsr = mxcsr;
-  for (unsigned k = 0; k < (n - 160) / 16; k++) memcpy(c->fpu.zmm[k], b + 160 + 16 * k, 16);
+  x86_xstate_load(c, XC_SSE, b + 160, registers(c));
   return X86_OK;
 }
 
-/* ---- XSAVE, XSAVEOPT, XSAVEC, XSAVES ---- */
-
-enum { SAVE_ALL, SAVE_OPT, SAVE_PACKED, SAVE_SUPERVISOR };
+/* ---- what the XSAVE family has in common ---- */
 
 static int xsave_check(struct x86_vcpu *c, const struct x86_insn *i, bool supervisor) {
   if (!(c->cr4 & CR4_OSXSAVE)) return x86_ud(c);
@@ -112,57 +124,73 @@ static int xsave_check(struct x86_vcpu *c, const struct x86_insn *i, bool superv
   return aligned(c, i, 64);
 }
 
-static u64 edx_eax(const struct x86_vcpu *c) { return (u64)get32(c, RDX) << 32 | get32(c, RAX); }
+static u64 edx_eax(const struct x86_vcpu *c) {
+  return (u64)get32(c, RDX) << 32 | get32(c, RAX);
+}
+
+/* MXCSR goes with SSE, in the standard format also with AVX. */
+static u64 with_mxcsr(u64 packed) {
+  return packed ? XC(SSE) : XC(SSE) | XC(AVX);
+}
+
+/* All pages that an area reaches for these components. */
+static int probe_area(struct x86_vcpu *c, const struct x86_insn *i, u64 rfbm, u64 packed, bool write) {
+  u64 there = packed ? rfbm & (packed | XC(X87) | XC(SSE)) : rfbm;
+  int r = probe(c, i, x86_xstate_end(there, packed) - 1, write);
+  if (!r && (rfbm & XC(X87))) r = probe(c, i, 0, write);
+  if (!r && (rfbm & with_mxcsr(packed))) r = probe(c, i, MXCSR_AT, write);
+  if (!r && (rfbm & XC(SSE))) r = probe(c, i, x86_xstate_offset(XC_SSE, packed), write);
+  return r || !write ? r : probe(c, i, XSTATE_HEADER, write);
+}
+
+/* ---- XSAVE, XSAVEOPT, XSAVEC, XSAVES ---- */
 
 /* One component into its place; x87 leaves out the bytes that belong to MXCSR. */
-static int save_component(struct x86_vcpu *c, const struct x86_insn *i, unsigned n, u64 ea) {
+static int save_component(struct x86_vcpu *c, const struct x86_insn *i, unsigned n, u64 packed) {
   u8 b[1024];
-  x86_xstate_store(c, n, b);
-  if (n != XC_X87) return write_image(c, i, ea, b, x86_xstate_length(n));
-  cut_pointers(i, b);
-  int r = write_image(c, i, ea, b, MXCSR_AT);
-  return r ? r : write_image(c, i, (ea + 32) & i->ea_mask, b + 32, 128);
+  u64 at = x86_xstate_offset(n, packed);
+  x86_xstate_store(c, n, b, registers(c));
+  if (n != XC_X87) return write_part(c, i, at, b, x86_xstate_length(n, registers(c)));
+  drop_selectors(i, b);
+  int r = write_part(c, i, 0, b, MXCSR_AT);
+  return r ? r : write_part(c, i, 32, b + 32, 128);
 }
 
-static int save_mxcsr(struct x86_vcpu *c, const struct x86_insn *i) {
-  u64 v = c->fpu.mxcsr | (u64)MXCSR_MASK << 32;
-  return write_image(c, i, (x86_ea(c, i) + MXCSR_AT) & i->ea_mask, (u8 *)&v, 8);
-}
-
-/* The components in `write`, at their places in an image compacted to `packed` (0: standard). */
-static int save_components(struct x86_vcpu *c, const struct x86_insn *i, u64 write, u64 packed) {
+/* The components in `write`, at their places in an image compacted to `packed` (0: standard); MXCSR with any in `rfbm` that it
+ * goes with. */
+static int save_components(struct x86_vcpu *c, const struct x86_insn *i, u64 write, u64 rfbm, u64 packed) {
+  u64 mxcsr = c->fpu.mxcsr | (u64)MXCSR_MASK << 32;
   int r = X86_OK;
   for (unsigned n = 0; !r && n < XC_COUNT; n++)
-    if (write & BIT(n)) r = save_component(c, i, n, (x86_ea(c, i) + x86_xstate_offset(n, packed)) & i->ea_mask);
-  return r;
+    if (write & BIT(n)) r = save_component(c, i, n, packed);
+  return r || !(rfbm & with_mxcsr(packed)) ? r : write_part(c, i, MXCSR_AT, (u8 *)&mxcsr, 8);
 }
 
-/* 13.7, 13.9: components that were not asked for keep their bits in XSTATE_BV; XSAVEOPT leaves out those in their initial state. */
+/* 13.7, 13.9: components that were not asked for keep their bits in XSTATE_BV; XSAVEOPT leaves out those in their initial state.
+ */
 static int xsave(struct x86_vcpu *c, const struct x86_insn *i) {
-  u64 bv, ea = x86_ea(c, i);
+  u64 bv;
   int r = xsave_check(c, i, false);
   if (r) return r;
   x86_mxcsr_sync(c);
   u64 rfbm = edx_eax(c) & c->xcr0, use = x86_xstate_in_use(c, false) & rfbm;
-  r = probe_store(c, i, x86_xsave_size(rfbm));
-  if (!r) r = x86_load64(c, i->seg, (ea + XSTATE_HEADER) & i->ea_mask, &bv);
-  if (!r) r = save_components(c, i, i->sub == SAVE_OPT ? use : rfbm, 0);
-  if (!r && (rfbm & (XC(SSE) | XC(AVX)))) r = save_mxcsr(c, i);
-  return r ? r : x86_store64(c, i->seg, (ea + XSTATE_HEADER) & i->ea_mask, (bv & ~rfbm) | use);
+  r = probe_area(c, i, rfbm, 0, true);
+  if (!r) r = x86_load64(c, i->seg, part(c, i, XSTATE_HEADER), &bv);
+  if (!r) r = save_components(c, i, kind(i) == SAVE_OPT ? use : rfbm, rfbm, 0);
+  return r ? r : x86_store64(c, i->seg, part(c, i, XSTATE_HEADER), (bv & ~rfbm) | use);
 }
 
-/* 13.10, 13.11: compacted, without those in their initial state; MXCSR belongs to SSE. */
+/* 13.10, 13.11: compacted, without those in their initial state. */
 static int xsavec(struct x86_vcpu *c, const struct x86_insn *i) {
-  bool supervisor = i->sub == SAVE_SUPERVISOR;
+  bool supervisor = kind(i) == SAVE_SUPERVISOR;
   int r = xsave_check(c, i, supervisor);
   if (r) return r;
   x86_mxcsr_sync(c);
   u64 rfbm = edx_eax(c) & (c->xcr0 | (supervisor ? c->xss : 0)), use = x86_xstate_in_use(c, true) & rfbm;
   u64 header[2] = {use, rfbm | XCOMP_PACKED};
-  r = probe_store(c, i, x86_xstate_packed_size(rfbm));
-  if (!r) r = save_components(c, i, use, rfbm | XCOMP_PACKED);
-  if (!r && (use & XC(SSE))) r = save_mxcsr(c, i);
-  return r ? r : write_image(c, i, (x86_ea(c, i) + XSTATE_HEADER) & i->ea_mask, (u8 *)header, sizeof(header));
+  r = probe_area(c, i, rfbm, rfbm | XCOMP_PACKED, true);
+  if (!r) r = save_components(c, i, use, use, rfbm | XCOMP_PACKED);
+  return r ? r : write_part(c, i, XSTATE_HEADER, (u8 *)header, sizeof(header));
 }
 
 /* ---- XRSTOR, XRSTORS ---- */
@@ -171,60 +199,69 @@ struct header {
   u64 bv, packed, reserved[6];
 };
 
-static bool header_valid(const struct header *h, u64 enabled, bool must_be_packed) {
-  if (!(h->packed & XCOMP_PACKED)) return !must_be_packed && !(h->bv & ~enabled) && !h->packed && !h->reserved[0];
-  u64 any = 0;
-  for (unsigned n = 0; n < 6; n++) any |= h->reserved[n];
-  return !any && !(h->packed & ~XCOMP_PACKED & ~enabled) && !(h->bv & ~h->packed) && !(h->bv & XCOMP_PACKED);
+/* What is wrong with XCOMP_BV comes before everything else, the rest after the pages were looked at. */
+static bool format_valid(const struct header *h, u64 enabled, bool must_be_packed) {
+  return h->packed & XCOMP_PACKED ? !(h->packed & ~XCOMP_PACKED & ~enabled) : !must_be_packed;
 }
 
-/* Whether MXCSR comes out of the image: in the standard format also for AVX, and whatever XSTATE_BV says. */
+static bool header_valid(const struct header *h, u64 enabled) {
+  u64 any = 0;
+  if (!(h->packed & XCOMP_PACKED)) return !(h->bv & ~enabled) && !h->packed && !h->reserved[0];
+  for (unsigned n = 0; n < 6; n++) any |= h->reserved[n];
+  return !any && !(h->bv & ~h->packed) && !(h->bv & XCOMP_PACKED);
+}
+
+/* Whether MXCSR comes out of the image: in the standard format whatever XSTATE_BV says. */
 static bool has_mxcsr(const struct header *h, u64 rfbm) {
-  if (h->packed) return rfbm & h->bv & XC(SSE);
-  return rfbm & (XC(SSE) | XC(AVX));
+  return rfbm & with_mxcsr(h->packed) & (h->packed ? h->bv : ~0ull);
 }
 
 static int load_image(struct x86_vcpu *c, const struct x86_insn *i, const struct header *h, u64 rfbm, u8 *image) {
-  u64 ea = x86_ea(c, i);
   int r = X86_OK;
-  if (has_mxcsr(h, rfbm)) r = read_image(c, i, (ea + MXCSR_AT) & i->ea_mask, image + MXCSR_AT, 4);
+  if (has_mxcsr(h, rfbm)) r = read_part(c, i, MXCSR_AT, image + MXCSR_AT, 4);
   for (unsigned n = 0; !r && n < XC_COUNT; n++) {
-    u32 at = x86_xstate_offset(n, h->packed), length = x86_xstate_length(n);
+    u32 at = x86_xstate_offset(n, h->packed), length = x86_xstate_length(n, registers(c));
     if (!(rfbm & h->bv & BIT(n))) continue;
-    if (n == XC_X87) r = read_image(c, i, ea, image, MXCSR_AT), at = 32, length = 128;
-    if (!r) r = read_image(c, i, (ea + at) & i->ea_mask, image + at, length);
+    if (n == XC_X87) r = read_part(c, i, 0, image, MXCSR_AT), at = 32, length = 128;
+    if (!r) r = read_part(c, i, at, image + at, length);
   }
   return r;
 }
 
-static void restore(struct x86_vcpu *c, const struct x86_insn *i, const struct header *h, u64 rfbm, u8 *image) {
+static void restore(struct x86_vcpu *c, const struct header *h, u64 rfbm, const u8 *image) {
   x86_mxcsr_sync(c);
-  cut_pointers(i, image);
   for (unsigned n = 0; n < XC_COUNT; n++) {
     if (!(rfbm & BIT(n))) continue;
-    if (h->bv & BIT(n)) x86_xstate_load(c, n, image + x86_xstate_offset(n, h->packed));
-    else x86_xstate_init(c, n);
+    if (h->bv & BIT(n))
+      x86_xstate_load(c, n, image + x86_xstate_offset(n, h->packed), registers(c));
+    else
+      x86_xstate_init(c, n, registers(c));
   }
-  if (has_mxcsr(h, rfbm)) memcpy(&c->fpu.mxcsr, image + MXCSR_AT, 4);
-  else if (h->packed && (rfbm & XC(SSE))) c->fpu.mxcsr = MXCSR_INIT;
+  if (has_mxcsr(h, rfbm))
+    memcpy(&c->fpu.mxcsr, image + MXCSR_AT, 4);
+  else if (h->packed && (rfbm & XC(SSE)))
+    c->fpu.mxcsr = MXCSR_INIT;
 }
 
-/* 13.8, 13.12.  i->sub: XRSTORS. */
+/* 13.8, 13.12 */
 static int xrstor(struct x86_vcpu *c, const struct x86_insn *i) {
   u8 image[XSTATE_MAX];
   struct header h;
   u32 mxcsr, pkru = c->pkru;
-  int r = xsave_check(c, i, i->sub);
-  if (!r) r = probe_load(c, i, x86_xsave_size(edx_eax(c) & c->xcr0));
-  if (!r) r = read_image(c, i, (x86_ea(c, i) + XSTATE_HEADER) & i->ea_mask, (u8 *)&h, sizeof(h));
+  bool supervisor = kind(i) == RESTORE_SUPERVISOR;
+  int r = xsave_check(c, i, supervisor);
+  if (!r) r = x86_load64(c, i->seg, part(c, i, XSTATE_HEADER + 8), &h.packed); /* in the order of processors */
+  if (!r) r = read_part(c, i, XSTATE_HEADER, (u8 *)&h, sizeof(h));
   if (r) return r;
-  u64 enabled = c->xcr0 | (i->sub ? c->xss : 0), rfbm = edx_eax(c) & enabled;
-  if (!header_valid(&h, enabled, i->sub)) return x86_gp0(c);
-  r = load_image(c, i, &h, rfbm, image);
+  u64 enabled = c->xcr0 | (supervisor ? c->xss : 0), rfbm = edx_eax(c) & enabled;
+  if (!format_valid(&h, enabled, supervisor)) return x86_gp0(c);
+  r = probe_area(c, i, rfbm, h.packed & XCOMP_PACKED ? h.packed : 0, false);
+  if (!r) r = header_valid(&h, enabled) ? load_image(c, i, &h, rfbm, image) : x86_gp0(c);
   if (r) return r;
   memcpy(&mxcsr, image + MXCSR_AT, 4);
   if (has_mxcsr(&h, rfbm) && (mxcsr & ~MXCSR_MASK)) return x86_gp0(c);
-  restore(c, i, &h, rfbm, image);
+  drop_selectors(i, image);
+  restore(c, &h, rfbm, image);
   if (pkru != c->pkru && (c->cr4 & CR4_PKE)) x86_mmu_flush_all(c, true);
   return X86_OK;
 }
@@ -249,17 +286,30 @@ static int xsetbv(struct x86_vcpu *c, const struct x86_insn *i) {
   return r ? r : X86_END;
 }
 
-#define PLAIN(fn) static x86_exec_fn *select_##fn(const struct x86_decoded *d, struct x86_insn *i) { return fn; }
-#define SUB(name, fn, value) static x86_exec_fn *select_##name(const struct x86_decoded *d, struct x86_insn *i) { return i->sub = (value), fn; }
-PLAIN(fxsave) PLAIN(fxrstor) PLAIN(xgetbv)
-SUB(xsave, xsave, SAVE_ALL) SUB(xsaveopt, xsave, SAVE_OPT) SUB(xsavec, xsavec, SAVE_PACKED) SUB(xsaves, xsavec, SAVE_SUPERVISOR)
-SUB(xrstor, xrstor, 0) SUB(xrstors, xrstor, 1)
-static x86_exec_fn *select_xsetbv(const struct x86_decoded *d, struct x86_insn *i) { return i->iflags |= X86_I_END, xsetbv; }
+#define PLAIN(fn)                                                                                                                \
+  static x86_exec_fn *select_##fn(const struct x86_decoded *d, struct x86_insn *i) {                                             \
+    return fn;                                                                                                                   \
+  }
+#define SUB(name, fn, value)                                                                                                     \
+  static x86_exec_fn *select_##name(const struct x86_decoded *d, struct x86_insn *i) {                                           \
+    bool w = (d->insn.attributes & ZYDIS_ATTRIB_HAS_REX) && d->insn.raw.rex.W;                                                   \
+    i->sub = (value) | (w ? WIDE : 0);                                                                                           \
+    return fn;                                                                                                                   \
+  }
+PLAIN(xgetbv)
+SUB(fxsave, fxsave, 0)
+SUB(fxrstor, fxrstor, 0) SUB(xsave, xsave, SAVE_ALL) SUB(xsaveopt, xsave, SAVE_OPT) SUB(xsavec, xsavec, SAVE_PACKED)
+    SUB(xsaves, xsavec, SAVE_SUPERVISOR) SUB(xrstor, xrstor, RESTORE)
+        SUB(xrstors, xrstor, RESTORE_SUPERVISOR) static x86_exec_fn *select_xsetbv(const struct x86_decoded *d,
+                                                                                   struct x86_insn *i) {
+  return i->iflags |= X86_I_END, xsetbv;
+}
 
-#define ROW(NAME, name) {ZYDIS_MNEMONIC_##NAME, select_##name}
+#define ROW(NAME, name)                                                                                                          \
+  { ZYDIS_MNEMONIC_##NAME, select_##name }
 #define BOTH(NAME, name) ROW(NAME, name), ROW(NAME##64, name) /* and the form with REX.W */
 static const struct x86_op_row rows[] = {
-    BOTH(FXSAVE, fxsave), BOTH(FXRSTOR, fxrstor), BOTH(XSAVE, xsave),   BOTH(XSAVEOPT, xsaveopt), BOTH(XSAVEC, xsavec), BOTH(XSAVES, xsaves),
-    BOTH(XRSTOR, xrstor), BOTH(XRSTORS, xrstors), ROW(XGETBV, xgetbv), ROW(XSETBV, xsetbv),
+    BOTH(FXSAVE, fxsave), BOTH(FXRSTOR, fxrstor), BOTH(XSAVE, xsave),     BOTH(XSAVEOPT, xsaveopt), BOTH(XSAVEC, xsavec),
+    BOTH(XSAVES, xsaves), BOTH(XRSTOR, xrstor),   BOTH(XRSTORS, xrstors), ROW(XGETBV, xgetbv),      ROW(XSETBV, xsetbv),
 };
 const struct x86_op_family x86_family_xsave = {"xsave", rows, ARRAY_SIZE(rows)};

@@ -43,9 +43,14 @@ u64 x86_xcr0_supported(void) {
 
 /* ---- layout ---- */
 
-u32 x86_xstate_length(unsigned n) { return comp[n].size; }
+u32 x86_xstate_length(unsigned n, unsigned registers) {
+  if (n == XC_HI16) return registers < 16 ? 0 : comp[n].size;
+  return n == XC_SSE || n == XC_AVX || n == XC_ZMM_HI ? comp[n].size * registers / 16 : comp[n].size;
+}
 
-static u32 place_packed(u32 at, unsigned n) { return comp[n].aligned ? ALIGN_UP(at, 64u) : at; }
+static u32 place_packed(u32 at, unsigned n) {
+  return comp[n].aligned ? ALIGN_UP(at, 64u) : at;
+}
 
 /* SDM Vol. 1 13.4.3: components follow one another, some aligned. */
 u32 x86_xstate_offset(unsigned n, u64 packed) {
@@ -64,12 +69,16 @@ size_t x86_xstate_packed_size(u64 components) {
   return size;
 }
 
-size_t x86_xsave_size(u64 components) {
-  size_t size = XSTATE_EXTENDED;
-  pthread_once(&once, probe);
+size_t x86_xstate_end(u64 components, u64 packed) {
+  size_t end = XSTATE_EXTENDED;
   for (unsigned n = XC_AVX; n < XC_COUNT; n++)
-    if (components & supported & BIT(n)) size = MAX(size, (size_t)comp[n].offset + comp[n].size);
-  return size;
+    if (components & supported & BIT(n)) end = MAX(end, (size_t)x86_xstate_offset(n, packed) + comp[n].size);
+  return end;
+}
+
+size_t x86_xsave_size(u64 components) {
+  pthread_once(&once, probe);
+  return x86_xstate_end(components, 0);
 }
 
 void x86_xstate_leaf(u32 n, u32 out[4]) {
@@ -87,15 +96,37 @@ static const struct {
   u8 feature;
   u16 components;
 } native[] = {
-    {X86_FEATURE_MMX, 0},       {X86_FEATURE_FXSR, 0},     {X86_FEATURE_SSE, 0},        {X86_FEATURE_SSE2, 0},
-    {X86_FEATURE_SSE3, 0},      {X86_FEATURE_SSSE3, 0},    {X86_FEATURE_SSE41, 0},      {X86_FEATURE_SSE42, 0},
-    {X86_FEATURE_AES, 0},       {X86_FEATURE_PCLMULQDQ, 0}, {X86_FEATURE_SHA_NI, 0},    {X86_FEATURE_GFNI, 0},
-    {X86_FEATURE_AVX, XC(AVX)}, {X86_FEATURE_AVX2, XC(AVX)}, {X86_FEATURE_FMA, XC(AVX)}, {X86_FEATURE_F16C, XC(AVX)},
-    {X86_FEATURE_VAES, XC(AVX)}, {X86_FEATURE_VPCLMULQDQ, XC(AVX)}, {X86_FEATURE_AVX_VNNI, XC(AVX)},
-    {X86_FEATURE_AVX512F, XC_AVX512}, {X86_FEATURE_AVX512CD, XC_AVX512}, {X86_FEATURE_AVX512BW, XC_AVX512},
-    {X86_FEATURE_AVX512DQ, XC_AVX512}, {X86_FEATURE_AVX512VL, XC_AVX512}, {X86_FEATURE_AVX512_IFMA, XC_AVX512},
-    {X86_FEATURE_AVX512_VBMI, XC_AVX512}, {X86_FEATURE_AVX512_VBMI2, XC_AVX512}, {X86_FEATURE_AVX512_VNNI, XC_AVX512},
-    {X86_FEATURE_AVX512_BITALG, XC_AVX512}, {X86_FEATURE_AVX512_VPOPCNTDQ, XC_AVX512}, {X86_FEATURE_AVX512_BF16, XC_AVX512},
+    {X86_FEATURE_MMX, 0},
+    {X86_FEATURE_FXSR, 0},
+    {X86_FEATURE_SSE, 0},
+    {X86_FEATURE_SSE2, 0},
+    {X86_FEATURE_SSE3, 0},
+    {X86_FEATURE_SSSE3, 0},
+    {X86_FEATURE_SSE41, 0},
+    {X86_FEATURE_SSE42, 0},
+    {X86_FEATURE_AES, 0},
+    {X86_FEATURE_PCLMULQDQ, 0},
+    {X86_FEATURE_SHA_NI, 0},
+    {X86_FEATURE_GFNI, 0},
+    {X86_FEATURE_AVX, XC(AVX)},
+    {X86_FEATURE_AVX2, XC(AVX)},
+    {X86_FEATURE_FMA, XC(AVX)},
+    {X86_FEATURE_F16C, XC(AVX)},
+    {X86_FEATURE_VAES, XC(AVX)},
+    {X86_FEATURE_VPCLMULQDQ, XC(AVX)},
+    {X86_FEATURE_AVX_VNNI, XC(AVX)},
+    {X86_FEATURE_AVX512F, XC_AVX512},
+    {X86_FEATURE_AVX512CD, XC_AVX512},
+    {X86_FEATURE_AVX512BW, XC_AVX512},
+    {X86_FEATURE_AVX512DQ, XC_AVX512},
+    {X86_FEATURE_AVX512VL, XC_AVX512},
+    {X86_FEATURE_AVX512_IFMA, XC_AVX512},
+    {X86_FEATURE_AVX512_VBMI, XC_AVX512},
+    {X86_FEATURE_AVX512_VBMI2, XC_AVX512},
+    {X86_FEATURE_AVX512_VNNI, XC_AVX512},
+    {X86_FEATURE_AVX512_BITALG, XC_AVX512},
+    {X86_FEATURE_AVX512_VPOPCNTDQ, XC_AVX512},
+    {X86_FEATURE_AVX512_BF16, XC_AVX512},
     {X86_FEATURE_AVX512_FP16, XC_AVX512},
 };
 
@@ -105,8 +136,10 @@ bool x86_native_supports(enum x86_feature f) {
   case X86_FEATURE_XSAVEOPT:
   case X86_FEATURE_XSAVEC:
   case X86_FEATURE_XGETBV1:
-  case X86_FEATURE_XSAVES: return true;
-  default: break;
+  case X86_FEATURE_XSAVES:
+    return true;
+  default:
+    break;
   }
   for (size_t k = 0; k < ARRAY_SIZE(native); k++) {
     if (native[k].feature != f) continue;
@@ -145,66 +178,113 @@ u64 x86_xstate_in_use(const struct x86_vcpu *c, bool mxcsr) {
   return use & supported;
 }
 
-/* Bytes [from, from + size) of registers 0 to 15. */
-static void store_parts(const struct x86_vcpu *c, unsigned from, unsigned size, u8 *at) {
-  for (unsigned n = 0; n < 16; n++) memcpy(at + n * size, c->fpu.zmm[n] + from, size);
+/* Bytes [from, from + size) of the first registers. */
+static void store_parts(const struct x86_vcpu *c, unsigned from, unsigned size, u8 *at, unsigned registers) {
+  for (unsigned n = 0; n < registers; n++) memcpy(at + n * size, c->fpu.zmm[n] + from, size);
 }
-static void load_parts(struct x86_vcpu *c, unsigned from, unsigned size, const u8 *at) {
-  for (unsigned n = 0; n < 16; n++) memcpy(c->fpu.zmm[n] + from, at + n * size, size);
+static void load_parts(struct x86_vcpu *c, unsigned from, unsigned size, const u8 *at, unsigned registers) {
+  for (unsigned n = 0; n < registers; n++) memcpy(c->fpu.zmm[n] + from, at + n * size, size);
 }
-static void clear_parts(struct x86_vcpu *c, unsigned from, unsigned size) {
-  for (unsigned n = 0; n < 16; n++) memset(c->fpu.zmm[n] + from, 0, size);
+static void clear_parts(struct x86_vcpu *c, unsigned from, unsigned size, unsigned registers) {
+  for (unsigned n = 0; n < registers; n++) memset(c->fpu.zmm[n] + from, 0, size);
 }
 
-void x86_xstate_store(const struct x86_vcpu *c, unsigned n, u8 *at) {
+void x86_xstate_store(const struct x86_vcpu *c, unsigned n, u8 *at, unsigned registers) {
   switch (n) {
   case XC_X87:
     memcpy(at, c->fpu.fx, MXCSR_AT);
     memcpy(at + 32, &c->fpu.fx[32], 128);
     break;
-  case XC_SSE: store_parts(c, 0, 16, at); break;
-  case XC_AVX: store_parts(c, 16, 16, at); break;
-  case XC_OPMASK: memcpy(at, c->fpu.k, sizeof(c->fpu.k)); break;
-  case XC_ZMM_HI: store_parts(c, 32, 32, at); break;
-  case XC_HI16: memcpy(at, c->fpu.zmm[16], 1024); break;
+  case XC_SSE:
+    store_parts(c, 0, 16, at, registers);
+    break;
+  case XC_AVX:
+    store_parts(c, 16, 16, at, registers);
+    break;
+  case XC_OPMASK:
+    memcpy(at, c->fpu.k, sizeof(c->fpu.k));
+    break;
+  case XC_ZMM_HI:
+    store_parts(c, 32, 32, at, registers);
+    break;
+  case XC_HI16:
+    memcpy(at, c->fpu.zmm[16], x86_xstate_length(n, registers));
+    break;
   case XC_PKRU:
     memcpy(at, &c->pkru, 4);
     memset(at + 4, 0, 4);
     break;
-  default: break;
+  default:
+    break;
   }
 }
 
-void x86_xstate_load(struct x86_vcpu *c, unsigned n, const u8 *at) {
+/* The instruction pointer, not the operand's, reads back as a canonical address. */
+static void canonical_ip(struct x86_vcpu *c) {
+  const unsigned unused = x86_has(c, X86_FEATURE_LA57) ? 64 - 57 : 64 - 48;
+  u64 ip;
+  memcpy(&ip, &c->fpu.fx[8], 8);
+  ip = (u64)((s64)(ip << unused) >> unused);
+  memcpy(&c->fpu.fx[8], &ip, 8);
+}
+
+void x86_xstate_load(struct x86_vcpu *c, unsigned n, const u8 *at, unsigned registers) {
   switch (n) {
   case XC_X87:
     memcpy(c->fpu.fx, at, MXCSR_AT);
     memcpy(&c->fpu.fx[32], at + 32, 128);
     x86_x87_sanitize(c);
+    canonical_ip(c);
     break;
-  case XC_SSE: load_parts(c, 0, 16, at); break;
-  case XC_AVX: load_parts(c, 16, 16, at); break;
-  case XC_OPMASK: memcpy(c->fpu.k, at, sizeof(c->fpu.k)); break;
-  case XC_ZMM_HI: load_parts(c, 32, 32, at); break;
-  case XC_HI16: memcpy(c->fpu.zmm[16], at, 1024); break;
-  case XC_PKRU: memcpy(&c->pkru, at, 4); break;
-  default: break;
+  case XC_SSE:
+    load_parts(c, 0, 16, at, registers);
+    break;
+  case XC_AVX:
+    load_parts(c, 16, 16, at, registers);
+    break;
+  case XC_OPMASK:
+    memcpy(c->fpu.k, at, sizeof(c->fpu.k));
+    break;
+  case XC_ZMM_HI:
+    load_parts(c, 32, 32, at, registers);
+    break;
+  case XC_HI16:
+    memcpy(c->fpu.zmm[16], at, x86_xstate_length(n, registers));
+    break;
+  case XC_PKRU:
+    memcpy(&c->pkru, at, 4);
+    break;
+  default:
+    break;
   }
 }
 
-void x86_xstate_init(struct x86_vcpu *c, unsigned n) {
+void x86_xstate_init(struct x86_vcpu *c, unsigned n, unsigned registers) {
   switch (n) {
   case XC_X87:
     memset(c->fpu.fx, 0, 160);
     memcpy(c->fpu.fx, x87_init, sizeof(x87_init));
     break;
-  case XC_SSE: clear_parts(c, 0, 16); break;
-  case XC_AVX: clear_parts(c, 16, 16); break;
-  case XC_OPMASK: memset(c->fpu.k, 0, sizeof(c->fpu.k)); break;
-  case XC_ZMM_HI: clear_parts(c, 32, 32); break;
-  case XC_HI16: memset(c->fpu.zmm[16], 0, 1024); break;
-  case XC_PKRU: c->pkru = 0; break;
-  default: break;
+  case XC_SSE:
+    clear_parts(c, 0, 16, registers);
+    break;
+  case XC_AVX:
+    clear_parts(c, 16, 16, registers);
+    break;
+  case XC_OPMASK:
+    memset(c->fpu.k, 0, sizeof(c->fpu.k));
+    break;
+  case XC_ZMM_HI:
+    clear_parts(c, 32, 32, registers);
+    break;
+  case XC_HI16:
+    memset(c->fpu.zmm[16], 0, x86_xstate_length(n, registers));
+    break;
+  case XC_PKRU:
+    c->pkru = 0;
+    break;
+  default:
+    break;
   }
 }
 
@@ -225,7 +305,7 @@ void x86_fpu_to_xsave(struct x86_vcpu *c, void *area, size_t size, u64 mask) {
   mask &= x86_xcr0_supported();
   memset(b, 0, size);
   for (unsigned n = 0; n < XC_COUNT; n++)
-    if ((mask & BIT(n)) && comp[n].offset + comp[n].size <= size) x86_xstate_store(c, n, b + comp[n].offset);
+    if ((mask & BIT(n)) && comp[n].offset + comp[n].size <= size) x86_xstate_store(c, n, b + comp[n].offset, 16);
   u64 use = x86_xstate_in_use(c, true) & mask;
   memcpy(b + MXCSR_AT, &c->fpu.mxcsr, 4);
   memcpy(b + MXCSR_AT + 4, &mxcsr_mask, 4);
@@ -243,8 +323,10 @@ int x86_fpu_from_xsave(struct x86_vcpu *c, const void *area, size_t size) {
   x86_mxcsr_sync(c);
   for (unsigned n = 0; n < XC_COUNT; n++) {
     if (!(supported & BIT(n)) || comp[n].offset + comp[n].size > size) continue;
-    if (bv & BIT(n)) x86_xstate_load(c, n, b + comp[n].offset);
-    else x86_xstate_init(c, n);
+    if (bv & BIT(n))
+      x86_xstate_load(c, n, b + comp[n].offset, 16);
+    else
+      x86_xstate_init(c, n, 16);
   }
   c->fpu.mxcsr = bv & (XC(SSE) | XC(AVX)) ? mxcsr : MXCSR_INIT;
   return 0;

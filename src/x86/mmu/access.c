@@ -222,7 +222,7 @@ int x86_write_cpl(struct x86_vcpu *c, u64 lin, const void *data, unsigned size, 
 
 int x86_probe_write(struct x86_vcpu *c, u64 lin, unsigned size, unsigned cpl) {
   struct x86_xlat x;
-  for (u64 at = lin; at < lin + size; at = (at & PAGE_MASK) + PAGE_SIZE) {
+  for (u64 at = lin; at - lin < size; at = (at & PAGE_MASK) + PAGE_SIZE) { /* may wrap around */
     int r = x86_translate(c, at, ACC_WRITE, cpl_table(c, cpl), &x);
     if (r) return r;
   }

@@ -37,6 +37,7 @@ static int set_up(void **state) {
   add(1, 0, false, 0x000506e3, 0, 0x7ffffbff, 0xffffffff);
   add(4, 3, true, 0x163, 0x3c0003f, 0x1fff, 0);
   add(7, 0, true, 0, 0xffffffff, 0xffffffff, 0xffffffff);
+  add(7, 1, true, 0xffffffff, 0, 0, 0);
   add(0xd, 0, true, 0x2e7, 832, 2696, 0);
   add(0xd, 1, true, 0xf, 0, 0, 0);
   add(0xd, 2, true, 256, 576, 0, 0);
@@ -104,6 +105,42 @@ static void taking_avx_takes_what_rests_on_it(void **state) {
   assert_int_equal(leaf(0xd, 0)->eax, 0x203);
 }
 
+#define AVX512_EBX (1u << 16 | 1u << 17 | 1u << 21 | 1u << 28 | 1u << 30 | 1u << 31) /* F DQ IFMA CD BW VL */
+#define AVX512_ECX (1u << 1 | 1u << 6 | 1u << 11 | 1u << 12 | 1u << 14)              /* VBMI VBMI2 VNNI BITALG VPOPCNTDQ */
+
+static void v4_has_the_first_five_of_avx512(void **state) {
+  assert_int_equal(apply("x86-64-v4", 1), 0);
+  assert_int_equal(leaf(7, 0)->ebx & AVX512_EBX, AVX512_EBX & ~(1u << 21));
+  assert_int_equal(leaf(7, 0)->ecx & AVX512_ECX, 0);
+  assert_int_equal(leaf(7, 1)->eax & (1 << 4 | 1 << 5), 0);
+  assert_int_equal(leaf(0xd, 0)->eax, 0xe7);
+  assert_int_equal(leaf(0xd, 0)->ecx, 2688);
+}
+
+static void taking_avx512f_takes_the_rest_of_it(void **state) {
+  assert_int_equal(apply("max,-avx512f", 1), 0);
+  assert_int_equal(leaf(7, 0)->ebx & AVX512_EBX, 0);
+  assert_int_equal(leaf(7, 0)->ecx & AVX512_ECX, 0);
+  assert_int_equal(leaf(7, 0)->edx & 1 << 23, 0);             /* FP16 */
+  assert_int_equal(leaf(7, 1)->eax & (1 << 4 | 1 << 5), 1 << 4); /* AVX-VNNI stays, BF16 goes */
+  assert_int_equal(leaf(7, 0)->ecx & (1 << 8 | 1 << 9), 1 << 8 | 1 << 9);
+  assert_int_equal(leaf(0xd, 0)->eax, 0x207);
+}
+
+static void taking_avx512vl_takes_what_rests_on_it(void **state) {
+  assert_int_equal(apply("max,-avx512vl", 1), 0);
+  assert_int_equal(leaf(7, 0)->ebx & AVX512_EBX, AVX512_EBX & ~(1u << 31));
+  assert_int_equal(leaf(7, 0)->ecx & AVX512_ECX, 1 << 1 | 1 << 14);
+  assert_int_equal(leaf(0xd, 0)->eax, 0x2e7);
+}
+
+static void taking_xsave_takes_its_relatives(void **state) {
+  assert_int_equal(apply("max,-xsave", 1), 0);
+  assert_int_equal(leaf(1, 0)->ecx & (1 << 26 | 1 << 28), 0);
+  assert_int_equal(leaf(7, 0)->ebx & (1 << 5 | 1 << 16), 0);
+  for (uint32_t i = 0; i < table.head.nent; i++) assert_int_not_equal(table.entries[i].function, 0xd);
+}
+
 static void what_is_missing_is_refused(void **state) {
   table.entries[1].ecx &= ~(1u << 28);
   assert_int_equal(apply("x86-64-v3", 1), -1);
@@ -144,7 +181,7 @@ static void another_vendor(void **state) {
   assert_int_equal(apply("max,vendor=amd", 4), 0);
   assert_memory_equal(&leaf(0, 0)->ebx, "Auth", 4);
   assert_memory_equal(&leaf(0x80000000, 0)->edx, "enti", 4);
-  assert_int_equal(leaf(0x80000000, 0)->eax, 0x8000001e);
+  assert_int_equal(leaf(0x80000000, 0)->eax, 0x80000021);
   assert_int_equal(leaf(0x80000008, 0)->ecx & 0xf0ff, 0x2003);
   cpu_model_number(&table.head, 3);
   assert_int_equal(leaf(0x8000001e, 0)->eax, 3);
@@ -159,6 +196,10 @@ int main(void) {
       TEST(v2_has_sse4),
       TEST(v3_has_avx2_and_its_state_only),
       TEST(taking_avx_takes_what_rests_on_it),
+      TEST(v4_has_the_first_five_of_avx512),
+      TEST(taking_avx512f_takes_the_rest_of_it),
+      TEST(taking_avx512vl_takes_what_rests_on_it),
+      TEST(taking_xsave_takes_its_relatives),
       TEST(what_is_missing_is_refused),
       TEST(bad_words),
       TEST(topology_of_six),
