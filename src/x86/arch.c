@@ -24,6 +24,7 @@ static void vm_destroy_x86(struct vm *v) {
   x86_irqchip_destroy(vm);
   x86_vm_clock_destroy(vm);
   x86_msr_filter_destroy(vm);
+  x86_pmu_filter_destroy(vm);
   x86_blocks_destroy(vm);
 }
 
@@ -32,6 +33,7 @@ static void vcpu_destroy_x86(struct vcpu *v) {
   x86_lapic_destroy(c);
   x86_pv_destroy(c);
   x86_msr_destroy(c);
+  x86_pmu_destroy(c);
   x86_cpuid_destroy(c);
   x86_mmu_destroy(c);
   free(c->jcache);
@@ -44,6 +46,7 @@ static int vcpu_create_x86(struct vcpu *v) {
   c->code_gen = 1; /* entries of generation 0 are empty */
   int r = x86_cpuid_create(c);
   if (!r) r = x86_mmu_create(c);
+  if (!r) r = x86_pmu_create(c);
   if (!r) r = x86_msr_create(c);
   if (!r) r = x86_pv_create(c);
   if (!r) r = x86_lapic_create(c);

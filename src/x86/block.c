@@ -388,8 +388,8 @@ static int lookup(struct x86_vcpu *c, u64 lin, u32 mode, struct x86_block **out)
   return *out ? X86_OK : X86_RESTART;
 }
 
-/* Runs one block.  Flow: X86_OK (RIP is where to go on), X86_RESTART, X86_FAULT, X86_EXIT. */
-static inline int run_block(struct x86_vcpu *c, const struct x86_block *b) {
+/* Runs instructions until one ends the block; *last is that one. */
+static inline int run_insns(struct x86_vcpu *c, const struct x86_block *b, const struct x86_insn **last) {
   const struct x86_insn *i = b->insn;
   int r;
   do {
@@ -397,15 +397,36 @@ static inline int run_block(struct x86_vcpu *c, const struct x86_block *b) {
     r = __atomic_load_n(&i->fn, __ATOMIC_RELAXED)(c, i); /* kill_locked() may replace it */
     i++;
   } while (likely(!(r | c->stop)));
-  i--;
   c->cur = NULL;
+  *last = i - 1;
+  return r;
+}
+
+static inline int finish_block(struct x86_vcpu *c, const struct x86_insn *last, int r) {
   if (likely(r == X86_BRANCH)) return X86_OK;
   if (r == X86_END || r == X86_OK) {
-    c->rip = x86_next_ip(c, i);
+    c->rip = x86_next_ip(c, last);
     return X86_OK;
   }
-  c->rip = x86_insn_ip(c, i);
+  c->rip = x86_insn_ip(c, last);
   return r;
+}
+
+static __attribute__((noinline)) int run_block_counted(struct x86_vcpu *c, const struct x86_block *b) {
+  const struct x86_insn *last;
+  unsigned ring = c->cpl == 3;
+  x86_pmu_block_begin(c, b);
+  int r = run_insns(c, b, &last);
+  x86_pmu_block_end(c, b, ring, last, r == X86_BRANCH || r == X86_END || r == X86_OK, r == X86_BRANCH);
+  return finish_block(c, last, r);
+}
+
+/* Runs one block.  Flow: X86_OK (RIP is where to go on), X86_RESTART, X86_FAULT, X86_EXIT. */
+static inline int run_block(struct x86_vcpu *c, const struct x86_block *b) {
+  const struct x86_insn *last;
+  if (unlikely(c->counting)) return run_block_counted(c, b);
+  int r = run_insns(c, b, &last);
+  return finish_block(c, last, r);
 }
 
 /* Whether a block that was found by its linear address ends within the code segment: other segments may lead to it. */

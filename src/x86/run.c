@@ -59,6 +59,7 @@ static int handle_requests(struct x86_vcpu *c) {
   if (req & BIT(REQ_TLB_FLUSH)) x86_mmu_flush_all(c, true);
   vcpu_requests_done(&c->core);
   if (req & BIT(REQ_CLOCK)) x86_pv_clock_update(c);
+  if (unlikely(req & BIT(REQ_PMU))) x86_pmu_request(c);
   if (req & BIT(REQ_APIC)) x86_lapic_sync(c);
   if (unlikely(req & BIT(REQ_RING_FULL)) && vcpu_ring_soft_full(&c->core)) {
     exit_with(c, KVM_EXIT_DIRTY_RING_FULL);
@@ -88,6 +89,16 @@ static int handle_requests(struct x86_vcpu *c) {
   return req & BIT(REQ_EXIT) ? -EINTR : X86_OK;
 }
 
+/* No guest code runs in between: time that is not the guest's. */
+static void absent_begin(struct x86_vcpu *c) {
+  if (unlikely(c->counts_cycles)) x86_pmu_leave(c);
+  x86_pv_leave(c);
+}
+static void absent_end(struct x86_vcpu *c) {
+  x86_pv_enter(c);
+  if (unlikely(c->counts_cycles)) x86_pmu_enter(c);
+}
+
 /* Not running: waits.  X86_OK when there is something to do, X86_EXIT, or -EINTR. */
 static int wait_runnable(struct x86_vcpu *c) {
   if (c->mp_state == KVM_MP_STATE_HALTED && !c->lapic && !x86_runnable(c)) { /* the client halts for itself */
@@ -96,9 +107,9 @@ static int wait_runnable(struct x86_vcpu *c) {
   }
   if (!x86_runnable(c)) {
     vcpu_leave(&c->core);
-    x86_pv_leave(c);
+    absent_begin(c);
     int r = vcpu_halt(&c->core);
-    x86_pv_enter(c);
+    absent_end(c);
     vcpu_enter(&c->core);
     if (r) return r;
   }
@@ -199,11 +210,11 @@ int x86_vcpu_run(struct vcpu *v) {
   } else {
     if (!c->lapic) x86_set_cr8(c, run->cr8);
     guest_memory_may_have_changed(c);
-    x86_pv_enter(c);
+    absent_end(c);
     /* Injected and pending events of KVM_SET_VCPU_EVENTS and KVM_INTERRUPT are looked at before the first instruction. */
     atomic_fetch_or_explicit(&v->requests, BIT(REQ_EVENT), memory_order_relaxed);
     r = guarded(c, run_all);
-    x86_pv_leave(c);
+    absent_begin(c);
   }
   if (r == -EINTR) run->exit_reason = KVM_EXIT_INTR;
   if (r == X86_EXIT) r = 0;

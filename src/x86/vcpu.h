@@ -18,6 +18,8 @@ struct x86_irqchip;
 struct x86_cpuid;
 struct x86_msr_state;
 struct x86_pv;
+struct x86_pmu;
+struct x86_pmu_filter;
 struct x86_jcache_entry;
 
 /* What an instruction handler or a memory access tells its caller.  0 goes on; everything else ends the block. */
@@ -42,7 +44,7 @@ struct x86_fault {
 enum x86_vec { VEC_DE, VEC_DB, VEC_NMI, VEC_BP, VEC_OF, VEC_BR, VEC_UD, VEC_NM, VEC_DF, VEC_CSO, VEC_TS, VEC_NP, VEC_SS, VEC_GP, VEC_PF,
   VEC_MF = 16, VEC_AC, VEC_MC, VEC_XM, VEC_VE, VEC_CP };
 
-enum { REQ_EVENT = REQ_ARCH, REQ_TRIPLE_FAULT, REQ_CLOCK, REQ_HALT, REQ_APIC, REQ_EOI_EXIT, REQ_TPR_EXIT };
+enum { REQ_EVENT = REQ_ARCH, REQ_TRIPLE_FAULT, REQ_CLOCK, REQ_HALT, REQ_APIC, REQ_EOI_EXIT, REQ_TPR_EXIT, REQ_PMU };
 
 /* Interrupt shadows (x86_vcpu.int_shadow): the first two are KVM_X86_SHADOW_INT_*. */
 #define X86_SHADOW_MOV_SS  1
@@ -88,6 +90,8 @@ struct x86_vcpu {
   u8 stop;                 /* X86_STOP_*: the block must end after the running instruction */
   bool nmi_blocked;        /* NMI blocking (until IRET) */
   u8 code64;               /* EFER.LMA && CS.L */
+  bool counting;           /* a performance counter wants every block counted (pmu/) */
+  bool counts_cycles;      /* one counts cycles */
   struct x86_tlb_entry *tlb; /* the TLB of the current access rights (mmu/) */
   struct x86_seg seg[6];   /* ES CS SS DS FS GS (cpu/seg.c) */
   struct x86_jcache_entry *jcache; /* linear address -> block (block.c) */
@@ -142,12 +146,12 @@ struct x86_vcpu {
   struct x86_cpuid *cpuid;       /* cpuid/ */
   struct x86_msr_state *msr;     /* msr/ */
   struct x86_pv *pv;             /* pv/ */
+  struct x86_pmu *pmu;           /* pmu/ */
 
   /* --- time (cpu/tsc.c): guest TSC = (host TSC * tsc_mul >> 48) + tsc_offset --- */
   u64 tsc_offset, tsc_mul, tsc_khz, tsc_adjust;
   bool tsc_scaled;
 
-  u64 insns;               /* retired, for the PMU and statistics */
   u8 isa;                  /* which CPUID configuration decoded blocks belong to (part of their key) */
 };
 
@@ -165,6 +169,8 @@ struct x86_vm {
   bool exception_payload, triple_fault_event;
   u64 user_msr_mask;             /* KVM_CAP_X86_USER_SPACE_MSR reasons */
   struct x86_msr_filter *msr_filter; /* RCU */
+  struct x86_pmu_filter *pmu_filter; /* RCU */
+  bool pmu_disabled;             /* KVM_CAP_PMU_CAPABILITY */
   u32 bus_lock_flags;
   u64 exits_disabled;
   u64 hypercall_exits;           /* KVM_CAP_EXIT_HYPERCALL: bits by number */

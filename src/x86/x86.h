@@ -90,6 +90,24 @@ int x86_msr_set_host(struct x86_vcpu *c, u32 index, u64 value);
 /* ---- irqchip/ ---- */
 #include "x86/irqchip/irqchip.h"
 
+/* ---- pmu/ ---- */
+struct x86_block;
+int x86_pmu_create(struct x86_vcpu *c);
+void x86_pmu_destroy(struct x86_vcpu *c);
+void x86_pmu_reset(struct x86_vcpu *c);
+void x86_pmu_cpuid_changed(struct x86_vcpu *c);
+void x86_pmu_request(struct x86_vcpu *c); /* REQ_PMU */
+int x86_rdpmc(struct x86_vcpu *c, u32 number, u64 *value); /* flow */
+/* Around guest code, where c->counts_cycles. */
+void x86_pmu_enter(struct x86_vcpu *c);
+void x86_pmu_leave(struct x86_vcpu *c);
+/* Around a block, where c->counting: `ring` is 1 for code of CPL 3; `last` the last instruction begun, done if it has completed, jumped if it set RIP. */
+void x86_pmu_block_begin(struct x86_vcpu *c, const struct x86_block *b);
+void x86_pmu_block_end(struct x86_vcpu *c, const struct x86_block *b, unsigned ring, const struct x86_insn *last, bool done, bool jumped);
+/* KVM_SET_PMU_EVENT_FILTER: the user's structure; vm->lock held. */
+int x86_pmu_filter_set(struct x86_vm *vm, const void *user);
+void x86_pmu_filter_destroy(struct x86_vm *vm);
+
 /* ---- pv/ ---- */
 int x86_pv_create(struct x86_vcpu *c);
 void x86_pv_destroy(struct x86_vcpu *c);

@@ -5,7 +5,7 @@
 #include "api/ioctl.h"
 #include "x86/vcpu.h"
 
-enum { X86_N_SYSTEM_IOCTLS = 8, X86_N_VM_IOCTLS = 20, X86_N_VCPU_IOCTLS = 41 };
+enum { X86_N_SYSTEM_IOCTLS = 8, X86_N_VM_IOCTLS = 21, X86_N_VCPU_IOCTLS = 41 };
 extern const struct ioctl_row x86_system_ioctls[X86_N_SYSTEM_IOCTLS];
 extern const struct ioctl_row x86_vm_ioctls[X86_N_VM_IOCTLS];
 extern const struct ioctl_row x86_vcpu_ioctls[X86_N_VCPU_IOCTLS];

@@ -71,6 +71,8 @@ static const struct {
     {KVM_CAP_X86_USER_SPACE_MSR, 1},
     {KVM_CAP_X86_MSR_FILTER, 1},
     {KVM_CAP_MCE, X86_MCE_BANKS},
+    {KVM_CAP_PMU_EVENT_FILTER, 1},
+    {KVM_CAP_PMU_CAPABILITY, KVM_PMU_CAP_DISABLE},
     /* time */
     {KVM_CAP_CLOCKSOURCE, 1},
     {KVM_CAP_ADJUST_CLOCK, CLOCK_FLAGS},
@@ -142,6 +144,18 @@ static int enable_user_msr(struct x86_vm *vm, const u64 *args) {
   return 0;
 }
 
+static int enable_pmu_capability(struct x86_vm *vm, const u64 *args) {
+  int r = -EINVAL;
+  if (args[0] & ~(u64)KVM_PMU_CAP_DISABLE) return r;
+  pthread_mutex_lock(&vm->core.lock);
+  if (!atomic_load(&vm->core.n_vcpus)) {
+    vm->pmu_disabled = args[0];
+    r = 0;
+  }
+  pthread_mutex_unlock(&vm->core.lock);
+  return r;
+}
+
 static int enable_hypercall_exits(struct x86_vm *vm, const u64 *args) {
   if (args[0] & ~(u64)HYPERCALL_EXITS) return -EINVAL;
   vm->hypercall_exits = args[0];
@@ -181,6 +195,7 @@ static const struct {
     {KVM_CAP_X86_TRIPLE_FAULT_EVENT, enable_triple_fault},
     {KVM_CAP_X86_USER_SPACE_MSR, enable_user_msr},
     {KVM_CAP_MAX_VCPU_ID, enable_max_vcpu_id},
+    {KVM_CAP_PMU_CAPABILITY, enable_pmu_capability},
     {KVM_CAP_EXIT_HYPERCALL, enable_hypercall_exits},
     {KVM_CAP_EXIT_ON_EMULATION_FAILURE, enable_emulation_exit},
 };

@@ -156,6 +156,9 @@ static long vm_set_tsc_khz(struct ioctl_ctx *ctx, void *data) {
 static long vm_get_tsc_khz(struct ioctl_ctx *ctx, void *data) {
   return (long)vm_of(ctx)->tsc_khz;
 }
+static long set_pmu_filter(struct ioctl_ctx *ctx, void *data) {
+  return x86_pmu_filter_set(vm_of(ctx), ctx->user);
+}
 static long set_msr_filter(struct ioctl_ctx *ctx, void *data) {
   return x86_msr_filter_set(vm_of(ctx), data);
 }
@@ -180,6 +183,7 @@ const struct ioctl_row x86_vm_ioctls[] = {
     ROW(KVM_SET_CLOCK, ARG_IN, LOCK_NONE, set_clock),
     ROW(KVM_SET_TSC_KHZ, ARG_VALUE, LOCK_VM, vm_set_tsc_khz),
     ROW(KVM_GET_TSC_KHZ, ARG_NONE, LOCK_VM, vm_get_tsc_khz),
+    ROW(KVM_SET_PMU_EVENT_FILTER, ARG_USER, LOCK_VM, set_pmu_filter),
     ROW(KVM_X86_SET_MSR_FILTER, ARG_IN, LOCK_VM, set_msr_filter),
 };
 _Static_assert(ARRAY_SIZE(x86_vm_ioctls) == X86_N_VM_IOCTLS, "api.h");

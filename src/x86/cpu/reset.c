@@ -79,6 +79,7 @@ void x86_reset(struct x86_vcpu *c, bool init) {
   x86_msr_reset(c, init);
   x86_fpu_reset(c, init);
   if (!init) x86_pv_reset(c);
+  if (!init) x86_pmu_reset(c);
   x86_cpuid_runtime_changed(c);
   x86_mmu_mode_changed(c);
   x86_mode_changed(c);

@@ -18,6 +18,7 @@ enum origin {
   ENGINE, /* implemented in C, on every host */
   NATIVE, /* runs on the host CPU: the native executor knows */
   HOST,   /* works where the host has it: inline assembly in the executor, or a property that the guest inherits */
+  INTEL,  /* implemented, but only Intel processors have it */
   VENDOR, /* implemented, but only AMD processors have it */
 };
 
@@ -28,7 +29,7 @@ static const u8 origins[X86_FEATURE_COUNT] = {
     IS(ENGINE, MCE), IS(ENGINE, CX8), IS(ENGINE, APIC), IS(ENGINE, SEP), IS(ENGINE, MTRR), IS(ENGINE, PGE), IS(ENGINE, MCA),
     IS(ENGINE, CMOV), IS(ENGINE, PAT), IS(ENGINE, PSE36), IS(ENGINE, CLFLUSH), IS(NATIVE, MMX), IS(NATIVE, FXSR), IS(NATIVE, SSE),
     IS(NATIVE, SSE2), IS(ENGINE, SS),
-    IS(NATIVE, SSE3), IS(NATIVE, PCLMULQDQ), IS(NATIVE, SSSE3), IS(NATIVE, FMA), IS(HOST, CX16), IS(ENGINE, PCID), IS(NATIVE, SSE41),
+    IS(NATIVE, SSE3), IS(NATIVE, PCLMULQDQ), IS(NATIVE, SSSE3), IS(NATIVE, FMA), IS(HOST, CX16), IS(INTEL, PDCM), IS(ENGINE, PCID), IS(NATIVE, SSE41),
     IS(NATIVE, SSE42), IS(ENGINE, X2APIC), IS(ENGINE, MOVBE), IS(HOST, POPCNT), IS(NATIVE, AES), IS(NATIVE, XSAVE), IS(NATIVE, AVX),
     IS(NATIVE, F16C), IS(ENGINE, RDRAND), IS(ENGINE, HYPERVISOR),
     IS(ENGINE, ARAT),
@@ -64,6 +65,12 @@ static bool host_is_amd(void) {
   return b == 0x68747541 || b == 0x6f677948; /* "Auth", "Hygo" */
 }
 
+static bool host_is_intel(void) {
+  u32 a, b, c, d;
+  __cpuid(0, a, b, c, d);
+  return b == 0x756e6547; /* "Genu" */
+}
+
 /* Protection keys need their register in the XSAVE area (SDM Vol. 1 13.1); everything else decides for itself. */
 static bool works(enum x86_feature f) {
   if (f == X86_FEATURE_PKU && !(x86_xcr0_supported() & BIT(9))) return false;
@@ -74,6 +81,8 @@ static bool works(enum x86_feature f) {
     return x86_native_supports(f);
   case HOST:
     return x86_host_has(f);
+  case INTEL:
+    return host_is_intel();
   case VENDOR:
     return host_is_amd();
   default:

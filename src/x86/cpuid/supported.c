@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <string.h>
 #include "x86/cpuid/cpuid.h"
+#include "x86/pmu/pmu.h"
 
 struct builder {
   struct kvm_cpuid_entry2 *entries;
@@ -88,6 +89,15 @@ static void leaf_7(struct builder *b, u32 function) {
   add(b, 7, 2, KVM_CPUID_FLAG_SIGNIFCANT_INDEX)->edx = LEAF_7_2_BHI_CTRL | LEAF_7_2_MCDT_NO;
 }
 
+/* Architectural performance monitoring, version 2 (SDM Vol. 2A, CPUID leaf 0AH), of Intel processors. */
+static void leaf_a(struct builder *b, u32 function) {
+  struct kvm_cpuid_entry2 *e = add(b, function, 0, 0);
+  if (!x86_engine_has(X86_FEATURE_PDCM)) return;
+  e->eax = 2 | PMU_GP_MAX << 8 | PMU_WIDTH << 16 | PMU_EVENTS << 24;
+  e->ebx = PMU_UNAVAILABLE;
+  e->edx = PMU_FIXED_MAX | PMU_WIDTH << 5 | 1u << 15; /* no "any thread" bits */
+}
+
 static void leaf_d(struct builder *b, u32 function) {
   u64 xcr0 = x86_xcr0_supported();
   struct kvm_cpuid_entry2 *e = add(b, 0xd, 0, KVM_CPUID_FLAG_SIGNIFCANT_INDEX);
@@ -167,6 +177,7 @@ static const struct {
     {4, 4, leaf_caches},
     {6, 6, leaf_6},
     {7, 7, leaf_7},
+    {0xa, 0xa, leaf_a},
     {0xb, 0xb, leaf_indexed_zero}, /* no topology: its presence would be sub-leaf 1 */
     {0xd, 0xd, leaf_d},
     {0x1f, 0x1f, leaf_indexed_zero},

@@ -175,6 +175,7 @@ int x86_cpuid_set(struct x86_vcpu *c, struct kvm_cpuid_entry2 *entries, u32 n) {
   memcpy(id, &next, offsetof(struct x86_cpuid, config));
   x86_cpuid_runtime_changed(c);
   x86_mmu_mode_changed(c); /* MAXPHYADDR */
+  x86_pmu_cpuid_changed(c);
   return 0;
 }
 

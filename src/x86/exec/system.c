@@ -60,9 +60,11 @@ static int exec_rdpid(struct x86_vcpu *c, const struct x86_insn *i) {
   return X86_OK;
 }
 
-/* No counters are announced: every counter number is out of range. */
 static int exec_rdpmc(struct x86_vcpu *c, const struct x86_insn *i) {
-  return x86_gp0(c);
+  u64 v;
+  int r = x86_rdpmc(c, (u32)c->regs[RCX], &v);
+  if (!r) put_edx_eax(c, v);
+  return r;
 }
 
 /* ---- CPUID, hints ---- */

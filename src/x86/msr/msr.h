@@ -13,6 +13,9 @@
 #define MCG_SER_P          BIT(24)
 #define X86_MCG_CAP_CLIENT (MCG_CTL_P | MCG_CMCI_P | MCG_SER_P)
 
+/* IA32_PERF_CAPABILITIES: counters can be written at full width. */
+#define X86_PERF_CAPS BIT(13)
+
 struct x86_msr_state {
   u64 pat, misc_enable, power_ctl, feat_ctl, ucode_rev, arch_caps, spec_ctrl, perf_caps;
   u64 platform_info, misc_features, smi_count, hwcr, de_cfg;
@@ -67,7 +70,7 @@ int x86_mce_setup(struct x86_vcpu *c, u64 mcg_cap);
 int x86_mce_inject(struct x86_vcpu *c, const struct kvm_x86_mce *mce);
 
 /* Handlers of rows, by file. */
-x86_msr_get x86_mtrr_get, x86_mce_get;
-x86_msr_set x86_mtrr_set, x86_mce_set, x86_pat_set;
+x86_msr_get x86_mtrr_get, x86_mce_get, x86_pmu_get;
+x86_msr_set x86_mtrr_set, x86_mce_set, x86_pat_set, x86_pmu_set, x86_perf_caps_set;
 
 #endif

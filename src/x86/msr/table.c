@@ -211,10 +211,6 @@ GETTER(get_arch_caps) {
 GETTER(get_perf_caps) {
   return host || x86_has(c, X86_FEATURE_PDCM) ? get_state(c, row, index, host, value) : MSR_INVAL;
 }
-SETTER(set_perf_caps) {
-  return host && !value ? MSR_OK : MSR_INVAL;
-} /* there is no PMU to describe */
-
 SETTER(set_feat_ctl) {
   if (!host && (c->msr->feat_ctl & FEAT_CTL_LOCKED)) return MSR_INVAL;
   return value & ~(host ? FEAT_CTL_HOST : FEAT_CTL_LOCKED) ? MSR_INVAL : set_state(c, row, index, host, value);
@@ -337,7 +333,7 @@ const struct x86_msr_row x86_msr_rows[] = {
     ROW(0x79, "UCODE_WRITE", NULL, set_ignore),
     ROW(0x8b, "UCODE_REV", get_state, set_ucode_rev, FEATURE, IN_STATE(ucode_rev)),
     ROW(0x9e, "SMBASE", get_vcpu_host, set_vcpu_host, SAVE, IN_VCPU(smbase)),
-    RANGE(0xc1, 0xc2, "PERFCTR", get_const, set_ignore, .value = 0),
+    RANGE(0xc1, 0xc4, "PERFCTR", x86_pmu_get, x86_pmu_set, SAVE),
     ROW(0xcd, "FSB_FREQ", get_const, NULL, .value = 3),
     ROW(0xce, "PLATFORM_INFO", get_platform_info, set_platform_info, SAVE, IN_STATE(platform_info)),
     ROW(0xfe, "MTRRCAP", get_const, NULL, .value = 0x500 | X86_VAR_MTRRS), /* fixed ranges, write combining */
@@ -350,7 +346,7 @@ const struct x86_msr_row x86_msr_rows[] = {
     ROW(0x179, "MCG_CAP", get_state, NULL, IN_STATE(mcg_cap)),
     ROW(0x17a, "MCG_STATUS", get_state, set_state, SAVE, IN_STATE(mcg_status)),
     ROW(0x17b, "MCG_CTL", x86_mce_get, x86_mce_set, SAVE),
-    RANGE(0x186, 0x187, "EVNTSEL", get_const, set_ignore, .value = 0),
+    RANGE(0x186, 0x189, "EVNTSEL", x86_pmu_get, x86_pmu_set, SAVE),
     ROW(0x198, "PERF_STATUS", get_const, NULL, .value = 1000 | 4ull << 40), /* TSC increment, CPU multiplier */
     ROW(0x199, "PERF_CTL", get_const, NULL, .value = 0),
     ROW(0x1a0, "MISC_ENABLE", get_state, set_misc_enable, SAVE, IN_STATE(misc_enable)),
@@ -362,9 +358,12 @@ const struct x86_msr_row x86_msr_rows[] = {
     RANGE(0x278, 0x27f, "MTRR", x86_mtrr_get, x86_mtrr_set),
     RANGE(0x280, 0x29f, "MCi_CTL2", x86_mce_get, x86_mce_set),
     RANGE(0x2a0, 0x2ff, "MTRR", x86_mtrr_get, x86_mtrr_set),
-    ROW(0x345, "PERF_CAPABILITIES", get_perf_caps, set_perf_caps, FEATURE, IN_STATE(perf_caps)),
+    RANGE(0x309, 0x30b, "FIXED_CTR", x86_pmu_get, x86_pmu_set, SAVE),
+    ROW(0x345, "PERF_CAPABILITIES", get_perf_caps, x86_perf_caps_set, FEATURE, IN_STATE(perf_caps)),
+    RANGE(0x38d, 0x390, "FIXED_CTR_CTRL, PERF_GLOBAL_STATUS, _CTRL, _OVF_CTRL", x86_pmu_get, x86_pmu_set, SAVE),
     RANGE(0x400, 0x47f, "MCi", x86_mce_get, x86_mce_set),
     RANGE(0x480, 0x491, "VMX", get_inval, set_inval, ONLY(MSR_INTEL)),
+    RANGE(0x4c1, 0x4c4, "PMC", x86_pmu_get, x86_pmu_set),
     ROW(0x4d0, "MCG_EXT_CTL", get_inval, set_inval, ONLY(MSR_INTEL)),
     ROW(0x606, "RAPL_POWER_UNIT", get_const, NULL, .value = 0),
     ROW(0x611, "PKG_ENERGY_STATUS", get_const, NULL, .value = 0),
@@ -435,7 +434,7 @@ int x86_msr_feature(u32 index, u64 *value) {
   static const struct {
     u32 index;
     u64 value;
-  } features[] = {{0x8b, UCODE_REV_INTEL}, {0x10a, ARCH_CAPS}, {0x345, 0}};
+  } features[] = {{0x8b, UCODE_REV_INTEL}, {0x10a, ARCH_CAPS}, {0x345, X86_PERF_CAPS}};
   for (unsigned k = 0; k < ARRAY_SIZE(features); k++)
     if (features[k].index == index) {
       *value = features[k].value;
@@ -452,6 +451,7 @@ int x86_msr_create(struct x86_vcpu *c) {
   c->msr->ucode_rev = UCODE_REV_INTEL;
   c->msr->platform_info = PLATFORM_CPUID_FAULT;
   c->msr->mcg_cap = X86_MCE_BANKS;
+  c->msr->perf_caps = X86_PERF_CAPS;
   x86_msr_reset(c, false);
   return 0;
 }
