@@ -39,6 +39,6 @@ int vm_read_gpa(struct vm *vm, gpa_t gpa, void *data, size_t len) { return copy_
 
 int vcpu_write_gpa(struct vcpu *vcpu, gpa_t gpa, const void *data, size_t len) {
   int r = copy_gpa(vcpu->vm, vcpu, gpa, (void *)data, len);
-  atomic_fetch_add_explicit(&vcpu->vm->write_epoch, 1, memory_order_release);
+  vm_memory_changed(vcpu->vm);
   return r;
 }

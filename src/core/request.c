@@ -1,6 +1,6 @@
 /* Requests and kicks, the wait for all vCPUs, and the sleep of a halted vCPU.
  *
- * Three hand-shakes, each between a requester R and a vCPU thread V:
+ * Five hand-shakes, each between a requester R and a vCPU thread V:
  *
  * 1. R sets a bit, V runs guest code.  V polls the word at every block; nothing else is needed.
  * 2. R sets a bit, V goes to sleep.  R: set bit, then read `halted`.  V: set `halted`, then read the bits.  Both sides are
@@ -8,6 +8,12 @@
  * 3. R changes shared state, sets a bit, and waits until V is outside or has handled it; V enters.  R: set bit, then read `mode`.
  * V: set `mode`, full barrier, then read the bits (vcpu_enter).  Either R sees V running and waits, or V sees the bit before it
  * touches guest memory.
+ *
+ * 4. R sets a bit, V runs translated code, which looks at the gate alone.  R: set bit, then close the gate.  V: open the gate, then read
+ * the bits.  If V does not see the bit, R's store to the gate comes after V's, and stays.
+ *
+ * 5. R bumps write_epoch, then raises every gate that is open.  V: open the gate with the epoch it knows, then read the epoch again.  Either V sees the
+ * new one, or R sees the gate open.
  */
 #include <errno.h>
 #include <poll.h>
@@ -34,14 +40,45 @@ static void wake_if_halted(struct vcpu *vcpu) {
   (void)n; /* full counter: it is readable, which is all that is asked */
 }
 
+/* The gate last: hand-shake 4. */
+static void set_bits(struct vcpu *vcpu, u64 bits) {
+  atomic_fetch_or(&vcpu->requests, bits);
+  atomic_store(&vcpu->gate, 0);
+}
+
 void vcpu_request(struct vcpu *vcpu, unsigned req) {
   u64 bit = BIT(req);
   /* Setting it again would change nothing; the fence keeps hand-shake 2 in that case too. */
   if (atomic_load_explicit(&vcpu->requests, memory_order_relaxed) & bit)
     atomic_thread_fence(memory_order_seq_cst);
   else
-    atomic_fetch_or(&vcpu->requests, bit);
+    set_bits(vcpu, bit);
   wake_if_halted(vcpu);
+}
+
+void vcpu_request_self(struct vcpu *vcpu, u64 bits) {
+  atomic_fetch_or_explicit(&vcpu->requests, bits, memory_order_relaxed);
+  atomic_store_explicit(&vcpu->gate, 0, memory_order_relaxed);
+}
+
+void vcpu_open_gate(struct vcpu *vcpu) {
+  _Atomic u64 *epoch = &vcpu->vm->write_epoch;
+  if (likely(atomic_load_explicit(&vcpu->gate, memory_order_relaxed) == atomic_load_explicit(epoch, memory_order_acquire))) return;
+  u64 now;
+  do {
+    now = atomic_load(epoch);
+    atomic_store(&vcpu->gate, now); /* hand-shakes 4 and 5 */
+  } while (atomic_load(epoch) != now);
+}
+
+void vm_memory_changed(struct vm *vm) {
+  u64 now = atomic_fetch_add(&vm->write_epoch, 1) + 1; /* hand-shake 5 */
+  unsigned n = atomic_load_explicit(&vm->n_vcpus, memory_order_acquire);
+  for (unsigned i = 0; i < n; i++) {
+    _Atomic u64 *gate = &vm->vcpus[i]->gate;
+    u64 seen = atomic_load(gate);
+    while (seen && seen < now && !atomic_compare_exchange_weak(gate, &seen, now)) {}
+  }
 }
 
 void vcpu_wake(struct vcpu *vcpu) {
@@ -91,7 +128,7 @@ static void wait_taken(struct vcpu *vcpu, u64 bit) {
 static void wait_done(struct vcpu *vcpu) {
   u32 before = atomic_load(&vcpu->handled);
   if (is_outside(vcpu)) return;
-  atomic_fetch_or(&vcpu->requests, BIT(REQ_SYNC));
+  set_bits(vcpu, BIT(REQ_SYNC));
   for (unsigned round = 0; !is_outside(vcpu) && atomic_load(&vcpu->handled) == before; round++) back_off(round);
 }
 
@@ -104,7 +141,7 @@ void vm_request_all(struct vm *vm, struct vcpu *self, unsigned req, bool wait) {
     struct vcpu *vcpu = vm->vcpus[i];
     if (vcpu == self) continue;
     if (quiet)
-      atomic_fetch_or(&vcpu->requests, BIT(req));
+      set_bits(vcpu, BIT(req));
     else
       vcpu_request(vcpu, req);
   }

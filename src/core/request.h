@@ -20,6 +20,9 @@ enum {
   REQ_ARCH = 8,      /* first bit that belongs to the architecture */
 };
 
+/* vcpu->gate.  Translated code compares one word at each block: it goes on while the gate equals the vm->write_epoch under which the
+ * block's bytes were compared with memory.  A request closes the gate; the vCPU itself opens it again, before it enters such code. */
+
 /* Where a vCPU is with respect to guest state; vm_request_all(wait) waits only for VCPU_RUNNING ones. */
 enum vcpu_mode {
   VCPU_OUTSIDE, /* not in the run loop, or at a point where it holds nothing derived from memory slots */
@@ -28,6 +31,12 @@ enum vcpu_mode {
 
 /* Sets a request and kicks.  Any thread, any lock, async-signal-safe. */
 void vcpu_request(struct vcpu *vcpu, unsigned req);
+/* Sets requests (a mask) on the vCPU whose thread this is. */
+void vcpu_request_self(struct vcpu *vcpu, u64 bits);
+/* Opens the gate of one's own vCPU.  A request that came meanwhile is in vcpu->requests afterwards, or closes the gate again. */
+void vcpu_open_gate(struct vcpu *vcpu);
+/* Others than the guest may have written guest memory, and the guest may learn of it now: what was compared with memory has to be compared again. */
+void vm_memory_changed(struct vm *vm);
 /* Wakes the vCPU if it is halted and leaves it to vcpu_runnable() what happens. */
 void vcpu_wake(struct vcpu *vcpu);
 

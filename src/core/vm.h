@@ -58,6 +58,7 @@ struct vcpu {
   struct dirty_ring *dirty_ring;    /* (o) core/dirty_ring.h; NULL without */
   pthread_mutex_t mutex;            /* held by vCPU ioctls, KVM_RUN included */
   _Atomic u64 requests;             /* see request.h */
+  _Atomic u64 gate;                 /* vm->write_epoch while running code may go on, 0 when a request waits; see request.h */
   _Atomic int mode;                 /* enum vcpu_mode */
   _Atomic u32 handled;              /* counts vcpu_requests_done(): vm_request_all() waits on it */
   _Atomic bool halted;              /* asleep in vcpu_halt() */

@@ -478,7 +478,7 @@ int x86_run_one(struct x86_vcpu *c) {
     c->int_shadow &= ~X86_SHADOW_RUNNING; /* it has not run yet: it comes again with the client's answer */
   } else if (c->int_shadow & X86_SHADOW_RUNNING) {
     c->int_shadow = 0;
-    atomic_fetch_or_explicit(&c->core.requests, BIT(REQ_EVENT), memory_order_relaxed);
+    vcpu_request_self(&c->core, BIT(REQ_EVENT));
   }
   if (stepping && r == X86_OK) r = x86_after_single_step(c);
   if (stepping && r == X86_RESTART && c->regs[RCX] != rcx) r = x86_after_iteration(c); /* SDM Vol. 3B 17.3.1.4: a trap after each iteration */

@@ -13,7 +13,7 @@
 
 /* Others (the client, its devices) may have written guest memory: decoded blocks compare themselves before they run again. */
 static void guest_memory_may_have_changed(struct x86_vcpu *c) {
-  atomic_fetch_add_explicit(&c->core.vm->write_epoch, 1, memory_order_release);
+  vm_memory_changed(c->core.vm);
 }
 
 /* What the client reads after every exit (Documentation/virt/kvm/api.rst, 5. The kvm_run structure). */
@@ -38,7 +38,7 @@ static int exit_with(struct x86_vcpu *c, u32 reason) {
 
 /* An exit comes before some of the taken requests were acted on: they wait for the next entry. */
 static int exit_keeping(struct x86_vcpu *c, u64 rest) {
-  atomic_fetch_or_explicit(&c->core.requests, rest, memory_order_relaxed);
+  vcpu_request_self(&c->core, rest);
   return X86_EXIT;
 }
 
@@ -115,7 +115,7 @@ static int wait_runnable(struct x86_vcpu *c) {
   }
   if (x86_runnable(c)) {
     if (c->mp_state == KVM_MP_STATE_HALTED) c->mp_state = KVM_MP_STATE_RUNNABLE;
-    atomic_fetch_or_explicit(&c->core.requests, BIT(REQ_EVENT), memory_order_relaxed);
+    vcpu_request_self(&c->core, BIT(REQ_EVENT));
   }
   return handle_requests(c);
 }
@@ -194,7 +194,7 @@ static int wait_sipi(struct x86_vcpu *c) {
   int r = vcpu_halt(&c->core);
   if (r) return r;
   vcpu_enter(&c->core);
-  atomic_fetch_or_explicit(&c->core.requests, BIT(REQ_EVENT), memory_order_relaxed);
+  vcpu_request_self(&c->core, BIT(REQ_EVENT));
   handle_requests(c);
   vcpu_leave(&c->core);
   return -EAGAIN;
@@ -212,7 +212,7 @@ int x86_vcpu_run(struct vcpu *v) {
     guest_memory_may_have_changed(c);
     absent_end(c);
     /* Injected and pending events of KVM_SET_VCPU_EVENTS and KVM_INTERRUPT are looked at before the first instruction. */
-    atomic_fetch_or_explicit(&v->requests, BIT(REQ_EVENT), memory_order_relaxed);
+    vcpu_request_self(v, BIT(REQ_EVENT));
     r = guarded(c, run_all);
     absent_begin(c);
   }

@@ -95,13 +95,13 @@ static inline u64 simple_linear(const struct x86_vcpu *c, const struct x86_insn 
   GUEST_ACCESS static inline int lin_load##bits(struct x86_vcpu *c, unsigned seg, u64 lin, u##bits *out) {                                    \
     struct x86_tlb_entry *e = x86_tlb_slot(c, lin);                                                                              \
     if (unlikely(((lin + bits / 8 - 1) & PAGE_MASK) != e->read)) return x86_read_slow(c, seg, lin, out, bits / 8);               \
-    *out = *(volatile x86_u##bits##_unaligned *)(uintptr_t)(lin + e->addend);                                                    \
+    *out = *(volatile x86_u##bits##_unaligned *)x86_tlb_host(e, lin);                                                    \
     return X86_OK;                                                                                                               \
   }                                                                                                                              \
   GUEST_ACCESS static inline int lin_store##bits(struct x86_vcpu *c, unsigned seg, u64 lin, u##bits v) {                                      \
     struct x86_tlb_entry *e = x86_tlb_slot(c, lin);                                                                              \
     if (unlikely(((lin + bits / 8 - 1) & PAGE_MASK) != e->write)) return x86_write_slow(c, seg, lin, &v, bits / 8);              \
-    *(volatile x86_u##bits##_unaligned *)(uintptr_t)(lin + e->addend) = v;                                                       \
+    *(volatile x86_u##bits##_unaligned *)x86_tlb_host(e, lin) = v;                                                       \
     return X86_OK;                                                                                                               \
   }                                                                                                                              \
   static inline int simple_load##bits(struct x86_vcpu *c, const struct x86_insn *i, u##bits *out) {                              \
@@ -121,7 +121,7 @@ static inline int simple_rmw_begin(struct x86_vcpu *c, const struct x86_insn *i,
   u64 lin = simple_linear(c, i);
   struct x86_tlb_entry *e = x86_tlb_slot(c, lin);
   if (unlikely(((lin + size - 1) & PAGE_MASK) != e->write || e->write != e->read)) return x86_rmw_begin_slow(c, i->seg, lin, size, locked, host);
-  *host = (void *)(uintptr_t)(lin + e->addend);
+  *host = x86_tlb_host(e, lin);
   c->rmw.kind = 0;
   return X86_OK;
 }

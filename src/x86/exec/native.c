@@ -33,7 +33,7 @@ static int native_mem(struct x86_vcpu *c, const struct x86_insn *i) {
   if (unlikely(r)) return n->mem_read ? r : native_store(c, i, n, ea);
   struct x86_tlb_entry *e = x86_tlb_slot(c, lin);
   u64 last = (lin + n->mem_size - 1) & PAGE_MASK;
-  if (likely((!n->mem_write || last == e->write) && (!n->mem_read || last == e->read))) return x86_x87_run(c, i, n, (void *)(uintptr_t)(lin + e->addend));
+  if (likely((!n->mem_write || last == e->write) && (!n->mem_read || last == e->read))) return x86_x87_run(c, i, n, x86_tlb_host(e, lin));
   if (n->mem_read) {
     r = x86_read(c, i->seg, ea, buf, n->mem_size);
     if (r) return r;

@@ -106,7 +106,7 @@ static int exec_hlt(struct x86_vcpu *c, const struct x86_insn *i) {
   vcpu_stat_exit(&c->core, halt_exits);
   if (x86_pv_may_halt(c)) {
     c->mp_state = KVM_MP_STATE_HALTED;
-    atomic_fetch_or_explicit(&c->core.requests, BIT(REQ_HALT), memory_order_relaxed);
+    vcpu_request_self(&c->core, BIT(REQ_HALT));
   }
   return X86_END;
 }

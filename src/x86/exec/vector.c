@@ -72,7 +72,7 @@ INLINE int memory(struct x86_vcpu *c, const struct x86_insn *i, enum x86_vector_
   struct x86_tlb_entry *e = x86_tlb_slot(c, lin);
   u64 last = (lin + v->mem_size - 1) & PAGE_MASK;
   if (unlikely(last != (store ? e->write : e->read))) return store ? store_slow(c, i, lin) : load_slow(c, i, lin);
-  return run(c, i, v, (void *)(uintptr_t)(lin + e->addend));
+  return run(c, i, v, x86_tlb_host(e, lin));
 }
 
 static int check_alignment(struct x86_vcpu *c, const struct x86_vector *v, u64 lin) {
@@ -104,7 +104,7 @@ INLINE int masked(struct x86_vcpu *c, const struct x86_insn *i, enum x86_vector_
   struct x86_tlb_entry *e = x86_tlb_slot(c, lin);
   u64 last = (lin + v->mem_size - 1) & PAGE_MASK;
   if (unlikely(last != (v->store ? e->write : e->read) || (lin & v->align))) return masked_slow(c, i, lin);
-  return run(c, i, v, (void *)(uintptr_t)(lin + e->addend));
+  return run(c, i, v, x86_tlb_host(e, lin));
 }
 
 /* VCVTPS2PH to memory: the flags of MXCSR change before the memory operand is looked at, and stay when that faults. */

@@ -130,7 +130,7 @@ int x86_read(struct x86_vcpu *c, unsigned seg, u64 ea, void *data, unsigned size
   if (r) return r;
   struct x86_tlb_entry *e = x86_tlb_slot(c, lin);
   if (likely(((lin + size - 1) & PAGE_MASK) == e->read)) {
-    copy(data, (void *)(uintptr_t)(lin + e->addend), size);
+    copy(data, x86_tlb_host(e, lin), size);
     return X86_OK;
   }
   return x86_read_slow(c, seg, lin, data, size);
@@ -142,7 +142,7 @@ int x86_write(struct x86_vcpu *c, unsigned seg, u64 ea, const void *data, unsign
   if (r) return r;
   struct x86_tlb_entry *e = x86_tlb_slot(c, lin);
   if (likely(((lin + size - 1) & PAGE_MASK) == e->write)) {
-    copy((void *)(uintptr_t)(lin + e->addend), data, size);
+    copy(x86_tlb_host(e, lin), data, size);
     return X86_OK;
   }
   return x86_write_slow(c, seg, lin, data, size);
@@ -195,7 +195,7 @@ void x86_rmw_end_slow(struct x86_vcpu *c) {
 unsigned x86_host_span(struct x86_vcpu *c, u64 lin, unsigned max, enum x86_access acc, void **host) {
   struct x86_tlb_entry *e = x86_tlb_slot(c, lin);
   if ((acc == ACC_WRITE ? e->write : e->read) != (lin & PAGE_MASK)) return 0;
-  *host = (void *)(uintptr_t)(lin + e->addend);
+  *host = x86_tlb_host(e, lin);
   return MIN(max, (unsigned)(PAGE_SIZE - (lin & (PAGE_SIZE - 1))));
 }
 

@@ -47,7 +47,7 @@ static inline struct x86_tlb_entry *x86_tlb_slot(struct x86_vcpu *c, u64 lin) {
     if (unlikely(r)) return r;                                                                                                   \
     struct x86_tlb_entry *e = x86_tlb_slot(c, lin);                                                                              \
     if (likely(((lin + bits / 8 - 1) & PAGE_MASK) == e->read)) {                                                                 \
-      *out = *(volatile x86_u##bits##_unaligned *)(uintptr_t)(lin + e->addend);                                                  \
+      *out = *(volatile x86_u##bits##_unaligned *)x86_tlb_host(e, lin);                                                  \
       return X86_OK;                                                                                                             \
     }                                                                                                                            \
     return x86_read_slow(c, seg, lin, out, bits / 8);                                                                            \
@@ -58,7 +58,7 @@ static inline struct x86_tlb_entry *x86_tlb_slot(struct x86_vcpu *c, u64 lin) {
     if (unlikely(r)) return r;                                                                                                   \
     struct x86_tlb_entry *e = x86_tlb_slot(c, lin);                                                                              \
     if (likely(((lin + bits / 8 - 1) & PAGE_MASK) == e->write)) {                                                                \
-      *(volatile x86_u##bits##_unaligned *)(uintptr_t)(lin + e->addend) = v;                                                     \
+      *(volatile x86_u##bits##_unaligned *)x86_tlb_host(e, lin) = v;                                                     \
       return X86_OK;                                                                                                             \
     }                                                                                                                            \
     return x86_write_slow(c, seg, lin, &v, bits / 8);                                                                            \
@@ -93,7 +93,7 @@ static inline int x86_rmw_begin(struct x86_vcpu *c, unsigned seg, u64 ea, unsign
   if (unlikely(r)) return r;
   struct x86_tlb_entry *e = x86_tlb_slot(c, lin);
   if (likely(((lin + size - 1) & PAGE_MASK) == e->write && e->write == e->read)) {
-    *host = (void *)(uintptr_t)(lin + e->addend);
+    *host = x86_tlb_host(e, lin);
     c->rmw.kind = 0;
     return X86_OK;
   }

@@ -9,39 +9,39 @@
 
 #define TABLE_ENTRIES (TLB_TABLES * X86_TLB_SIZE)
 
-static void entry_clear(struct x86_tlb_entry *e) { e->read = e->write = e->exec = X86_TLB_NONE; }
+static void entry_clear(struct x86_mmu *m, unsigned n) {
+  struct x86_tlb_entry *e = &m->tables[n];
+  e->read = e->write = e->exec = x86_tlb_none(n);
+}
 
 int x86_mmu_create(struct x86_vcpu *c) {
-  c->mmu.tables = aligned_alloc(64, TABLE_ENTRIES * sizeof(struct x86_tlb_entry));
   c->mmu.meta = calloc(TLB_COUNT * X86_TLB_SIZE, sizeof(struct x86_tlb_meta));
   c->mmu.log = calloc(X86_TLB_LOG, sizeof(*c->mmu.log));
-  if (!c->mmu.tables || !c->mmu.meta || !c->mmu.log) {
+  if (!c->mmu.meta || !c->mmu.log) {
     x86_mmu_destroy(c);
     return -ENOMEM;
   }
-  for (unsigned n = 0; n < TABLE_ENTRIES; n++) entry_clear(&c->mmu.tables[n]);
+  for (unsigned n = 0; n < TABLE_ENTRIES; n++) entry_clear(&c->mmu, n);
   c->mmu.large_start = ~0ull;
   c->tlb = c->mmu.tables;
   return 0;
 }
 
 void x86_mmu_destroy(struct x86_vcpu *c) {
-  free(c->mmu.tables);
   free(c->mmu.meta);
   free(c->mmu.log);
-  c->mmu.tables = NULL;
   c->mmu.meta = NULL;
   c->mmu.log = NULL;
 }
 
 void x86_tlb_fill(struct x86_vcpu *c, u64 lin, unsigned table, gpa_t gpa, bool global, hva_t host, unsigned perms) {
   unsigned n = table * X86_TLB_SIZE + ((lin >> PAGE_SHIFT) & (X86_TLB_SIZE - 1));
-  u64 page = lin & PAGE_MASK;
+  u64 page = lin & PAGE_MASK, none = x86_tlb_none(n);
   c->mmu.tables[n] = (struct x86_tlb_entry){
-      .read = perms & PERM_R ? page : X86_TLB_NONE,
-      .write = perms & PERM_W ? page : X86_TLB_NONE,
-      .exec = perms & PERM_X ? page : X86_TLB_NONE,
-      .addend = host - page,
+      .read = perms & PERM_R ? page : none,
+      .write = perms & PERM_W ? page : none,
+      .exec = perms & PERM_X ? page : none,
+      .host = host,
   };
   c->mmu.meta[n] = (struct x86_tlb_meta){.gpa = gpa, .global = global};
   if (c->mmu.logged < X86_TLB_LOG) c->mmu.log[c->mmu.logged] = (u16)n;
@@ -55,12 +55,12 @@ void x86_mmu_flush_all(struct x86_vcpu *c, bool globals) {
   c->code_gen++;
   vcpu_stat_inc(&c->core, tlb_flush);
   if (m->logged > X86_TLB_LOG) {
-    for (unsigned n = 0; n < TLB_COUNT * X86_TLB_SIZE; n++) entry_clear(&m->tables[n]);
+    for (unsigned n = 0; n < TLB_COUNT * X86_TLB_SIZE; n++) entry_clear(m, n);
   } else {
     for (unsigned k = 0; k < m->logged; k++) {
       unsigned n = m->log[k];
       if (!globals && m->meta[n].global) m->log[kept++] = (u16)n;
-      else entry_clear(&m->tables[n]);
+      else entry_clear(m, n);
     }
   }
   m->logged = kept;
@@ -74,9 +74,10 @@ void x86_mmu_flush_page(struct x86_vcpu *c, u64 lin) {
     return;
   }
   for (unsigned t = 0; t < TLB_COUNT; t++) {
-    struct x86_tlb_entry *e = &m->tables[t * X86_TLB_SIZE + ((lin >> PAGE_SHIFT) & (X86_TLB_SIZE - 1))];
+    unsigned n = t * X86_TLB_SIZE + ((lin >> PAGE_SHIFT) & (X86_TLB_SIZE - 1));
+    const struct x86_tlb_entry *e = &m->tables[n];
     u64 page = lin & PAGE_MASK;
-    if (e->read == page || e->write == page || e->exec == page) entry_clear(e);
+    if (e->read == page || e->write == page || e->exec == page) entry_clear(m, n);
   }
   c->code_gen++;
 }

@@ -6,14 +6,19 @@
 
 #define X86_TLB_BITS 10
 #define X86_TLB_SIZE (1u << X86_TLB_BITS)
-#define X86_TLB_NONE (~0ull) /* equals no page address */
 
 /* A tag holds the linear page address where that access may go the fast way (RAM, rights checked, accessed and dirty bits set, no code on
- * a writable page, dirty logging done), else X86_TLB_NONE.  host address = linear address + addend. */
+ * a writable page, dirty logging done), else x86_tlb_none().  `host` is the page's host address. */
 struct x86_tlb_entry {
   u64 read, write, exec;
-  u64 addend;
+  u64 host;
 };
+
+/* The tag of an empty entry at this index: a page that belongs to another one, so that neither an address that leads here nor the one after a page's
+ * end equals it, and their exclusive or is not below a page's size either (which is how translated code compares). */
+static inline u64 x86_tlb_none(unsigned index) { return 1ull << 63 | (u64)((index ^ X86_TLB_SIZE / 2) & (X86_TLB_SIZE - 1)) << 12; }
+
+static inline void *x86_tlb_host(const struct x86_tlb_entry *e, u64 lin) { return (void *)(uintptr_t)(e->host + (lin & 0xfff)); }
 
 /* Access rights differ by these; x86_vcpu.tlb points at the current table. */
 enum x86_tlb_index {
@@ -34,7 +39,7 @@ struct x86_tlb_meta {
 #define X86_TLB_LOG 2048
 
 struct x86_mmu {
-  struct x86_tlb_entry *tables;   /* TLB_TABLES * X86_TLB_SIZE */
+  struct x86_tlb_entry tables[TLB_TABLES * X86_TLB_SIZE]; /* within the vCPU: translated code finds it by a constant offset */
   struct x86_tlb_meta *meta;      /* TLB_COUNT * X86_TLB_SIZE */
   u16 *log;                       /* table slots filled since the last flush, so that a flush touches only them */
   unsigned logged;                /* > X86_TLB_LOG: the log overflowed */

@@ -233,7 +233,7 @@ int x86_translate(struct x86_vcpu *c, u64 lin, enum x86_access acc, unsigned tab
   struct x86_tlb_entry *e = &c->mmu.tables[n];
   u64 tag = write ? e->write : acc == ACC_EXEC ? e->exec : e->read;
   if (tag == (lin & PAGE_MASK)) {
-    *x = (struct x86_xlat){.host = (u8 *)(uintptr_t)(lin + e->addend), .gpa = c->mmu.meta[n].gpa | (lin & ~PAGE_MASK)};
+    *x = (struct x86_xlat){.host = x86_tlb_host(e, lin), .gpa = c->mmu.meta[n].gpa | (lin & ~PAGE_MASK)};
     return X86_OK;
   }
 
