@@ -501,12 +501,13 @@ int x86_run_blocks(struct x86_vcpu *c) {
     struct x86_block *b;
     if (unlikely(atomic_load_explicit(&c->core.requests, memory_order_acquire) | READ_ONCE(c->core.run->immediate_exit))) return X86_OK;
     int r;
-    if (unlikely(c->int_shadow | (c->mode & X86_MODE_SINGLE) | (c->rflags & FL_RF)) && one_by_one(c)) {
+    bool resumed = c->rflags & FL_RF; /* an instruction must run before an event may come that would find RF clear: translated code looks first */
+    if (unlikely(c->int_shadow | (c->mode & X86_MODE_SINGLE) | resumed) && one_by_one(c)) {
       r = x86_run_one(c);
       if (c->io.n_writes) return r;
     } else {
       r = next_block(c, c->mode, &b);
-      struct x86_code *code = likely(!r) ? x86_code_for(c, b) : NULL;
+      struct x86_code *code = likely(!r && !resumed) ? x86_code_for(c, b) : NULL;
       if (code) r = x86_code_run(c, code);
       else if (likely(!r)) r = run_block(c, b);
       if (unlikely(c->stop)) {

@@ -24,11 +24,13 @@ static int vcpu_create_diff(struct vcpu *v) {
   struct x86_vcpu *c = x86_vcpu(v);
   int r = x86_cpuid_create(c);
   if (!r) r = x86_mmu_create(c);
+  if (!r) r = x86_pmu_create(c);
   return r;
 }
 static void vcpu_destroy_diff(struct vcpu *v) {
   x86_cpuid_destroy(x86_vcpu(v));
   x86_mmu_destroy(x86_vcpu(v));
+  x86_pmu_destroy(x86_vcpu(v));
 }
 static bool runnable_diff(struct vcpu *v) { return true; }
 static const struct arch_ops arch = {
