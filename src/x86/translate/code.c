@@ -224,6 +224,23 @@ int x86_code_run(struct x86_vcpu *c, struct x86_code *code) {
   return x86_finish_block(c, last, r);
 }
 
+bool x86_code_run_once(struct x86_vcpu *c, struct x86_block *b, int *flow) {
+  struct x86_code_cache *k = x86_vm_of(c)->code;
+  unsigned right = right_of(c);
+  if (!k || right >= TLB_COUNT || b->mode != X86_MODE_64) return false;
+  if (x86_code_is_full(x86_vm_of(c))) {
+    x86_code_reset(x86_vm_of(c));
+    c->code_gen++;
+  }
+  memset(b->code, 0, sizeof(b->code));
+  struct x86_code *code = make(c, b, right);
+  if (!code) return false;
+  set_epoch(code, -atomic_load(&c->core.vm->write_epoch));
+  *flow = x86_code_run(c, code);
+  x86_code_end(c);
+  return true;
+}
+
 unsigned x86_code_vector_level(struct x86_vcpu *c);
 /* Called by translated code that is about to load them. */
 __attribute__((used)) unsigned x86_code_vector_level(struct x86_vcpu *c) {

@@ -34,6 +34,9 @@ bool x86_code_is_full(struct x86_vm *vm);
 void x86_code_suspend(struct x86_vm *vm);
 void x86_code_reset(struct x86_vm *vm);
 
+/* Translates a block of nobody's and runs it once, for differential tests: *flow as x86_code_run().  false: it cannot be translated now. */
+bool x86_code_run_once(struct x86_vcpu *c, struct x86_block *b, int *flow);
+
 /* Before KVM_RUN returns: the client gets its GS base back. */
 void x86_code_end(struct x86_vcpu *c);
 
