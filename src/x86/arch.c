@@ -47,7 +47,6 @@ static int vcpu_create_x86(struct vcpu *v) {
   struct x86_vcpu *c = x86_vcpu(v);
   c->jcache = calloc(1u << X86_JCACHE_BITS, sizeof(*c->jcache));
   if (!c->jcache) return -ENOMEM;
-  c->code_gen = 1; /* entries of generation 0 are empty */
   int r = x86_cpuid_create(c);
   if (!r) r = x86_mmu_create(c);
   if (!r) r = x86_pmu_create(c);

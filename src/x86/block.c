@@ -180,7 +180,7 @@ static int page_protect(struct x86_vcpu *c, gfn_t gfn, bool *already) {
     vm_request_all(&vm->core, &c->core, REQ_TLB_FLUSH, true);
     vcpu_enter(&c->core);
   }
-  x86_mmu_flush_all(c, true);
+  x86_mmu_protect_page(c, gfn << PAGE_SHIFT);
   return 0;
 }
 
@@ -455,7 +455,7 @@ static inline int next_block(struct x86_vcpu *c, u32 mode, struct x86_block **ou
   /* Rights to execute differ between CPL 3 and the others. */
   u32 key = mode | (c->cpl == 3 ? 1u << 31 : 0);
   struct x86_jcache_entry *e = jcache_slot(c, lin);
-  if (likely(e->lin == lin && e->gen == c->code_gen && e->mode == key && within_limit(c, e->block))) {
+  if (likely(e->lin == lin && e->gen == x86_code_generation(c) && e->mode == key && within_limit(c, e->block))) {
     u64 epoch = atomic_load_explicit(&c->core.vm->write_epoch, memory_order_relaxed);
     if (likely(atomic_load_explicit(&e->block->epoch, memory_order_relaxed) == epoch) || revalidate(c, e->block, epoch)) {
       *out = e->block;
@@ -463,8 +463,10 @@ static inline int next_block(struct x86_vcpu *c, u32 mode, struct x86_block **ou
     }
   }
   int r = lookup(c, lin, mode, out);
-  if (!r && !(mode & X86_MODE_SINGLE))
-    *e = (struct x86_jcache_entry){.lin = lin, .gen = c->code_gen, .mode = key, .block = *out};
+  if (r || (mode & X86_MODE_SINGLE)) return r;
+  x86_mmu_executed(c, lin);
+  if ((*out)->gpa2 != ~0ull) x86_mmu_executed(c, lin + PAGE_SIZE);
+  *e = (struct x86_jcache_entry){.lin = lin, .gen = x86_code_generation(c), .mode = key, .block = *out};
   return r;
 }
 

@@ -91,7 +91,7 @@ struct x86_code_target {
 struct x86_code_state {
   struct x86_vcpu *self;
   u64 page;          /* linear address of the page the running code lies in */
-  u64 generation;    /* code_gen and what else decides what a linear address leads to */
+  u64 generation;    /* x86_code_generation() and what else decides what a linear address leads to */
   u64 scratch;
   u64 link_to;       /* RIP when it left ... */
   u32 link_resets;   /* ... and how often everything had been forgotten */
@@ -123,7 +123,6 @@ struct x86_vcpu {
   struct x86_tlb_entry *tlb; /* the TLB of the current access rights (mmu/) */
   struct x86_seg seg[6];   /* ES CS SS DS FS GS (cpu/seg.c) */
   struct x86_jcache_entry *jcache; /* linear address -> block (block.c) */
-  u64 code_gen;            /* grows whenever a code mapping may have changed; invalidates jcache entries */
   struct x86_fault fault;
   const struct x86_insn *cur; /* the instruction at work, NULL between blocks: a host fault on guest memory finds RIP by it */
   bool blocks_locked;      /* a host fault while comparing code must release blocks->lock */

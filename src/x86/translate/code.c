@@ -207,7 +207,7 @@ void x86_code_end(struct x86_vcpu *c) {
 
 int x86_code_run(struct x86_vcpu *c, struct x86_code *code) {
   if (unlikely(!c->code.on)) own_gs(c);
-  c->code.generation = c->code_gen << 2 | code->right;
+  c->code.generation = x86_code_generation(c) << 2 | code->right;
   c->code.targets[c->rip & ((1u << X86_TARGET_BITS) - 1)] =
       (struct x86_code_target){.lin = c->rip, .generation = c->code.generation, .code = code->saved};
   if (c->code.link) link_jump(c, code);
@@ -230,7 +230,7 @@ bool x86_code_run_once(struct x86_vcpu *c, struct x86_block *b, int *flow) {
   if (!k || right >= TLB_COUNT || b->mode != X86_MODE_64) return false;
   if (x86_code_is_full(x86_vm_of(c))) {
     x86_code_reset(x86_vm_of(c));
-    c->code_gen++;
+    x86_mmu_flush_all(c, true);
   }
   memset(b->code, 0, sizeof(b->code));
   struct x86_code *code = make(c, b, right);
