@@ -84,7 +84,7 @@ struct x86_code_target {
   u64 lin;
   u64 generation; /* x86_code_state.generation under which it was found */
   const void *code;
-  u64 unused;
+  struct x86_code *owner;
 };
 
 /* What translated code keeps in memory (translate/). */
