@@ -247,11 +247,11 @@ static void any_ioctl(struct caller *c) {
   int fd = look(s, kind);
   if (!n) return;
   const struct ioctl_row *row = rows[choose_below(s, n)];
-  unsigned long request = row->request;
+  u32 request = (u32)row->request; /* what the kernel looks at */
   void *arg = args_make(c, fd, row);
-  if (!choose_below(s, 64)) request ^= 1ul << choose_below(s, 48);
-  int r = uvirt_ioctl(fd, request, arg);
-  if (r < 0 || request != row->request) return;
+  if (!choose_below(s, 64)) request ^= 1u << choose_below(s, 32);
+  int r = uvirt_ioctl(fd, request | (u64)choose_byte(s) << 32, arg);
+  if (r < 0 || request != (u32)row->request) return;
   /* A new descriptor has an owner. */
   if (request == KVM_CREATE_VM) put(s, FD_VM, r);
   if (request == KVM_CREATE_VCPU) put(s, FD_VCPU, r);
@@ -405,11 +405,15 @@ static void run_threads(struct caller *c) {
 
 /* ---- what may be left ---- */
 
-static unsigned count_descriptors(void) {
+static unsigned count_descriptors(bool print) {
   unsigned n = 0;
+  char to[64];
   DIR *d = opendir("/proc/self/fd");
   if (!d) abort();
-  while (readdir(d)) n++;
+  for (struct dirent *e; (e = readdir(d)); n++) {
+    ssize_t len = print ? readlinkat(dirfd(d), e->d_name, to, sizeof(to)) : 0;
+    if (len > 0) fprintf(stderr, "%s -> %.*s\n", e->d_name, (int)len, to);
+  }
   closedir(d);
   return n;
 }
@@ -426,8 +430,9 @@ static unsigned count_mappings(const char *of) {
 
 static void check_nothing_left(unsigned descriptors) {
   static unsigned inputs;
-  unsigned now = count_descriptors();
+  unsigned now = count_descriptors(false);
   if (now != descriptors) {
+    count_descriptors(true);
     fprintf(stderr, "%u descriptors before, %u after\n", descriptors, now);
     abort();
   }
@@ -486,7 +491,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
   static unsigned descriptors;
   if (!descriptors) {
     prepare();
-    descriptors = count_descriptors();
+    descriptors = count_descriptors(false);
   }
   one_input(data, size);
   check_nothing_left(descriptors);
