@@ -92,6 +92,7 @@ static void on_fault(int sig, siginfo_t *info, void *context) {
     g->addr = info->si_addr;
     g->sig = sig;
     g->code = info->si_code;
+    if (g->recover) g->recover(g->arg, context);
     resume_in_unwind(context, g);
     return;
   }

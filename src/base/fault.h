@@ -32,6 +32,8 @@ struct fault_guard {
   int sig;    /* SIGSEGV or SIGBUS */
   int code;   /* si_code: SEGV_MAPERR, BUS_MCEERR_AR, ... */
   u32 fault_mxcsr; /* MXCSR of the code that faulted */
+  void (*recover)(void *arg, void *ucontext); /* NULL, or called in the handler: saves what the registers held.  Set after fault_try() */
+  void *arg;
 };
 
 /* Innermost armed guard of this thread.  initial-exec: the signal handler must not allocate thread-local storage. */
@@ -40,6 +42,7 @@ extern __thread struct fault_guard *fault_top __attribute__((tls_model("initial-
 static inline void fault_push(struct fault_guard *g) {
   __asm__("stmxcsr %0\n\tfnstcw %1" : "=m"(g->mxcsr), "=m"(g->x87_control));
   g->prev = fault_top;
+  g->recover = NULL;
   fault_top = g;
 }
 

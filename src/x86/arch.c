@@ -6,15 +6,18 @@
 #include "x86/block.h"
 #include "x86/mmu/access.h"
 #include "x86/run.h"
+#include "x86/translate/code.h"
 #include "x86/x86.h"
 
 static int vm_create_x86(struct vm *v, unsigned long type) {
   if (type) return -EINVAL; /* KVM_X86_DEFAULT_VM is the only type of 6.1 */
   struct x86_vm *vm = x86_vm(v);
   int r = x86_blocks_create(vm);
+  if (!r) r = x86_code_create(vm);
   if (!r) r = x86_vm_clock_create(vm);
   if (!r) return 0;
   x86_blocks_destroy(vm);
+  x86_code_destroy(vm);
   return r;
 }
 
@@ -26,6 +29,7 @@ static void vm_destroy_x86(struct vm *v) {
   x86_msr_filter_destroy(vm);
   x86_pmu_filter_destroy(vm);
   x86_blocks_destroy(vm);
+  x86_code_destroy(vm);
 }
 
 static void vcpu_destroy_x86(struct vcpu *v) {
@@ -43,7 +47,6 @@ static int vcpu_create_x86(struct vcpu *v) {
   struct x86_vcpu *c = x86_vcpu(v);
   c->jcache = calloc(1u << X86_JCACHE_BITS, sizeof(*c->jcache));
   if (!c->jcache) return -ENOMEM;
-  c->code_gen = 1; /* entries of generation 0 are empty */
   int r = x86_cpuid_create(c);
   if (!r) r = x86_mmu_create(c);
   if (!r) r = x86_pmu_create(c);
@@ -54,6 +57,7 @@ static int vcpu_create_x86(struct vcpu *v) {
     vcpu_destroy_x86(v);
     return r;
   }
+  x86_code_vcpu_init(c);
   x86_reset(c, false);
   bool boot = v->id == x86_vm_of(c)->boot_cpu_id;
   c->mp_state = c->lapic && !boot ? KVM_MP_STATE_UNINITIALIZED : KVM_MP_STATE_RUNNABLE;

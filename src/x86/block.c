@@ -9,6 +9,7 @@
 #include "x86/cpu/cpu.h"
 #include "x86/mmu/io.h"
 #include "x86/mmu/walk.h"
+#include "x86/translate/code.h"
 #include "x86/x86.h"
 
 #define BLOCK_BUCKETS (1u << 15)
@@ -89,8 +90,9 @@ static void page_unlink(struct x86_blocks *bs, gfn_t gfn, struct x86_block *b) {
 
 /* Takes a block out of every list and makes vCPUs that are inside it stop at their next instruction. */
 static void kill_locked(struct x86_blocks *bs, struct x86_block *b) {
-  atomic_store_explicit(&b->dead, true, memory_order_relaxed);
+  atomic_store(&b->dead, true); /* before its epochs: see revalidate() */
   atomic_store_explicit(&b->epoch, 0, memory_order_relaxed); /* equals no write_epoch: the next entry looks closer */
+  x86_code_killed(b);
   for (unsigned n = 0; n < b->n; n++) __atomic_store_n(&b->insn[n].fn, x86_exec_stop, __ATOMIC_RELEASE);
   struct x86_block **at = &bs->bucket[block_hash(b->gpa, b->mode)];
   while (*at != b) at = &(*at)->hash_next;
@@ -135,7 +137,11 @@ void x86_blocks_flush(struct x86_vm *vm) {
 static void reclaim(struct x86_vcpu *c) {
   struct x86_vm *vm = x86_vm_of(c);
   struct x86_blocks *bs = vm->blocks;
-  if (atomic_load_explicit(&bs->bytes, memory_order_relaxed) > BYTES_MAX) x86_blocks_flush(vm);
+  bool all = atomic_load_explicit(&bs->bytes, memory_order_relaxed) > BYTES_MAX || x86_code_is_full(vm);
+  if (all) {
+    x86_code_suspend(vm); /* makes no translation of what comes after the flush */
+    x86_blocks_flush(vm);
+  }
   pthread_mutex_lock(&bs->lock);
   struct x86_block *dead = bs->dead;
   bs->dead = NULL;
@@ -145,6 +151,7 @@ static void reclaim(struct x86_vcpu *c) {
   vm_request_all(&vm->core, &c->core, REQ_TLB_FLUSH, true);
   vcpu_enter(&c->core);
   x86_mmu_flush_all(c, true);
+  if (all) x86_code_reset(vm);
   free_dead(dead);
 }
 
@@ -173,7 +180,7 @@ static int page_protect(struct x86_vcpu *c, gfn_t gfn, bool *already) {
     vm_request_all(&vm->core, &c->core, REQ_TLB_FLUSH, true);
     vcpu_enter(&c->core);
   }
-  x86_mmu_flush_all(c, true);
+  x86_mmu_protect_page(c, gfn << PAGE_SHIFT);
   return 0;
 }
 
@@ -195,7 +202,11 @@ static bool revalidate(struct x86_vcpu *c, struct x86_block *b, u64 epoch) {
   if (atomic_load_explicit(&b->dead, memory_order_relaxed)) return false;
   if (bytes_equal(b)) {
     atomic_store_explicit(&b->epoch, epoch, memory_order_relaxed);
-    return !atomic_load_explicit(&b->dead, memory_order_relaxed);
+    x86_code_validated(b, epoch);
+    if (!atomic_load(&b->dead)) return true;
+    x86_code_killed(b); /* after us or before us: it stays dead */
+    atomic_store_explicit(&b->epoch, 0, memory_order_relaxed);
+    return false;
   }
   pthread_mutex_lock(&bs->lock);
   if (!atomic_load_explicit(&b->dead, memory_order_relaxed)) kill_locked(bs, b);
@@ -342,17 +353,17 @@ static int fetch_second(struct x86_vcpu *c, u64 lin, struct fetch *f) {
 }
 
 /* A hint, so relaxed: reclaim() takes the lock. */
-static bool has_much_dead(struct x86_blocks *bs) {
-  return atomic_load_explicit(&bs->n_dead, memory_order_relaxed) > DEAD_MAX || atomic_load_explicit(&bs->bytes, memory_order_relaxed) > BYTES_MAX;
+static bool has_much_dead(struct x86_vm *vm) {
+  struct x86_blocks *bs = vm->blocks;
+  return x86_code_is_full(vm) || atomic_load_explicit(&bs->n_dead, memory_order_relaxed) > DEAD_MAX || atomic_load_explicit(&bs->bytes, memory_order_relaxed) > BYTES_MAX;
 }
 
 /* The block at the current RIP, decoded if need be.  X86_RESTART: something moved, try again. */
 static int lookup(struct x86_vcpu *c, u64 lin, u32 mode, struct x86_block **out) {
-  struct x86_blocks *bs = x86_vm_of(c)->blocks;
   struct x86_insn insn[X86_BLOCK_MAX + 1];
   u8 bytes[X86_BLOCK_MAX * 15];
   struct fetch f;
-  if (unlikely(has_much_dead(bs))) reclaim(c);
+  if (unlikely(has_much_dead(x86_vm_of(c)))) reclaim(c);
   int r = fetch_first(c, lin, &f);
   if (r) return r;
   u64 epoch = atomic_load_explicit(&c->core.vm->write_epoch, memory_order_acquire);
@@ -402,7 +413,7 @@ static inline int run_insns(struct x86_vcpu *c, const struct x86_block *b, const
   return r;
 }
 
-static inline int finish_block(struct x86_vcpu *c, const struct x86_insn *last, int r) {
+int x86_finish_block(struct x86_vcpu *c, const struct x86_insn *last, int r) {
   if (likely(r == X86_BRANCH)) return X86_OK;
   if (r == X86_END || r == X86_OK) {
     c->rip = x86_next_ip(c, last);
@@ -418,7 +429,7 @@ static __attribute__((noinline)) int run_block_counted(struct x86_vcpu *c, const
   x86_pmu_block_begin(c, b);
   int r = run_insns(c, b, &last);
   x86_pmu_block_end(c, b, ring, last, r == X86_BRANCH || r == X86_END || r == X86_OK, r == X86_BRANCH);
-  return finish_block(c, last, r);
+  return x86_finish_block(c, last, r);
 }
 
 /* Runs one block.  Flow: X86_OK (RIP is where to go on), X86_RESTART, X86_FAULT, X86_EXIT. */
@@ -426,7 +437,7 @@ static inline int run_block(struct x86_vcpu *c, const struct x86_block *b) {
   const struct x86_insn *last;
   if (unlikely(c->counting)) return run_block_counted(c, b);
   int r = run_insns(c, b, &last);
-  return finish_block(c, last, r);
+  return x86_finish_block(c, last, r);
 }
 
 /* Whether a block that was found by its linear address ends within the code segment: other segments may lead to it. */
@@ -444,7 +455,7 @@ static inline int next_block(struct x86_vcpu *c, u32 mode, struct x86_block **ou
   /* Rights to execute differ between CPL 3 and the others. */
   u32 key = mode | (c->cpl == 3 ? 1u << 31 : 0);
   struct x86_jcache_entry *e = jcache_slot(c, lin);
-  if (likely(e->lin == lin && e->gen == c->code_gen && e->mode == key && within_limit(c, e->block))) {
+  if (likely(e->lin == lin && e->gen == x86_code_generation(c) && e->mode == key && within_limit(c, e->block))) {
     u64 epoch = atomic_load_explicit(&c->core.vm->write_epoch, memory_order_relaxed);
     if (likely(atomic_load_explicit(&e->block->epoch, memory_order_relaxed) == epoch) || revalidate(c, e->block, epoch)) {
       *out = e->block;
@@ -452,8 +463,10 @@ static inline int next_block(struct x86_vcpu *c, u32 mode, struct x86_block **ou
     }
   }
   int r = lookup(c, lin, mode, out);
-  if (!r && !(mode & X86_MODE_SINGLE))
-    *e = (struct x86_jcache_entry){.lin = lin, .gen = c->code_gen, .mode = key, .block = *out};
+  if (r || (mode & X86_MODE_SINGLE)) return r;
+  x86_mmu_executed(c, lin);
+  if ((*out)->gpa2 != ~0ull) x86_mmu_executed(c, lin + PAGE_SIZE);
+  *e = (struct x86_jcache_entry){.lin = lin, .gen = x86_code_generation(c), .mode = key, .block = *out};
   return r;
 }
 
@@ -490,12 +503,15 @@ int x86_run_blocks(struct x86_vcpu *c) {
     struct x86_block *b;
     if (unlikely(atomic_load_explicit(&c->core.requests, memory_order_acquire) | READ_ONCE(c->core.run->immediate_exit))) return X86_OK;
     int r;
-    if (unlikely(c->int_shadow | (c->mode & X86_MODE_SINGLE) | (c->rflags & FL_RF)) && one_by_one(c)) {
+    bool resumed = c->rflags & FL_RF; /* an instruction must run before an event may come that would find RF clear: translated code looks first */
+    if (unlikely(c->int_shadow | (c->mode & X86_MODE_SINGLE) | resumed) && one_by_one(c)) {
       r = x86_run_one(c);
       if (c->io.n_writes) return r;
     } else {
       r = next_block(c, c->mode, &b);
-      if (likely(!r)) r = run_block(c, b);
+      struct x86_code *code = likely(!r && !resumed) ? x86_code_for(c, b) : NULL;
+      if (code) r = x86_code_run(c, code);
+      else if (likely(!r)) r = run_block(c, b);
       if (unlikely(c->stop)) {
         c->stop = 0;
         return r == X86_RESTART ? X86_OK : r;

@@ -25,6 +25,8 @@ struct x86_block {
   u16 len;
   u8 n, isa;
   _Atomic bool dead;
+  u32 runs;            /* of the interpreter, roughly: a block that runs often is translated */
+  struct x86_code *_Atomic code[TLB_COUNT]; /* translations, by the access rights of their memory accesses */
   u8 *bytes;           /* copy of the code */
   struct x86_insn insn[]; /* n of them, then one whose fn is x86_exec_fallthrough */
 };
@@ -43,6 +45,9 @@ void x86_blocks_destroy(struct x86_vm *vm);
 /* Runs blocks until a request is pending or an instruction ends with something the loop must handle.
  * Returns X86_OK (a request is pending), X86_FAULT (deliver c->fault; RIP is at the instruction), X86_EXIT. */
 int x86_run_blocks(struct x86_vcpu *c);
+
+/* RIP after a block that ended with instruction `last` and result r: the flow of the loop. */
+int x86_finish_block(struct x86_vcpu *c, const struct x86_insn *last, int r);
 
 /* A host fault on guest memory unwound out of the loop: RIP goes to the instruction that was at work, locks are released. */
 void x86_blocks_abandon(struct x86_vcpu *c);

@@ -9,6 +9,7 @@
 #include "x86/mmu/access.h"
 #include "x86/mmu/io.h"
 #include "x86/run.h"
+#include "x86/translate/code.h"
 #include "x86/x86.h"
 
 /* Others (the client, its devices) may have written guest memory: decoded blocks compare themselves before they run again. */
@@ -172,6 +173,8 @@ static int guarded(struct x86_vcpu *c, int (*fn)(struct x86_vcpu *c)) {
   int r;
   vcpu_enter(&c->core);
   if (!fault_try(&guard)) {
+    guard.arg = c;
+    guard.recover = x86_code_recover;
     r = fn(c);
     fault_end(&guard);
     x86_mxcsr_sync(c);
@@ -180,6 +183,7 @@ static int guarded(struct x86_vcpu *c, int (*fn)(struct x86_vcpu *c)) {
     x86_blocks_abandon(c);
     r = -EFAULT;
   }
+  x86_code_end(c);
   vcpu_leave(&c->core);
   return r;
 }

@@ -78,6 +78,34 @@ struct x86_io {
   u64 lin_ip;                   /* linear address of the instruction the above belongs to */
 };
 
+/* Where an indirect branch of translated code goes on: linear address -> code. */
+#define X86_TARGET_BITS 12
+struct x86_code_target {
+  u64 lin;
+  u64 generation; /* x86_code_state.generation under which it was found */
+  const void *code;
+  u64 unused;
+};
+
+/* What translated code keeps in memory (translate/). */
+struct x86_code_state {
+  struct x86_vcpu *self;
+  u64 page;          /* linear address of the page the running code lies in */
+  u64 generation;    /* x86_code_generation() and what else decides what a linear address leads to */
+  u64 scratch;
+  u64 link_to;       /* RIP when it left ... */
+  u32 link_resets;   /* ... and how often everything had been forgotten */
+  u32 link;          /* the jump that left: offset of its displacement in the arena; 0: none */
+  u16 flags;         /* arithmetic flags as LAHF and SETO give them */
+  u8 vectors;        /* enum x86_vector_level: the host's vector registers hold the guest's */
+  bool wide;         /* the host has AVX-512, ... */
+  bool avx;          /* ... AVX */
+  void (*interpret)(void), (*load_vectors)(void), (*leave)(void);
+  u64 host_gs;       /* of the client */
+  bool on;           /* GS is ours */
+  struct x86_code_target targets[1u << X86_TARGET_BITS];
+};
+
 struct x86_vcpu {
   struct vcpu core;
 
@@ -95,7 +123,6 @@ struct x86_vcpu {
   struct x86_tlb_entry *tlb; /* the TLB of the current access rights (mmu/) */
   struct x86_seg seg[6];   /* ES CS SS DS FS GS (cpu/seg.c) */
   struct x86_jcache_entry *jcache; /* linear address -> block (block.c) */
-  u64 code_gen;            /* grows whenever a code mapping may have changed; invalidates jcache entries */
   struct x86_fault fault;
   const struct x86_insn *cur; /* the instruction at work, NULL between blocks: a host fault on guest memory finds RIP by it */
   bool blocks_locked;      /* a host fault while comparing code must release blocks->lock */
@@ -135,6 +162,7 @@ struct x86_vcpu {
 
   /* --- memory (mmu/) --- */
   struct x86_mmu mmu;
+  struct x86_code_state code;
   struct x86_io io;
   u8 left_len;             /* length of the instruction that x86_leave_insn() left in the middle */
   int (*complete_io)(struct x86_vcpu *c); /* called on the next KVM_RUN before anything else; X86_OK/END or X86_EXIT */
@@ -158,6 +186,7 @@ struct x86_vcpu {
 struct x86_vm {
   struct vm core;
   struct x86_blocks *blocks;     /* block cache (block.c) */
+  struct x86_code_cache *code;   /* translations; NULL: none are made (translate/) */
   struct x86_irqchip *irqchip;   /* PIC pair, I/O APIC; NULL, or irqchip->split (irqchip/) */
   struct x86_pit *pit;
   u64 tss_addr, identity_map_addr;

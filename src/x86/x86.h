@@ -120,6 +120,8 @@ void x86_pv_leave(struct x86_vcpu *c);
 /* ---- exec/vector_fp.c ---- */
 /* Brings fpu.mxcsr up to date and gives the host's register back to the client: before KVM_RUN returns and before anyone looks. */
 void x86_mxcsr_sync(struct x86_vcpu *c);
+/* Puts the guest's MXCSR into the host's register, where it masks all exceptions; false: it does not. */
+bool x86_mxcsr_live(struct x86_vcpu *c);
 /* The same when a host fault took the register; mxcsr: its value then. */
 void x86_mxcsr_lost(struct x86_vcpu *c, u32 mxcsr);
 

@@ -1,4 +1,5 @@
-/* Runs a case in the engine: a vCPU at CPL 3 in 64-bit (or 32-bit compatibility) mode whose page tables show the arena where the host has it. */
+/* Runs a case in the engine: a vCPU at CPL 3 in 64-bit (or 32-bit compatibility) mode whose page tables show the arena where the
+ * host has it. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -8,6 +9,7 @@
 #include "x86/block.h"
 #include "x86/cpuid/cpuid.h"
 #include "x86/mmu/access.h"
+#include "x86/translate/code.h"
 #include "x86/x86.h"
 
 #define TABLES_GPA 0x100000ull
@@ -16,21 +18,33 @@
 u8 *engine_arena;
 static struct x86_vcpu *cpu;
 static struct x86_cpuid *cpuid;
+static bool translated; /* UVIRT_ENGINE=translator */
 
 /* The architecture without its chips and MSRs: nothing here needs them. */
-static int vm_create_diff(struct vm *v, unsigned long type) { return x86_blocks_create(x86_vm(v)); }
-static void vm_destroy_diff(struct vm *v) { x86_blocks_destroy(x86_vm(v)); }
+static int vm_create_diff(struct vm *v, unsigned long type) {
+  int r = x86_blocks_create(x86_vm(v));
+  return r ? r : x86_code_create(x86_vm(v));
+}
+static void vm_destroy_diff(struct vm *v) {
+  x86_blocks_destroy(x86_vm(v));
+  x86_code_destroy(x86_vm(v));
+}
 static int vcpu_create_diff(struct vcpu *v) {
   struct x86_vcpu *c = x86_vcpu(v);
   int r = x86_cpuid_create(c);
   if (!r) r = x86_mmu_create(c);
+  if (!r) r = x86_pmu_create(c);
+  x86_code_vcpu_init(c);
   return r;
 }
 static void vcpu_destroy_diff(struct vcpu *v) {
   x86_cpuid_destroy(x86_vcpu(v));
   x86_mmu_destroy(x86_vcpu(v));
+  x86_pmu_destroy(x86_vcpu(v));
 }
-static bool runnable_diff(struct vcpu *v) { return true; }
+static bool runnable_diff(struct vcpu *v) {
+  return true;
+}
 static const struct arch_ops arch = {
     .name = "diff",
     .vm_size = sizeof(struct x86_vm),
@@ -50,10 +64,13 @@ static void die(const char *what) {
   exit(2);
 }
 
-static u8 *allocate(u64 size) { return mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0); }
+static u8 *allocate(u64 size) {
+  return mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+}
 
 static u8 *map_slot(struct vm *vm, unsigned id, gpa_t gpa, u64 size, u8 *p) {
-  struct kvm_userspace_memory_region m = {.slot = id, .guest_phys_addr = gpa, .memory_size = size, .userspace_addr = (u64)(uintptr_t)p};
+  struct kvm_userspace_memory_region m = {
+      .slot = id, .guest_phys_addr = gpa, .memory_size = size, .userspace_addr = (u64)(uintptr_t)p};
   if (p == MAP_FAILED || vm_set_memory_region(vm, &m)) die("memory slot");
   return p;
 }
@@ -82,15 +99,18 @@ static void set_features(struct x86_vcpu *c) {
 void engine_set_mode(unsigned mode) {
   struct x86_vcpu *c = cpu;
   struct x86_seg data = {.limit = 0xffffffffu, .sel = 0x2b, .type = 3, .s = 1, .dpl = 3, .present = 1, .db = 1, .g = 1};
-  if (mode == 16) data = (struct x86_seg){.base = ARENA_BASE, .limit = ARENA_SIZE - 1, .sel = 0x0f, .type = 3, .s = 1, .dpl = 3, .present = 1};
+  if (mode == 16)
+    data = (struct x86_seg){.base = ARENA_BASE, .limit = ARENA_SIZE - 1, .sel = 0x0f, .type = 3, .s = 1, .dpl = 3, .present = 1};
   for (unsigned n = 0; n < 6; n++) c->seg[n] = data;
   c->seg[SEG_CS].type = 11;
   c->seg[SEG_CS].sel = mode == 64 ? 0x33 : mode == 32 ? 0x23 : 0x07;
   c->seg[SEG_CS].db = mode == 32;
   c->seg[SEG_CS].l = mode == 64;
   if (mode == 16) c->seg[SEG_CS].base = CODE_BASE, c->seg[SEG_CS].limit = CODE_LIMIT16;
-  if (mode != 64) c->seg[SEG_FS].unusable = c->seg[SEG_GS].unusable = 1;
-  else c->seg[SEG_GS].base = DIFF_GS_BASE;
+  if (mode != 64)
+    c->seg[SEG_FS].unusable = c->seg[SEG_GS].unusable = 1;
+  else
+    c->seg[SEG_GS].base = DIFF_GS_BASE;
   for (unsigned n = 0; n < 6; n++) x86_seg_update(&c->seg[n]);
   c->tr = (struct x86_seg){.unusable = 1, .type = 11};
   c->ldtr.unusable = 1;
@@ -114,6 +134,7 @@ void engine_init(u8 *code) {
   cpu = x86_vcpu(v);
   set_features(cpu);
   vcpu_enter(v);
+  translated = getenv("UVIRT_ENGINE") && !strcmp(getenv("UVIRT_ENGINE"), "translator");
 }
 
 /* What x86_run_blocks() does with one instruction's result. */
@@ -122,16 +143,20 @@ static void finish(struct x86_vcpu *c, const struct x86_insn *i, int flow, struc
   out->error = 0;
   out->cr2 = 0;
   switch (flow) {
-  case X86_BRANCH: break;
+  case X86_BRANCH:
+    break;
   case X86_OK:
-  case X86_END: c->rip = x86_next_ip(c, i); break;
+  case X86_END:
+    c->rip = x86_next_ip(c, i);
+    break;
   case X86_FAULT:
     out->vector = c->fault.vector;
     out->error = c->fault.has_error ? c->fault.error : 0;
     if (c->fault.vector == VEC_PF) out->cr2 = c->fault.payload;
     if (c->fault.trap) c->rip = x86_next_ip(c, i);
     break;
-  default: out->vector = 1000 + flow; /* an exit: nothing in the arena asks for one */
+  default:
+    out->vector = 1000 + flow; /* an exit: nothing in the arena asks for one */
   }
   out->ip = c->rip;
 }
@@ -143,6 +168,7 @@ static void load(struct x86_vcpu *c, const struct diff_case *k) {
   c->rflags = k->in.rflags;
   if (watch) x86_mode_changed(c);
   c->stop = 0;
+  c->core.requests = 0; /* nobody acts on them here */
   c->int_shadow = 0;
   if (k->ext) ext_load(c, &k->in);
 }
@@ -162,6 +188,31 @@ bool engine_flags(const struct diff_case *k, u8 *read, u8 *written) {
   return i.fn != x86_exec_ud;
 }
 
+static int last_instruction(struct x86_vcpu *c, const struct x86_insn *i) {
+  return X86_END;
+}
+
+/* The instruction as a translated block of its own.  false: it has to be interpreted. */
+static bool run_translated(struct x86_vcpu *c, const struct diff_case *k, const struct x86_insn *i, int *flow) {
+  static struct {
+    struct x86_block b;
+    struct x86_insn insn[2];
+  } one;
+  static u8 bytes[16];
+  if (!translated) return false;
+  memcpy(bytes, k->code, sizeof(bytes) - 1);
+  one.b = (struct x86_block){.gpa = k->at, .gpa2 = ~0ull, .mode = c->mode & X86_MODE_SIZE, .len = i->len, .n = 1, .bytes = bytes};
+  one.b.insn[0] = *i;
+  one.b.insn[1] = (struct x86_insn){.fn = last_instruction, .off = i->len, .next = i->len};
+  return x86_code_run_once(c, &one.b, flow);
+}
+
+static void end_translated(struct x86_vcpu *c, const struct x86_insn *i, int flow, struct diff_state *out) {
+  u64 ip = c->rip;
+  finish(c, i, flow == X86_OK ? X86_BRANCH : flow, out);
+  if (flow != X86_FAULT || !c->fault.trap) out->ip = c->rip = ip;
+}
+
 void engine_run(const struct diff_case *k, struct diff_state *out) {
   struct x86_vcpu *c = cpu;
   struct x86_decode_ctx ctx = {.mode = c->mode & X86_MODE_SIZE, .cpuid = cpuid, .vm = x86_vm_of(c)};
@@ -173,10 +224,17 @@ void engine_run(const struct diff_case *k, struct diff_state *out) {
   if (len <= 0) die("decoder asks for more bytes than there are");
   i.len = (u8)len;
   i.next = (u16)len;
-  c->cur = &i;
-  do flow = i.fn(c, &i);
-  while (flow == X86_RESTART);
-  finish(c, &i, flow, out);
+  bool done = false;
+  do done = run_translated(c, k, &i, &flow);
+  while (done && flow == X86_RESTART);
+  if (done) {
+    end_translated(c, &i, flow, out);
+  } else {
+    c->cur = &i;
+    do flow = i.fn(c, &i);
+    while (flow == X86_RESTART);
+    finish(c, &i, flow, out);
+  }
   c->cur = NULL;
   memcpy(out->gpr, c->regs, sizeof(out->gpr));
   out->rflags = c->rflags;

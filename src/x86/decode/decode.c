@@ -226,3 +226,9 @@ int x86_decode(const struct x86_decode_ctx *ctx, const u8 *bytes, unsigned avail
   i->fn = select_handler(&d, i);
   return i->fn ? i->len : refuse(i, i->len, x86_exec_ud);
 }
+
+bool x86_decode_again(u32 mode, const u8 *bytes, unsigned len, ZydisDecodedInstruction *insn, ZydisDecodedOperand *ops) {
+  if (!ZYAN_SUCCESS(ZydisDecoderDecodeFull(&decoders[mode & X86_MODE_SIZE], bytes, len, insn, ops))) return false;
+  x86_decoded_fix(insn, ops);
+  return true;
+}

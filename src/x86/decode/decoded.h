@@ -12,4 +12,7 @@ struct x86_decoded {
   const u8 *bytes;
 };
 
+/* The Zydis result of an instruction that x86_decode() took before. */
+bool x86_decode_again(u32 mode, const u8 *bytes, unsigned len, ZydisDecodedInstruction *insn, ZydisDecodedOperand *ops);
+
 #endif

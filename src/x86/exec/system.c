@@ -184,11 +184,12 @@ static int exec_invpcid(struct x86_vcpu *c, const struct x86_insn *i) {
   if (type > INVPCID_ALL || desc[0] >> 12) return x86_gp0(c);
   if (type <= INVPCID_CONTEXT && desc[0] && !(c->cr4 & CR4_PCIDE)) return x86_gp0(c);
   if (type == INVPCID_ADDRESS && !x86_canonical(c, desc[1])) return x86_gp0(c);
-  if (type >= INVPCID_ALL_GLOBAL)
+  if (type >= INVPCID_ALL_GLOBAL) {
+    x86_mmu_forget_pcids(c);
     x86_mmu_flush_all(c, type == INVPCID_ALL_GLOBAL);
-  else if (desc[0] != current)
-    return X86_END;
-  else if (type == INVPCID_CONTEXT)
+  } else if (desc[0] != current) {
+    x86_mmu_forget_pcid(c, (unsigned)desc[0]);
+  } else if (type == INVPCID_CONTEXT)
     x86_mmu_flush_all(c, false);
   else
     x86_mmu_flush_page(c, desc[1]);

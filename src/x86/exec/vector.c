@@ -247,3 +247,10 @@ x86_exec_fn *x86_vector_select(const struct x86_decoded *d, struct x86_insn *i) 
   place_operands(&f, i);
   return v->class == VECTOR_MIXED ? mixed : handlers[v->class][kind_of(d, i, v)];
 }
+
+bool x86_vector_is_plain(const struct x86_insn *i) {
+  x86_exec_fn *const *all = &handlers[0][0];
+  for (unsigned k = 0; k < VECTOR_MIXED * KINDS; k++)
+    if (i->fn == all[k]) return true;
+  return false;
+}

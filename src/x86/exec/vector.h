@@ -90,6 +90,8 @@ struct x86_vector *x86_vector_get(const struct x86_decoded *d, const struct x86_
 
 /* ---- vector.c ---- */
 x86_exec_fn *x86_vector_select(const struct x86_decoded *d, struct x86_insn *i);
+/* Whether the instruction has a struct x86_vector and its operands are those of its encoding: then it may also run as itself. */
+bool x86_vector_is_plain(const struct x86_insn *i);
 /* #UD and #NM by CR0, CR4 and XCR0 (SDM Vol. 2A, tables 2-18 to 2-25, 2-41 and on). */
 int x86_vector_refuse(struct x86_vcpu *c, enum x86_vector_class class);
 /* The components of XCR0 that must be enabled; 0: none, but CR4.OSFXSR. */

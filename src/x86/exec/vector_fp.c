@@ -48,6 +48,11 @@ static void make_live(struct x86_vcpu *c) {
   c->fpu.live = true;
 }
 
+bool x86_mxcsr_live(struct x86_vcpu *c) {
+  if (!c->fpu.live && (c->fpu.mxcsr & MASKS) == MASKS) make_live(c);
+  return c->fpu.live;
+}
+
 /* ---- with an exception unmasked ---- */
 
 /* What a run left, beside the destination. */

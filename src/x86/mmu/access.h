@@ -134,6 +134,14 @@ void x86_mmu_rights_changed(struct x86_vcpu *c);
 void x86_mmu_cr3_written(struct x86_vcpu *c, bool flush); /* flush: not the PCID no-flush form */
 void x86_mmu_flush_page(struct x86_vcpu *c, u64 lin);
 void x86_mmu_flush_all(struct x86_vcpu *c, bool globals);
+/* INVPCID: translations of a PCID that is not the current one; of all PCIDs. */
+void x86_mmu_forget_pcid(struct x86_vcpu *c, unsigned pcid);
+void x86_mmu_forget_pcids(struct x86_vcpu *c);
+/* No vCPU may write the page the fast way any more: for one's own. */
+void x86_mmu_protect_page(struct x86_vcpu *c, gpa_t page);
+/* The generation of code addresses in force, and that code was found at one. */
+static inline u64 x86_code_generation(const struct x86_vcpu *c) { return c->mmu.gen.now[c->cpl == 3]; }
+void x86_mmu_executed(struct x86_vcpu *c, u64 lin);
 /* Loads the four PDPTEs where the SDM says so (Vol. 3A 4.4.1); #GP(0) for reserved bits.  cr3 is the value being loaded. */
 int x86_mmu_load_pdptrs(struct x86_vcpu *c, u64 cr3);
 int x86_mmu_create(struct x86_vcpu *c);

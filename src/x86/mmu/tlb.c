@@ -14,6 +14,10 @@ static void entry_clear(struct x86_mmu *m, unsigned n) {
   e->read = e->write = e->exec = x86_tlb_none(n);
 }
 
+static void no_large(struct x86_mmu *m) {
+  for (unsigned n = 0; n < 2; n++) m->large[n].start = ~0ull, m->large[n].end = 0;
+}
+
 int x86_mmu_create(struct x86_vcpu *c) {
   c->mmu.meta = calloc(TLB_COUNT * X86_TLB_SIZE, sizeof(struct x86_tlb_meta));
   c->mmu.log = calloc(X86_TLB_LOG, sizeof(*c->mmu.log));
@@ -22,7 +26,7 @@ int x86_mmu_create(struct x86_vcpu *c) {
     return -ENOMEM;
   }
   for (unsigned n = 0; n < TABLE_ENTRIES; n++) entry_clear(&c->mmu, n);
-  c->mmu.large_start = ~0ull;
+  no_large(&c->mmu);
   c->tlb = c->mmu.tables;
   return 0;
 }
@@ -49,10 +53,65 @@ void x86_tlb_fill(struct x86_vcpu *c, u64 lin, unsigned table, gpa_t gpa, bool g
   vcpu_stat_inc(&c->core, tlb_fills);
 }
 
-void x86_mmu_flush_all(struct x86_vcpu *c, bool globals) {
+/* ---- generations of code addresses ---- */
+
+static unsigned current_pcid(const struct x86_vcpu *c) { return c->cr4 & CR4_PCIDE ? (unsigned)c->cr3 & 0xfff : 0; }
+
+static void new_user(struct x86_vcpu *c) {
+  struct x86_generations *g = &c->mmu.gen;
+  unsigned pcid = current_pcid(c), slot = pcid % X86_PCID_SLOTS;
+  g->now[1] = ++g->last;
+  g->known[slot].user = g->now[1];
+  g->known[slot].pcid = (u16)pcid;
+}
+static void new_super(struct x86_generations *g) {
+  g->now[0] = ++g->last;
+  g->super_local = false;
+}
+
+void x86_mmu_forget_pcids(struct x86_vcpu *c) {
+  for (unsigned n = 0; n < X86_PCID_SLOTS; n++) c->mmu.gen.known[n].user = 0;
+}
+void x86_mmu_forget_pcid(struct x86_vcpu *c, unsigned pcid) {
+  struct x86_generations *g = &c->mmu.gen;
+  if (g->known[pcid % X86_PCID_SLOTS].pcid == pcid) g->known[pcid % X86_PCID_SLOTS].user = 0;
+}
+
+static unsigned executed_bit(u64 lin) { return (unsigned)((lin >> PAGE_SHIFT) * 0x9e3779b97f4a7c15ull >> (64 - X86_EXECUTED_BITS)); }
+
+void x86_mmu_executed(struct x86_vcpu *c, u64 lin) {
+  struct x86_generations *g = &c->mmu.gen;
+  unsigned bit = executed_bit(lin), n = c->mmu.right * X86_TLB_SIZE + ((lin >> PAGE_SHIFT) & (X86_TLB_SIZE - 1));
+  g->executed[bit / 64] |= BIT(bit % 64);
+  bool global = c->mmu.tables[n].exec == (lin & PAGE_MASK) && c->mmu.meta[n].global;
+  if (c->cpl != 3 && !global) g->super_local = true;
+}
+
+static void renew(struct x86_vcpu *c, bool globals) {
+  struct x86_generations *g = &c->mmu.gen;
+  if (globals) {
+    x86_mmu_forget_pcids(c);
+    memset(g->executed, 0, sizeof(g->executed));
+  }
+  if (globals || g->super_local) new_super(g);
+  new_user(c);
+}
+
+/* A page that a large one covers may have been found under another address of it: x86_mmu_flush_page() drops everything there. */
+static void renew_for_page(struct x86_vcpu *c, u64 lin) {
+  struct x86_generations *g = &c->mmu.gen;
+  unsigned bit = executed_bit(lin);
+  if (!(g->executed[bit / 64] >> (bit % 64) & 1)) return;
+  x86_mmu_forget_pcids(c);
+  new_super(g);
+  new_user(c);
+}
+
+/* ---- flushes ---- */
+
+static void flush_entries(struct x86_vcpu *c, bool globals) {
   struct x86_mmu *m = &c->mmu;
   unsigned kept = 0;
-  c->code_gen++;
   vcpu_stat_inc(&c->core, tlb_flush);
   if (m->logged > X86_TLB_LOG) {
     for (unsigned n = 0; n < TLB_COUNT * X86_TLB_SIZE; n++) entry_clear(m, n);
@@ -64,12 +123,28 @@ void x86_mmu_flush_all(struct x86_vcpu *c, bool globals) {
     }
   }
   m->logged = kept;
-  if (!kept) m->large_start = ~0ull, m->large_end = 0;
+  if (!kept) no_large(m);
+}
+
+void x86_mmu_flush_all(struct x86_vcpu *c, bool globals) {
+  flush_entries(c, globals);
+  renew(c, globals);
+}
+
+/* Write tags with this guest-physical page. */
+void x86_mmu_protect_page(struct x86_vcpu *c, gpa_t page) {
+  struct x86_mmu *m = &c->mmu;
+  if (m->logged > X86_TLB_LOG) {
+    flush_entries(c, true);
+    return;
+  }
+  for (unsigned k = 0; k < m->logged; k++)
+    if (m->meta[m->log[k]].gpa == page) m->tables[m->log[k]].write = x86_tlb_none(m->log[k]);
 }
 
 void x86_mmu_flush_page(struct x86_vcpu *c, u64 lin) {
   struct x86_mmu *m = &c->mmu;
-  if (lin >= m->large_start && lin <= m->large_end) { /* INVLPG of any address in a large page drops all of it */
+  if (lin >= m->large[lin >> 63].start && lin <= m->large[lin >> 63].end) { /* INVLPG of any address in a large page drops all of it */
     x86_mmu_flush_all(c, true);
     return;
   }
@@ -79,7 +154,7 @@ void x86_mmu_flush_page(struct x86_vcpu *c, u64 lin) {
     u64 page = lin & PAGE_MASK;
     if (e->read == page || e->write == page || e->exec == page) entry_clear(m, n);
   }
-  c->code_gen++;
+  renew_for_page(c, lin);
 }
 
 static enum x86_paging paging_of(const struct x86_vcpu *c) {
@@ -110,6 +185,13 @@ void x86_mmu_rights_changed(struct x86_vcpu *c) {
 }
 
 void x86_mmu_cr3_written(struct x86_vcpu *c, bool flush) {
-  /* Translations are not tagged with a PCID: the no-flush form may drop more than asked (SDM Vol. 3A 4.10.4.1). */
-  x86_mmu_flush_all(c, false);
+  struct x86_generations *g = &c->mmu.gen;
+  unsigned pcid = current_pcid(c), slot = pcid % X86_PCID_SLOTS;
+  /* Translations of data are not tagged with a PCID: the no-flush form may drop more than asked (SDM Vol. 3A 4.10.4.1). */
+  flush_entries(c, false);
+  bool back = !flush && g->known[slot].user && g->known[slot].pcid == pcid;
+  u64 user = g->known[slot].user;
+  if (g->super_local) new_super(g);
+  if (back) g->now[1] = user;
+  else new_user(c);
 }

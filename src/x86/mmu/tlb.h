@@ -38,12 +38,31 @@ struct x86_tlb_meta {
 
 #define X86_TLB_LOG 2048
 
+/* What a linear address was found to lead to, as code, is remembered with a generation (block.c, translate/); it holds while that generation is in force.
+ * CPL 3 and the other levels have one each: supervisor code is usually global and survives a new CR3.  User code that comes back with its PCID gets its
+ * generation back. */
+#define X86_PCID_SLOTS     16
+#define X86_EXECUTED_BITS  14 /* log2 of the pages a filter tells apart */
+struct x86_generations {
+  u64 last;             /* given out */
+  u64 now[2];           /* [CPL == 3] */
+  struct {
+    u64 user;           /* 0: none */
+    u16 pcid;
+  } known[X86_PCID_SLOTS];
+  bool super_local;     /* supervisor code was found on a page that is not global */
+  u64 executed[(1u << X86_EXECUTED_BITS) / 64]; /* pages on which code was found, hashed: INVLPG of any other matters to no code */
+};
+
 struct x86_mmu {
   struct x86_tlb_entry tables[TLB_TABLES * X86_TLB_SIZE]; /* within the vCPU: translated code finds it by a constant offset */
   struct x86_tlb_meta *meta;      /* TLB_COUNT * X86_TLB_SIZE */
   u16 *log;                       /* table slots filled since the last flush, so that a flush touches only them */
   unsigned logged;                /* > X86_TLB_LOG: the log overflowed */
-  u64 large_start, large_end;     /* linear range in which large guest pages were seen: INVLPG there flushes all */
+  struct {
+    u64 start, end;               /* linear range in which large guest pages were seen, by address bit 63: INVLPG there flushes all */
+  } large[2];
+  struct x86_generations gen;
   u8 right;                       /* enum x86_tlb_index that TLB_SLOW stands for */
   u8 paging;                      /* enum x86_paging, kept by x86_mmu_mode_changed() */
   u64 rsvd_high;                  /* physical-address bits beyond MAXPHYADDR, up to bit 51 */

@@ -40,7 +40,7 @@ enum { NONE = -1, DB = 1, UD = 6, GP = 13, PF = 14 };
   X(efer_reserved, "mov $0xc0000080, %ecx; rdmsr; bts $1, %eax; wrmsr; hlt", GP, 0)                                              \
   X(efer_lma_is_kept, "mov $0xc0000080, %ecx; rdmsr; btr $10, %eax; wrmsr; rdmsr; and $0x400, %eax; hlt", NONE, 0x400)           \
   X(rdmsr_unknown, "mov $0x1234567, %ecx; rdmsr; hlt", GP, 0)                                                                    \
-  X(rdpmc, "xor %ecx, %ecx; rdpmc; hlt", GP, 0)                                                                                  \
+  X(rdpmc, "xor %ecx, %ecx; rdpmc; hlt", NONE, 0) X(rdpmc_absent, "mov $9, %ecx; rdpmc; hlt", GP, 0)                                                                         \
   X(rdtscp, "mov $0xc0000103, %ecx; mov $77, %eax; xor %edx, %edx; wrmsr; rdtscp; mov %ecx, %eax; hlt", NONE, 77)                \
   X(rdpid, "mov $0xc0000103, %ecx; mov $78, %eax; xor %edx, %edx; wrmsr; rdpid %rax; hlt", NONE, 78)                             \
   X(rdpkru_off, "xor %ecx, %ecx; rdpkru; hlt", UD, 0)                                                                            \

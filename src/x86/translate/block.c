@@ -1,0 +1,334 @@
+/* The translation of one block: entries, instructions, slow paths, exits.
+ *
+ * Flags.  Between blocks the arithmetic flags are in the host's flags or in memory (c->code.flags), and a block has an entry for
+ * each.  Within a block the translator knows where they are: code of its own that changes the host's flags saves them first
+ * (LAHF, SETO: they must be exact at every fault), and what reads them gets them back (SAHF).
+ *
+ * The gate.  Each entry compares one word with the block's: they differ when a request waits or the block's bytes have to be
+ * compared with memory again (core/request.h).  Without touching flags that takes JRCXZ.
+ */
+#include <stdlib.h>
+#include "core/request.h"
+#include "x86/decode/decoded.h"
+#include "x86/translate/private.h"
+
+#define CODE_MAX 16384u /* bytes of code of a block, more than any takes */
+
+/* ---- flags ---- */
+
+static void first_use(struct translation *t, int use) {
+  if (t->first == FIRST_NONE) t->first = use;
+}
+
+static void save(struct emitter *e) {
+  em8(e, 0x9f);                             /* lahf */
+  em8(e, 0x0f), em8(e, 0x90), em8(e, 0xc0); /* seto al */
+  em8(e, 0x66), em_mem(e, 0, 0x89, H_RAX, EM_GS(offsetof(struct x86_vcpu, code.flags)));
+}
+/* AL + 127 overflows exactly when AL is 1. */
+static void restore(struct emitter *e) {
+  em_mem(e, 0, 0x0fb7, H_RAX, EM_GS(offsetof(struct x86_vcpu, code.flags)));
+  em8(e, 0x04), em8(e, 127); /* add al, 127 */
+  em8(e, 0x9e);              /* sahf */
+}
+
+void t_save_flags(struct translation *t) {
+  first_use(t, FIRST_SAVED);
+  if (!t->saved) save(&t->e);
+  t->saved = true;
+}
+void t_lose_flags(struct translation *t) {
+  t_save_flags(t);
+  t->host = false;
+}
+void t_need_flags(struct translation *t) {
+  first_use(t, FIRST_READ);
+  if (!t->host) restore(&t->e);
+  t->host = true;
+}
+void t_wrote_flags(struct translation *t) {
+  first_use(t, FIRST_WRITTEN);
+  t->host = true;
+  t->saved = false;
+}
+
+/* ---- slow paths ---- */
+
+struct t_slow *t_slow(struct translation *t) {
+  if (!t->at) {
+    t->at = &t->slow[t->n_slow++];
+    *t->at = (struct t_slow){.insn = t->k};
+  }
+  return t->at;
+}
+
+void t_slow_if(struct translation *t, unsigned cc) {
+  struct t_slow *s = t_slow(t);
+  s->from[s->n_from++] = em_jcc(&t->e, cc);
+}
+
+static void call(struct emitter *e, s32 pointer) {
+  em_mem(e, 0, 0xff, 2, EM_GS(pointer));
+}
+
+static void call_interpreter(struct translation *t, unsigned k) {
+  em_mov_imm64(&t->e, H_RCX, (u64)(uintptr_t)&t->b->insn[k]);
+  em_mov_imm32(&t->e, H_RAX, (u32)t->start);
+  call(&t->e, GS_OF(code.interpret));
+}
+
+void t_interpret(struct translation *t) {
+  t_lose_flags(t);
+  call_interpreter(t, t->k);
+  t->vectors = VECTORS_NONE;
+}
+
+static void compare_level(struct emitter *e, unsigned level) {
+  em_mem(e, 0, 0x80, 7, EM_GS(offsetof(struct x86_vcpu, code.vectors))), em8(e, level);
+}
+
+void t_need_vectors(struct translation *t, unsigned level) {
+  if (t->vectors >= level) return;
+  t_lose_flags(t);
+  compare_level(&t->e, level);
+  struct t_slow *s = t_slow(t);
+  s->load_from = em_jcc(&t->e, CC_B);
+  s->load_back = t->e.p;
+  s->load_level = (u8)level;
+  t->vectors = (u8)level;
+}
+
+/* Its flags are saved when a slow path is taken, and when the interpreter is done. */
+static void emit_slow(struct translation *t, struct t_slow *s) {
+  struct emitter *e = &t->e;
+  if (s->load_from) {
+    em_here(e, s->load_from);
+    call(e, GS_OF(code.load_vectors));
+    compare_level(e, s->load_level);
+    em_patch(e, em_jcc(e, CC_AE), s->load_back);
+  }
+  for (unsigned n = 0; n < s->n_from; n++) em_here(e, s->from[n]);
+  call_interpreter(t, s->insn);
+  if (!s->back) return;
+  if (s->vectors) {
+    call(e, GS_OF(code.load_vectors));
+    compare_level(e, s->vectors);
+    t->saved = true;
+    t_exit_to(t, em_jcc(e, CC_B), t->start + t->b->insn[s->insn].next);
+  }
+  if (s->host_flags) restore(e);
+  em_jmp_to(e, s->back);
+}
+
+/* ---- exits ---- */
+
+void t_exit_to(struct translation *t, u8 *rel32, s32 target) {
+  t->exits[t->n_exits++] = (struct t_exit){.from = rel32, .target = target, .saved = t->saved};
+}
+
+static void set_rip(struct emitter *e, s32 target) {
+  em_load(e, H_RAX, EM_GS(offsetof(struct x86_vcpu, code.page)));
+  em_lea(e, H_RAX, EM_AT(H_RAX, target));
+  em_store(e, EM_GS(offsetof(struct x86_vcpu, regs) + 8 * X86_REG_RIP), H_RAX);
+}
+
+static void leave(struct translation *t, u32 link) {
+  em_mem(&t->e, 0, 0xc7, 0, EM_GS(offsetof(struct x86_vcpu, code.link))), em32(&t->e, link);
+  em_mem(&t->e, 0, 0xff, 4, EM_GS(offsetof(struct x86_vcpu, code.leave)));
+}
+
+/* Another page: where its code is found depends on the page tables in force. */
+static void leave_page(struct translation *t) {
+  struct emitter *e = &t->e;
+  u8 *miss[2];
+  t_find_target(t, miss);
+  em_load(e, H_RAX, EM_GS(offsetof(struct x86_vcpu, regs) + 8 * X86_REG_RIP));
+  t_enter_target(t);
+  em_here(e, miss[0]);
+  em_here(e, miss[1]);
+  leave(t, 0);
+}
+
+static void emit_exit(struct translation *t, const struct t_exit *x) {
+  struct emitter *e = &t->e;
+  em_here(e, x->from);
+  if (!x->saved) save(e);
+  set_rip(e, x->target);
+  if (x->target < 0 || x->target >= PAGE_SIZE) {
+    leave_page(t);
+    return;
+  }
+  /* Low bit: which entry to link to. */
+  leave(t, (u32)((x->from + e->to_rx) - x86_code_arena(t->c)->rx) | x->saved);
+}
+
+/* ---- entries ---- */
+
+static void gate_saved(struct translation *t, u8 **fail) {
+  struct emitter *e = &t->e;
+  em_load(e, H_RAX, EM_GS(offsetof(struct x86_vcpu, core.gate)));
+  em8(e, 0x48), em8(e, 0x03), em8(e, 0x05); /* add rax, [rip + ...] */
+  em32(e, (u32)((u8 *)t->code->epoch - (e->p + 4)));
+  *fail = em_jcc(e, CC_NE);
+}
+
+static void gate_host(struct translation *t, u8 **fail) {
+  struct emitter *e = &t->e;
+  em_load(e, H_RCX, EM_GS(offsetof(struct x86_vcpu, core.gate)));
+  em8(e, 0x48), em8(e, 0x8b), em8(e, 0x05); /* mov rax, [rip + ...] */
+  em32(e, (u32)((u8 *)t->code->epoch - (e->p + 4)));
+  em_lea(e, H_RCX, (struct em_mem){.base = H_RCX, .index = H_RAX});
+  em8(e, 0xe3), em8(e, 5); /* jrcxz over the jump */
+  *fail = em_jmp(e);
+}
+
+/* The entry that the body continues comes last. */
+static void emit_entries(struct translation *t, bool body_host, u8 *fail[2]) {
+  struct emitter *e = &t->e;
+  if (body_host) {
+    t->entry_saved = e->p;
+    gate_saved(t, &fail[1]);
+    if (t->first == FIRST_READ) restore(e);
+    u8 *over = em_jmp(e);
+    t->entry_host = e->p;
+    gate_host(t, &fail[0]);
+    em_here(e, over);
+  } else {
+    t->entry_host = e->p;
+    gate_host(t, &fail[0]);
+    save(e);
+    u8 *over = em_jmp(e);
+    t->entry_saved = e->p;
+    gate_saved(t, &fail[1]);
+    em_here(e, over);
+  }
+}
+
+static void emit_gate_exits(struct translation *t, u8 *fail[2]) {
+  struct emitter *e = &t->e;
+  em_here(e, fail[0]);
+  save(e);
+  em_here(e, fail[1]);
+  set_rip(e, t->start);
+  leave(t, 0);
+}
+
+/* ---- the block ---- */
+
+struct decoded {
+  ZydisDecodedInstruction insn;
+  ZydisDecodedOperand ops[ZYDIS_MAX_OPERAND_COUNT];
+};
+
+/* An attempt that is given up leaves nothing behind. */
+static bool attempt(struct translation *t, bool (*fn)(struct translation *t)) {
+  u8 *p = t->e.p;
+  bool host = t->host, saved = t->saved;
+  int first = t->first;
+  u8 vectors = t->vectors;
+  unsigned n_slow = t->n_slow, n_exits = t->n_exits;
+  if (fn(t)) return true;
+  t->e.p = p;
+  t->host = host;
+  t->saved = saved;
+  t->first = first;
+  t->vectors = vectors;
+  t->n_slow = n_slow;
+  t->n_exits = n_exits;
+  t->at = NULL;
+  return false;
+}
+
+static void one(struct translation *t) {
+  bool ends = t->i->iflags & X86_I_END;
+  t->at = NULL;
+  if (ends ? !attempt(t, t_branch) : !attempt(t, t_rewrite) && !attempt(t, t_special))
+    t_interpret(t);
+  else
+    t->ended = ends;
+}
+
+static bool translate_insns(struct translation *t, const struct decoded *d) {
+  for (t->k = 0; t->k < t->b->n && !t->ended; t->k++) {
+    t->i = &t->b->insn[t->k];
+    t->z = &d[t->k].insn;
+    t->ops = d[t->k].ops;
+    t->code->at[t->k] = (u16)(t->e.p - t->code->start);
+    one(t);
+    if (em_overflow(&t->e) || t->n_slow >= MAX_SLOW - 1 || t->n_exits >= MAX_EXITS - 4) return false;
+    if (t->at && !t->ended) {
+      t->at->back = t->e.p;
+      t->at->host_flags = t->host;
+      t->at->vectors = t->vectors;
+    }
+  }
+  t->k = t->b->n;
+  t->code->at[t->k] = (u16)(t->e.p - t->code->start);
+  if (!t->ended) t_goto(t, t->start + t->b->len);
+  return true;
+}
+
+static bool emit(struct translation *t, const struct decoded *d, bool body_host, int first) {
+  u8 *fail[2];
+  t->host = body_host;
+  t->saved = !body_host;
+  t->first = first;
+  emit_entries(t, body_host, fail);
+  t->first = FIRST_NONE;
+  if (!translate_insns(t, d)) return false;
+  for (unsigned n = 0; n < t->n_slow; n++) emit_slow(t, &t->slow[n]);
+  emit_gate_exits(t, fail);
+  for (unsigned n = 0; n < t->n_exits; n++) emit_exit(t, &t->exits[n]);
+  return !em_overflow(&t->e);
+}
+
+static bool decode(const struct x86_block *b, struct decoded *d) {
+  for (unsigned k = 0; k < b->n; k++)
+    if (!x86_decode_again(b->mode, b->bytes + b->insn[k].off, b->insn[k].len, &d[k].insn, d[k].ops))
+      memset(&d[k], 0, sizeof(d[k]));
+  return true;
+}
+
+static void begin(struct translation *t, struct x86_vcpu *c, struct jit_arena *a, struct x86_block *b, unsigned right,
+                  struct x86_code *code) {
+  memset(t, 0, offsetof(struct translation, slow));
+  t->n_slow = t->n_exits = 0;
+  t->at = NULL;
+  t->c = c;
+  t->b = b;
+  t->code = code;
+  t->right = right;
+  t->start = (s32)(b->gpa & (PAGE_SIZE - 1));
+  t->e = (struct emitter){.p = a->rw + a->used, .end = a->rw + a->used + CODE_MAX, .to_rx = a->rx - a->rw};
+  code->start = t->e.p;
+}
+
+struct x86_code *x86_translate_block(struct x86_vcpu *c, struct jit_arena *a, struct x86_block *b, unsigned right) {
+  static __thread struct translation t;
+  static __thread struct decoded d[X86_BLOCK_MAX];
+  if (jit_arena_room(a) < CODE_MAX + 64) return NULL;
+  struct x86_code *code = calloc(1, sizeof(*code));
+  if (!code) return NULL;
+  code->block = b;
+  code->right = (u8)right;
+  code->epoch = (u64 *)(void *)(a->rw + a->size - a->words - 8);
+  decode(b, d);
+  begin(&t, c, a, b, right, code);
+  bool ok = emit(&t, d, false, FIRST_SAVED);
+  if (ok && (t.first == FIRST_READ || t.first == FIRST_WRITTEN)) {
+    int first = t.first;
+    begin(&t, c, a, b, right, code);
+    ok = emit(&t, d, true, first);
+  }
+  if (!ok) {
+    free(code);
+    return NULL;
+  }
+  a->words += 8;
+  a->used = ALIGN_UP((size_t)(t.e.p - a->rw), (size_t)16);
+  code->start += t.e.to_rx;
+  code->end = t.e.p + t.e.to_rx;
+  code->host = t.entry_host + t.e.to_rx;
+  code->saved = t.entry_saved + t.e.to_rx;
+  return code;
+}

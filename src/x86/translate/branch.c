@@ -1,0 +1,186 @@
+/* Control flow: near branches within a page are jumps from block to block, all others look their target up. */
+#include "x86/translate/private.h"
+
+/* ---- targets by linear address ---- */
+
+_Static_assert(sizeof(struct x86_code_target) == 32 && X86_TARGET_BITS == 12, "t_find_target()");
+#define TARGET(field) EM_GS_AT(H_RCX, offsetof(struct x86_vcpu, code.targets) + offsetof(struct x86_code_target, field))
+
+/* ECX: where the target in RAX is in the table. */
+static void target_index(struct emitter *e) {
+  em_reg(e, 0, 0x8b, H_RCX, H_RAX);             /* mov ecx, eax */
+  em_reg(e, 0, 0x81, 4, H_RCX), em32(e, 0xfff); /* and ecx */
+  em_reg(e, 0, 0xc1, 4, H_RCX), em8(e, 5);      /* shl ecx, 5 */
+}
+
+void t_find_target(struct translation *t, u8 *miss[2]) {
+  struct emitter *e = &t->e;
+  target_index(e);
+  em_mem(e, 1, 0x3b, H_RAX, TARGET(lin)); /* cmp rax, lin */
+  miss[0] = em_jcc(e, CC_NE);
+  em_load(e, H_RAX, EM_GS(offsetof(struct x86_vcpu, code.generation)));
+  em_mem(e, 1, 0x3b, H_RAX, TARGET(generation));
+  miss[1] = em_jcc(e, CC_NE);
+}
+
+void t_enter_target(struct translation *t) {
+  struct emitter *e = &t->e;
+  em8(e, 0x48), em8(e, 0x25), em32(e, 0xfffff000); /* and rax, -4096 */
+  em_store(e, EM_GS(offsetof(struct x86_vcpu, code.page)), H_RAX);
+  em_mem(e, 0, 0xff, 4, TARGET(code));
+}
+
+void t_indirect(struct translation *t, s32 add_to_rsp) {
+  struct emitter *e = &t->e;
+  struct t_slow *s = t_slow(t);
+  u8 *miss[2];
+  t_find_target(t, miss);
+  s->from[s->n_from++] = miss[0];
+  s->from[s->n_from++] = miss[1];
+  em_load(e, H_RAX, TARGET(lin));
+  if (add_to_rsp) em_lea(e, T_HOME(RSP), EM_AT(T_HOME(RSP), add_to_rsp));
+  t_enter_target(t);
+}
+
+/* ---- direct branches ---- */
+
+/* The displacement is patched while others run: it must not straddle four bytes. */
+static void align_displacement(struct emitter *e, unsigned opcode_bytes) {
+  static const u8 nops[4][3] = {{0}, {0x90}, {0x66, 0x90}, {0x0f, 0x1f, 0x00}};
+  unsigned n = (unsigned)(-(uintptr_t)(e->p + opcode_bytes) & 3);
+  for (unsigned k = 0; k < n; k++) em8(e, nops[n][k]);
+}
+
+/* A jump to the block itself needs no link. */
+static bool to_itself(struct translation *t, u8 *rel32, s32 target) {
+  if (target != t->start) return false;
+  em_patch(&t->e, rel32, t->saved ? t->entry_saved : t->entry_host);
+  return true;
+}
+
+void t_goto(struct translation *t, s32 target) {
+  align_displacement(&t->e, 1);
+  u8 *rel32 = em_jmp(&t->e);
+  if (!to_itself(t, rel32, target)) t_exit_to(t, rel32, target);
+}
+
+static s32 branch_target(const struct translation *t) {
+  return t->start + (s32)t->i->imm;
+}
+
+static bool jump(struct translation *t) {
+  t_goto(t, branch_target(t));
+  return true;
+}
+
+/* Conditions that one test of saved flags decides, by condition code / 2: bits of c->code.flags. */
+static const u16 saved_bits[8] = {1, 1u << 8, 1u << 14, 1u << 14 | 1u << 8, 1u << 15, 1u << 10, 0, 0};
+
+static bool conditional(struct translation *t) {
+  unsigned cc = t->z->opcode & 15;
+  struct emitter *e = &t->e;
+  if (!t->host && saved_bits[cc >> 1]) {
+    t_save_flags(t);
+    em8(e, 0x66), em_mem(e, 0, 0xf7, 0, EM_GS(offsetof(struct x86_vcpu, code.flags)));
+    em8(e, saved_bits[cc >> 1] & 0xff), em8(e, saved_bits[cc >> 1] >> 8);
+    cc = cc & 1 ? CC_E : CC_NE;
+  } else {
+    t_need_flags(t);
+  }
+  align_displacement(e, 2);
+  u8 *rel32 = em_jcc(e, cc);
+  if (!to_itself(t, rel32, branch_target(t))) t_exit_to(t, rel32, branch_target(t));
+  t_goto(t, t->start + t->i->next);
+  return true;
+}
+
+/* ---- calls ---- */
+
+static void push_return(struct translation *t) {
+  struct emitter *e = &t->e;
+  t_lose_flags(t);
+  em_lea(e, H_RAX, EM_AT(T_HOME(RSP), -8));
+  t_translate(t, 8, true);
+  em_load(e, H_RCX, EM_GS(offsetof(struct x86_vcpu, code.page)));
+  em_lea(e, H_RCX, EM_AT(H_RCX, t->start + t->i->next));
+  em_store(e, EM_AT(H_RAX, 0), H_RCX);
+}
+
+static bool call_direct(struct translation *t) {
+  push_return(t);
+  em_lea(&t->e, T_HOME(RSP), EM_AT(T_HOME(RSP), -8));
+  t_goto(t, branch_target(t));
+  return true;
+}
+
+/* RAX: where to. */
+static bool indirect_target(struct translation *t) {
+  const ZydisDecodedOperand *op = &t->ops[0];
+  if (op->type == ZYDIS_OPERAND_TYPE_MEMORY) {
+    if (!t_operand(t, 8, false)) return false;
+    em_load(&t->e, H_RAX, EM_AT(H_RAX, 0));
+  } else {
+    if (op->type != ZYDIS_OPERAND_TYPE_REGISTER) return false;
+    t_lose_flags(t);
+    em_mov(&t->e, H_RAX, t_read(t, (unsigned)ZydisRegisterGetId(op->reg.value), H_RAX));
+  }
+  return true;
+}
+
+/* The target is looked up before anything is pushed: where it is not found, the interpreter starts from the beginning. */
+static bool call_indirect(struct translation *t) {
+  struct emitter *e = &t->e;
+  struct t_slow *s = t_slow(t);
+  u8 *miss[2];
+  if (!indirect_target(t)) return false;
+  em_store(e, EM_GS(offsetof(struct x86_vcpu, code.scratch)), H_RAX);
+  t_find_target(t, miss);
+  s->from[s->n_from++] = miss[0];
+  s->from[s->n_from++] = miss[1];
+  push_return(t);
+  em_lea(e, T_HOME(RSP), EM_AT(T_HOME(RSP), -8));
+  em_load(e, H_RAX, EM_GS(offsetof(struct x86_vcpu, code.scratch)));
+  target_index(e);
+  t_enter_target(t);
+  return true;
+}
+
+static bool jump_indirect(struct translation *t) {
+  if (!indirect_target(t)) return false;
+  t_indirect(t, 0);
+  return true;
+}
+
+static bool near_return(struct translation *t) {
+  s32 more = t->ops[0].type == ZYDIS_OPERAND_TYPE_IMMEDIATE && t->z->operand_count_visible ? (s32)(u16)t->i->imm : 0;
+  t_lose_flags(t);
+  em_mov(&t->e, H_RAX, T_HOME(RSP));
+  t_translate(t, 8, false);
+  em_load(&t->e, H_RAX, EM_AT(H_RAX, 0));
+  t_indirect(t, 8 + more);
+  return true;
+}
+
+bool t_branch(struct translation *t) {
+  const ZydisDecodedInstruction *z = t->z;
+  bool direct = z->operand_count_visible && t->ops[0].type == ZYDIS_OPERAND_TYPE_IMMEDIATE;
+  if (z->meta.branch_type == ZYDIS_BRANCH_TYPE_FAR || z->meta.branch_type == ZYDIS_BRANCH_TYPE_NONE) return false;
+  if (z->attributes & ZYDIS_ATTRIB_HAS_OPERANDSIZE) return false;
+  switch (z->mnemonic) {
+  case ZYDIS_MNEMONIC_JMP:
+    return direct ? jump(t) : jump_indirect(t);
+  case ZYDIS_MNEMONIC_CALL:
+    return direct ? call_direct(t) : call_indirect(t);
+  case ZYDIS_MNEMONIC_RET:
+    return near_return(t);
+  case ZYDIS_MNEMONIC_JCXZ:
+  case ZYDIS_MNEMONIC_JECXZ:
+  case ZYDIS_MNEMONIC_JRCXZ:
+  case ZYDIS_MNEMONIC_LOOP:
+  case ZYDIS_MNEMONIC_LOOPE:
+  case ZYDIS_MNEMONIC_LOOPNE:
+    return false;
+  default:
+    return z->meta.category == ZYDIS_CATEGORY_COND_BR && conditional(t);
+  }
+}

@@ -1,0 +1,300 @@
+/* The cache of translations: making, linking, entering and forgetting them. */
+#include <cpuid.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <sys/auxv.h>
+#include <ucontext.h>
+#include "core/request.h"
+#include "x86/exec/vector.h"
+#include "x86/translate/private.h"
+#include "x86/x86.h"
+
+#define ARENA_SIZE  (64u << 20)
+#define FULL_MARGIN (1u << 20) /* left when everything is forgotten */
+#define HOT         16u        /* runs of a block before it is translated */
+#define EPOCH_NEVER 1          /* at no gate: open gates are at least 1, so the sum is not 0 */
+
+#ifndef HWCAP2_FSGSBASE
+#define HWCAP2_FSGSBASE 2
+#endif
+
+struct x86_code_cache {
+  pthread_mutex_t lock; /* making translations; inside it blocks->lock may be taken */
+  struct jit_arena arena;
+  struct x86_code **list; /* by address */
+  _Atomic unsigned n;
+  unsigned max;
+  _Atomic bool suspended;
+  _Atomic u32 resets;
+};
+
+/* ---- life ---- */
+
+static bool wanted(void) {
+  const char *engine = getenv("UVIRT_ENGINE");
+  return !(engine && !strcmp(engine, "interpreter")) && (getauxval(AT_HWCAP2) & HWCAP2_FSGSBASE);
+}
+
+int x86_code_create(struct x86_vm *vm) {
+  if (!wanted()) return 0;
+  struct x86_code_cache *k = calloc(1, sizeof(*k));
+  if (!k) return -ENOMEM;
+  k->max = ARENA_SIZE / 256;
+  k->list = calloc(k->max, sizeof(struct x86_code *));
+  if (!k->list || jit_arena_create(&k->arena, ARENA_SIZE)) { /* no executable memory to be had: the interpreter does everything */
+    free(k->list);
+    free(k);
+    return 0;
+  }
+  k->arena.used = 16; /* a link at 0 is none */
+  pthread_mutex_init(&k->lock, NULL);
+  vm->code = k;
+  return 0;
+}
+
+static void free_all(struct x86_code_cache *k) {
+  for (unsigned n = 0; n < k->n; n++) free(k->list[n]);
+  k->n = 0;
+}
+
+void x86_code_destroy(struct x86_vm *vm) {
+  struct x86_code_cache *k = vm->code;
+  if (!k) return;
+  free_all(k);
+  free(k->list);
+  jit_arena_destroy(&k->arena);
+  pthread_mutex_destroy(&k->lock);
+  free(k);
+  vm->code = NULL;
+}
+
+void x86_code_vcpu_init(struct x86_vcpu *c) {
+  c->code.self = c;
+  c->code.interpret = x86_code_interpret;
+  c->code.load_vectors = x86_code_load_vectors;
+  c->code.leave = x86_code_leave;
+  c->code.avx = __builtin_cpu_supports("avx");
+  c->code.wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw");
+}
+
+struct jit_arena *x86_code_arena(struct x86_vcpu *c) {
+  return &x86_vm_of(c)->code->arena;
+}
+
+bool x86_code_is_full(struct x86_vm *vm) {
+  return vm->code && (jit_arena_room(&vm->code->arena) < FULL_MARGIN ||
+                      atomic_load_explicit(&vm->code->n, memory_order_relaxed) + 16 > vm->code->max);
+}
+
+void x86_code_suspend(struct x86_vm *vm) {
+  if (!vm->code) return;
+  pthread_mutex_lock(&vm->code->lock);
+  vm->code->suspended = true;
+  pthread_mutex_unlock(&vm->code->lock);
+}
+
+void x86_code_reset(struct x86_vm *vm) {
+  struct x86_code_cache *k = vm->code;
+  if (!k) return;
+  pthread_mutex_lock(&k->lock);
+  atomic_fetch_add(&k->resets, 1);
+  free_all(k);
+  jit_arena_reset(&k->arena);
+  k->arena.used = 16;
+  k->suspended = false;
+  pthread_mutex_unlock(&k->lock);
+}
+
+/* ---- the word at the gate ---- */
+
+static void set_epoch(struct x86_code *code, u64 value) {
+  __atomic_store_n(code->epoch, value, __ATOMIC_SEQ_CST);
+}
+
+void x86_code_validated(struct x86_block *b, u64 epoch) {
+  for (unsigned n = 0; n < TLB_COUNT; n++) {
+    struct x86_code *code = atomic_load_explicit(&b->code[n], memory_order_acquire);
+    if (code) set_epoch(code, -epoch);
+  }
+}
+
+void x86_code_killed(struct x86_block *b) {
+  for (unsigned n = 0; n < TLB_COUNT; n++) {
+    struct x86_code *code = atomic_load_explicit(&b->code[n], memory_order_acquire);
+    if (code) set_epoch(code, EPOCH_NEVER);
+  }
+}
+
+/* ---- making ---- */
+
+/* Offers it to everyone, unless the block has died meanwhile. */
+static void publish(struct x86_block *b, struct x86_code *code) {
+  set_epoch(code, -atomic_load(&b->epoch));
+  atomic_store(&b->code[code->right], code);
+  if (atomic_load(&b->dead)) set_epoch(code, EPOCH_NEVER);
+}
+
+static struct x86_code *make(struct x86_vcpu *c, struct x86_block *b, unsigned right) {
+  struct x86_code_cache *k = x86_vm_of(c)->code;
+  pthread_mutex_lock(&k->lock);
+  struct x86_code *code = atomic_load(&b->code[right]);
+  if (!code && !k->suspended && k->n < k->max) {
+    code = x86_translate_block(c, &k->arena, b, right);
+    if (code) {
+      k->list[k->n] = code;
+      atomic_store_explicit(&k->n, k->n + 1, memory_order_release);
+      publish(b, code);
+    }
+  }
+  pthread_mutex_unlock(&k->lock);
+  return code;
+}
+
+static unsigned right_of(const struct x86_vcpu *c) {
+  return (unsigned)(c->tlb - c->mmu.tables) / X86_TLB_SIZE;
+}
+
+struct x86_code *x86_code_for(struct x86_vcpu *c, struct x86_block *b) {
+  if (b->mode != X86_MODE_64 || !x86_vm_of(c)->code || c->counting) return NULL;
+  unsigned right = right_of(c);
+  if (right >= TLB_COUNT) return NULL;
+  struct x86_code *code = atomic_load_explicit(&b->code[right], memory_order_acquire);
+  if (likely(code != NULL)) return code;
+  if (__atomic_add_fetch(&b->runs, 1, __ATOMIC_RELAXED) < HOT || b->gpa2 != ~0ull) return NULL;
+  b->runs = 0;
+  return make(c, b, right);
+}
+
+/* ---- linking ---- */
+
+static struct x86_code *code_at(struct x86_code_cache *k, const u8 *rx) {
+  unsigned lo = 0, hi = atomic_load_explicit(&k->n, memory_order_acquire);
+  while (lo < hi) {
+    unsigned mid = (lo + hi) / 2;
+    if (k->list[mid]->end <= rx)
+      lo = mid + 1;
+    else
+      hi = mid;
+  }
+  return lo < atomic_load_explicit(&k->n, memory_order_acquire) && k->list[lo]->start <= rx ? k->list[lo] : NULL;
+}
+
+/* The jump that left last time goes to `code` by itself from now on: both lie in one page, whatever maps it. */
+static void link_jump(struct x86_vcpu *c, struct x86_code *code) {
+  struct x86_code_cache *k = x86_vm_of(c)->code;
+  u32 link = c->code.link, at = link & ~3u;
+  c->code.link = 0;
+  if (c->code.link_to != c->rip || c->code.link_resets != atomic_load(&k->resets)) return; /* something else ran in between */
+  const u8 *rx = k->arena.rx + at;
+  struct x86_code *from = code_at(k, rx);
+  if (!from || from->right != code->right || from->block->gpa >> PAGE_SHIFT != code->block->gpa >> PAGE_SHIFT) return;
+  s32 d = (s32)((link & 1 ? code->saved : code->host) - (rx + 4));
+  __atomic_store_n((s32 *)(void *)(k->arena.rw + at), d, __ATOMIC_RELEASE);
+}
+
+/* ---- running ---- */
+
+static void own_gs(struct x86_vcpu *c) {
+  __asm__ volatile("rdgsbase %0\n\twrgsbase %1" : "=&r"(c->code.host_gs) : "r"(c));
+  c->code.on = true;
+}
+
+void x86_code_end(struct x86_vcpu *c) {
+  if (!c->code.on) return;
+  __asm__ volatile("wrgsbase %0" : : "r"(c->code.host_gs));
+  c->code.on = false;
+}
+
+int x86_code_run(struct x86_vcpu *c, struct x86_code *code) {
+  if (unlikely(!c->code.on)) own_gs(c);
+  c->code.generation = x86_code_generation(c) << 2 | code->right;
+  c->code.targets[c->rip & ((1u << X86_TARGET_BITS) - 1)] =
+      (struct x86_code_target){.lin = c->rip, .generation = c->code.generation, .code = code->saved};
+  if (c->code.link) link_jump(c, code);
+  c->code.page = c->rip & PAGE_MASK;
+  vcpu_open_gate(&c->core);
+  if (unlikely(atomic_load(&c->core.requests))) return X86_OK;
+  int r = x86_code_enter(c, code->saved);
+  c->code.link_to = c->rip;
+  c->code.link_resets = atomic_load_explicit(&x86_vm_of(c)->code->resets, memory_order_relaxed);
+  const struct x86_insn *last = c->cur;
+  if (!last) return X86_OK;
+  c->cur = NULL;
+  c->code.link = 0;
+  return x86_finish_block(c, last, r);
+}
+
+bool x86_code_run_once(struct x86_vcpu *c, struct x86_block *b, int *flow) {
+  struct x86_code_cache *k = x86_vm_of(c)->code;
+  unsigned right = right_of(c);
+  if (!k || right >= TLB_COUNT || b->mode != X86_MODE_64) return false;
+  if (x86_code_is_full(x86_vm_of(c))) {
+    x86_code_reset(x86_vm_of(c));
+    x86_mmu_flush_all(c, true);
+  }
+  memset(b->code, 0, sizeof(b->code));
+  struct x86_code *code = make(c, b, right);
+  if (!code) return false;
+  set_epoch(code, -atomic_load(&c->core.vm->write_epoch));
+  *flow = x86_code_run(c, code);
+  x86_code_end(c);
+  return true;
+}
+
+unsigned x86_code_vector_level(struct x86_vcpu *c);
+/* Called by translated code that is about to load them. */
+__attribute__((used)) unsigned x86_code_vector_level(struct x86_vcpu *c) {
+  if (!x86_vector_enabled(c, VECTOR_SSE) || !x86_mxcsr_live(c)) return VECTORS_NONE;
+  if (c->code.wide && x86_vector_enabled(c, VECTOR_AVX512)) return VECTORS_AVX512;
+  return c->code.avx && x86_vector_enabled(c, VECTOR_AVX) ? VECTORS_AVX : VECTORS_SSE;
+}
+
+/* ---- host faults ---- */
+
+static const u8 *component(const u8 *area, u64 present, unsigned n) {
+  unsigned a, b, d, e;
+  if (!(present >> n & 1)) return NULL;
+  __cpuid_count(13, n, a, b, d, e);
+  return area + b;
+}
+
+/* The vector registers in a signal frame: the legacy image, and behind it what its header says is there. */
+static void recover_vectors(struct x86_vcpu *c, const u8 *area) {
+  u32 magic;
+  u64 present = 0;
+  memcpy(&magic, area + 464, 4);
+  if (magic == 0x46505853u) memcpy(&present, area + 512, 8);
+  const u8 *avx = component(area, present, 2), *k = component(area, present, 5), *high = component(area, present, 6),
+           *more = component(area, present, 7);
+  for (unsigned n = 0; n < 16; n++) {
+    memcpy(c->fpu.zmm[n], area + 160 + 16 * n, 16);
+    if (c->code.avx) avx ? memcpy(c->fpu.zmm[n] + 16, avx + 16 * n, 16) : memset(c->fpu.zmm[n] + 16, 0, 16);
+    if (c->code.wide) high ? memcpy(c->fpu.zmm[n] + 32, high + 32 * n, 32) : memset(c->fpu.zmm[n] + 32, 0, 32);
+    if (c->code.wide) more ? memcpy(c->fpu.zmm[16 + n], more + 64 * n, 64) : memset(c->fpu.zmm[16 + n], 0, 64);
+  }
+  for (unsigned n = 0; n < 8 && c->code.wide; n++) k ? memcpy(&c->fpu.k[n], k + 8 * n, 8) : memset(&c->fpu.k[n], 0, 8);
+}
+
+void x86_code_recover(void *vcpu, void *ucontext) {
+  static const u8 gregs[16] = {[H_RDX] = REG_RDX, [H_RBX] = REG_RBX, [H_RBP] = REG_RBP, [H_RSI] = REG_RSI, [H_RDI] = REG_RDI,
+                               [H_R8] = REG_R8,   [H_R9] = REG_R9,   [H_R10] = REG_R10, [H_R11] = REG_R11, [H_R12] = REG_R12,
+                               [H_R13] = REG_R13, [H_R14] = REG_R14, [H_R15] = REG_R15};
+  struct x86_vcpu *c = vcpu;
+  ucontext_t *uc = ucontext;
+  const greg_t *g = uc->uc_mcontext.gregs;
+  const u8 *at = (const u8 *)(uintptr_t)g[REG_RIP];
+  struct x86_code_cache *k = x86_vm_of(c)->code;
+  if (!k || !c->code.on || !jit_arena_holds(&k->arena, at)) return;
+  struct x86_code *code = code_at(k, at);
+  if (!code) return;
+  for (unsigned n = 0; n < 16; n++)
+    if (t_mapped(n)) c->regs[n] = (u64)g[gregs[T_HOME(n)]];
+  u32 f = c->code.flags;
+  c->rflags = (c->rflags & ~(u64)FL_ARITH) | (f >> 8 & (FL_ARITH & ~FL_OF)) | (f & 1) << 11;
+  unsigned n = 0, offset = (unsigned)(at - code->start);
+  while (n + 1u < code->block->n && code->at[n + 1] <= offset) n++;
+  c->rip = c->code.page + (code->block->gpa & (PAGE_SIZE - 1));
+  c->cur = &code->block->insn[n];
+  if (c->code.vectors && uc->uc_mcontext.fpregs) recover_vectors(c, (const u8 *)uc->uc_mcontext.fpregs);
+  c->code.vectors = VECTORS_NONE;
+}

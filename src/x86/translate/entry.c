@@ -1,0 +1,92 @@
+/* The sequences every translation shares: in, out, into the interpreter, vector registers.
+ *
+ * Translated code runs with the GS base at the vCPU and guest registers where x86_translate_home says; its stack is aligned to 16
+ * bytes.  These sequences are assembly inside a function that is never called, so that the compiler supplies the offsets.
+ */
+#include "x86/translate/private.h"
+
+const u8 x86_translate_home[16] = {H_R13, H_R14, H_RDX, H_RBX, H_R15, H_RBP,  H_RSI,  H_RDI,
+                                   H_R8,  H_R9,  H_R10, H_R11, H_R12, H_NONE, H_NONE, H_NONE};
+
+#define SAVE_GUEST                                                                                                               \
+  "movq %%r13, %%gs:%c[regs]\n\tmovq %%r14, %%gs:%c[regs]+8\n\tmovq %%rdx, %%gs:%c[regs]+16\n\tmovq %%rbx, %%gs:%c[regs]+24\n\t" \
+  "movq %%r15, %%gs:%c[regs]+32\n\tmovq %%rbp, %%gs:%c[regs]+40\n\tmovq %%rsi, %%gs:%c[regs]+48\n\tmovq %%rdi, "                 \
+  "%%gs:%c[regs]+56\n\t"                                                                                                         \
+  "movq %%r8, %%gs:%c[regs]+64\n\tmovq %%r9, %%gs:%c[regs]+72\n\tmovq %%r10, %%gs:%c[regs]+80\n\tmovq %%r11, "                   \
+  "%%gs:%c[regs]+88\n\t"                                                                                                         \
+  "movq %%r12, %%gs:%c[regs]+96\n\t"
+#define LOAD_GUEST                                                                                                               \
+  "movq %%gs:%c[regs], %%r13\n\tmovq %%gs:%c[regs]+8, %%r14\n\tmovq %%gs:%c[regs]+16, %%rdx\n\tmovq %%gs:%c[regs]+24, %%rbx\n\t" \
+  "movq %%gs:%c[regs]+32, %%r15\n\tmovq %%gs:%c[regs]+40, %%rbp\n\tmovq %%gs:%c[regs]+48, %%rsi\n\tmovq %%gs:%c[regs]+56, "      \
+  "%%rdi\n\t"                                                                                                                    \
+  "movq %%gs:%c[regs]+64, %%r8\n\tmovq %%gs:%c[regs]+72, %%r9\n\tmovq %%gs:%c[regs]+80, %%r10\n\tmovq %%gs:%c[regs]+88, "        \
+  "%%r11\n\t"                                                                                                                    \
+  "movq %%gs:%c[regs]+96, %%r12\n\t"
+
+/* Between RFLAGS in memory and what LAHF and SETO give: AH has five flags in their places, AL has OF.  EAX and EDX change. */
+#define MERGE_FLAGS                                                                                                              \
+  "movzwl %%gs:%c[flags], %%eax\n\tmovl %%eax, %%edx\n\tshrl $8, %%edx\n\tandl $0xd5, %%edx\n\tandl $1, %%eax\n\tshll $11, "     \
+  "%%eax\n\t"                                                                                                                    \
+  "orl %%eax, %%edx\n\tandq $~0x8d5, %%gs:%c[rflags]\n\torq %%rdx, %%gs:%c[rflags]\n\t"
+#define SPLIT_FLAGS                                                                                                              \
+  "movl %%gs:%c[rflags], %%eax\n\tmovl %%eax, %%edx\n\tandl $0xd5, %%edx\n\tshll $8, %%edx\n\tshrl $11, %%eax\n\tandl $1, "      \
+  "%%eax\n\t"                                                                                                                    \
+  "orl %%eax, %%edx\n\tmovw %%dx, %%gs:%c[flags]\n\t"
+
+#define EACH16(m)    m(0) m(1) m(2) m(3) m(4) m(5) m(6) m(7) m(8) m(9) m(10) m(11) m(12) m(13) m(14) m(15)
+#define EACH_HIGH(m) m(16) m(17) m(18) m(19) m(20) m(21) m(22) m(23) m(24) m(25) m(26) m(27) m(28) m(29) m(30) m(31)
+#define STORE_XMM(n) "movups %%xmm" #n ", %%gs:%c[zmm]+" #n "*64\n\t"
+#define LOAD_XMM(n)  "movups %%gs:%c[zmm]+" #n "*64, %%xmm" #n "\n\t"
+#define STORE_YMM(n) "vmovups %%ymm" #n ", %%gs:%c[zmm]+" #n "*64\n\t"
+#define LOAD_YMM(n)  "vmovups %%gs:%c[zmm]+" #n "*64, %%ymm" #n "\n\t"
+#define STORE_ZMM(n) "vmovups %%zmm" #n ", %%gs:%c[zmm]+" #n "*64\n\t"
+#define LOAD_ZMM(n)  "vmovups %%gs:%c[zmm]+" #n "*64, %%zmm" #n "\n\t"
+#define STORE_K(n)   "kmovq %%k" #n ", %%gs:%c[k]+" #n "*8\n\t"
+#define LOAD_K(n)    "kmovq %%gs:%c[k]+" #n "*8, %%k" #n "\n\t"
+#define EACH8(m)     m(0) m(1) m(2) m(3) m(4) m(5) m(6) m(7)
+
+/* The client's thread goes on: no upper halves are left that would slow its SSE code. */
+#define SAVE_VECTORS                                                                                                             \
+  "cmpb $0, %%gs:%c[vectors]\n\tje 9f\n\tmovb $0, %%gs:%c[vectors]\n\tcmpb $0, %%gs:%c[wide]\n\tjne 7f\n\tcmpb $0, "             \
+  "%%gs:%c[avx]\n\tjne 8f\n\t" EACH16(STORE_XMM) "jmp 9f\n8:\t" EACH16(STORE_YMM) "vzeroupper\n\tjmp 9f\n7:\t" EACH16(STORE_ZMM) \
+      EACH_HIGH(STORE_ZMM) EACH8(STORE_K) "vzeroupper\n9:\n\t"
+
+__attribute__((used)) static void sequences(void) {
+  __asm__ volatile(
+      ".pushsection .text\n\t"
+      /* int x86_code_enter(struct x86_vcpu *c, const void *code): flags are expected in memory there. */
+      ".globl x86_code_enter\n\t.hidden x86_code_enter\n\t.type x86_code_enter, @function\nx86_code_enter:\n\t"
+      "pushq %%rbx\n\tpushq %%rbp\n\tpushq %%r12\n\tpushq %%r13\n\tpushq %%r14\n\tpushq %%r15\n\tsubq $8, %%rsp\n\t"
+      "movq %%rsi, %%rcx\n\t" SPLIT_FLAGS LOAD_GUEST "jmpq *%%rcx\n\t"
+
+      /* Out: flags in memory, RIP set, result 0. */
+      ".globl x86_code_leave\n\t.hidden x86_code_leave\nx86_code_leave:\n\t" SAVE_GUEST SAVE_VECTORS MERGE_FLAGS
+      "xorl %%eax, %%eax\n"
+      "5:\taddq $8, %%rsp\n\tpopq %%r15\n\tpopq %%r14\n\tpopq %%r13\n\tpopq %%r12\n\tpopq %%rbp\n\tpopq %%rbx\n\tretq\n\t"
+
+      /* The interpreter runs the instruction RCX of the block that starts EAX bytes into the page.  Called; flags in memory
+       * before and after. A result that ends the block goes to whoever entered; so does a block that was invalidated, and a
+       * request. */
+      ".globl x86_code_interpret\n\t.hidden x86_code_interpret\nx86_code_interpret:\n\t" SAVE_GUEST
+      "addq %%gs:%c[page], %%rax\n\tmovq %%rax, %%gs:%c[rip_]\n\t" SAVE_VECTORS MERGE_FLAGS
+      "movq %%rcx, %%gs:%c[cur]\n\tmovq %%gs:%c[self], %%rdi\n\tmovq %%rcx, %%rsi\n\tsubq $8, %%rsp\n\tcallq *(%%rcx)\n\taddq "
+      "$8, %%rsp\n\t"
+      "movzbl %%gs:%c[stop], %%edx\n\torl %%eax, %%edx\n\tjne 6f\n\t"
+      "movl %[end], %%eax\n\tmovq %%gs:%c[cur], %%rcx\n\tleaq x86_exec_stop(%%rip), %%rdx\n\tcmpq %%rdx, (%%rcx)\n\tje 6f\n\t"
+      "cmpq $0, %%gs:%c[requests]\n\tjne 6f\n\t"
+      "movq $0, %%gs:%c[cur]\n\t" SPLIT_FLAGS LOAD_GUEST "retq\n"
+      "6:\taddq $8, %%rsp\n\tjmp 5b\n\t"
+
+      /* Called; flags in memory.  Sets the level to what there is. */
+      ".globl x86_code_load_vectors\n\t.hidden x86_code_load_vectors\nx86_code_load_vectors:\n\t" SAVE_GUEST
+      "movq %%gs:%c[self], %%rdi\n\tsubq $8, %%rsp\n\tcallq x86_code_vector_level\n\taddq $8, %%rsp\n\t"
+      "testl %%eax, %%eax\n\tje 9f\n\tmovb %%al, %%gs:%c[vectors]\n\tcmpb $0, %%gs:%c[wide]\n\tjne 7f\n\tcmpb $0, "
+      "%%gs:%c[avx]\n\tjne 8f\n\t" EACH16(LOAD_XMM) "jmp 9f\n8:\t" EACH16(LOAD_YMM) "jmp 9f\n7:\t" EACH16(LOAD_ZMM)
+          EACH_HIGH(LOAD_ZMM) EACH8(LOAD_K) "9:\t" LOAD_GUEST "retq\n\t"
+                                            ".popsection"
+      :
+      : [regs] "i"(GS_OF(regs)), [flags] "i"(GS_OF(code.flags)), [rflags] "i"(GS_OF(rflags)), [page] "i"(GS_OF(code.page)),
+        [rip_] "i"(GS_OF(regs) + 8 * X86_REG_RIP), [cur] "i"(GS_OF(cur)), [self] "i"(GS_OF(code.self)), [stop] "i"(GS_OF(stop)),
+        [vectors] "i"(GS_OF(code.vectors)), [wide] "i"(GS_OF(code.wide)), [avx] "i"(GS_OF(code.avx)), [zmm] "i"(GS_OF(fpu.zmm)),
+        [k] "i"(GS_OF(fpu.k)), [requests] "i"(GS_OF(core.requests)), [end] "i"(X86_END));
+}

@@ -1,0 +1,143 @@
+/* Inside the translator: the state of one translation, and what its files offer one another. */
+#ifndef X86_TRANSLATE_PRIVATE_H
+#define X86_TRANSLATE_PRIVATE_H
+
+#include <Zydis/Zydis.h>
+#include "jit/arena.h"
+#include "x86/translate/code.h"
+#include "x86/translate/emit.h"
+
+#define GS_OF(field) ((s32)offsetof(struct x86_vcpu, field))
+
+/* Guest registers in host registers.  RAX and RCX are scratch: LAHF and SAHF, JRCXZ, shift counts and the fixed operands of
+ * others need them. Where no host register is left the guest's stays in the vCPU. */
+#define T_HOME(guest) (x86_translate_home[guest])
+extern const u8 x86_translate_home[16];
+
+enum { MAX_SLOW = X86_BLOCK_MAX * 2, MAX_EXITS = 72 };
+
+/* Out of line: the interpreter runs the instruction whose fast way failed. */
+struct t_slow {
+  u8 *from[6]; /* jumps that lead here */
+  unsigned n_from;
+  unsigned insn;
+  u8 *back;                  /* NULL: does not come back */
+  bool host_flags;           /* expected in the host's register there */
+  u8 vectors;                /* vector level expected there */
+  u8 *load_from, *load_back; /* vector registers have to be loaded: from where, and back when they are */
+  u8 load_level;
+};
+
+/* A way out of the block. */
+struct t_exit {
+  u8 *from;   /* the displacement of its jump */
+  s32 target; /* offset from the start of the page */
+  bool saved; /* flags are in memory */
+};
+
+struct translation {
+  struct emitter e;
+  struct x86_vcpu *c;
+  const struct x86_block *b;
+  struct x86_code *code;
+  unsigned right; /* enum x86_tlb_index */
+  s32 start;      /* the block's offset in its page */
+
+  /* The instruction at hand. */
+  unsigned k;
+  const struct x86_insn *i;
+  const ZydisDecodedInstruction *z;
+  const ZydisDecodedOperand *ops;
+
+  /* Where the arithmetic flags are: in the host's flags, in c->code.flags, or both. */
+  bool host, saved;
+  enum { FIRST_NONE, FIRST_SAVED, FIRST_READ, FIRST_WRITTEN } first; /* how the block uses the flags it starts with */
+
+  u8 vectors; /* level known to be loaded (enum x86_vector_level) */
+  bool ended; /* by a branch */
+  struct t_slow slow[MAX_SLOW];
+  unsigned n_slow;
+  struct t_slow *at; /* that of the instruction at hand, or NULL */
+  struct t_exit exits[MAX_EXITS];
+  unsigned n_exits;
+  u8 *entry_host, *entry_saved; /* entries by where the flags are */
+};
+
+/* How much of the extended state translated code may use now: c->code.vectors. */
+enum x86_vector_level { VECTORS_NONE, VECTORS_SSE, VECTORS_AVX, VECTORS_AVX512 };
+
+/* ---- flags (block.c) ---- */
+void t_save_flags(struct translation *t);  /* memory has them afterwards; RAX changes */
+void t_lose_flags(struct translation *t);  /* what follows changes the host's */
+void t_need_flags(struct translation *t);  /* the host's are the guest's; RAX changes */
+void t_wrote_flags(struct translation *t); /* the host's instruction has set all of the guest's */
+
+/* ---- slow paths (block.c) ---- */
+struct t_slow *t_slow(struct translation *t); /* that of this instruction */
+void t_need_vectors(struct translation *t, unsigned level);
+void t_slow_if(struct translation *t, unsigned cc); /* jump to the slow path of this instruction */
+void t_interpret(struct translation *t);            /* the interpreter runs this instruction */
+void t_exit_to(struct translation *t, u8 *rel32, s32 target);
+
+/* ---- memory.c ---- */
+/* RAX: the linear address of the memory operand.  false: not an address the translator can compute.  Flags are lost. */
+bool t_linear(struct translation *t);
+/* RAX: from linear to host address, of `size` bytes.  RCX changes. */
+void t_translate(struct translation *t, unsigned size, bool write);
+/* Both. */
+bool t_operand(struct translation *t, unsigned size, bool write);
+/* Memory operand as an address in mapped registers, for LEA.  false: too many scratch registers. */
+bool t_address(struct translation *t, struct em_mem *m);
+
+/* ---- instructions: true when translated ---- */
+bool t_rewrite(struct translation *t);
+bool t_special(struct translation *t);
+bool t_branch(struct translation *t);
+/* Jump to the linear address in RAX; commit: emitted when it is known to succeed.  Flags are saved. */
+void t_indirect(struct translation *t, s32 add_to_rsp);
+/* The target's entry for RAX into RCX (c->code.targets); jumps to *miss where there is none.  Then: goes there; RAX is the
+ * address again. */
+void t_find_target(struct translation *t, u8 *miss[2]);
+void t_enter_target(struct translation *t);
+/* Goes on at this offset from the page's start. */
+void t_goto(struct translation *t, s32 target);
+
+/* ---- registers ---- */
+static inline bool t_mapped(unsigned guest) {
+  return T_HOME(guest) != H_NONE;
+}
+static inline struct em_mem t_slot(unsigned guest) {
+  return EM_GS(offsetof(struct x86_vcpu, regs) + 8 * guest);
+}
+/* The value of a guest register in a host register: its own, or `scratch`. */
+static inline unsigned t_read(struct translation *t, unsigned guest, unsigned scratch) {
+  if (t_mapped(guest)) return T_HOME(guest);
+  em_load(&t->e, scratch, t_slot(guest));
+  return scratch;
+}
+static inline void t_write(struct translation *t, unsigned guest, unsigned host) {
+  if (t_mapped(guest))
+    em_mov(&t->e, T_HOME(guest), host);
+  else
+    em_store(&t->e, t_slot(guest), host);
+}
+
+/* ---- entry.c ---- */
+int x86_code_enter(struct x86_vcpu *c, const void *code);
+void x86_code_leave(void), x86_code_interpret(void), x86_code_load_vectors(void);
+
+/* ---- a translation ---- */
+struct x86_code {
+  struct x86_block *block;
+  u8 *host, *saved; /* where to enter by where the flags are */
+  u8 *end;
+  u64 *epoch; /* the word at the gate: minus the epoch */
+  u8 right;
+  u16 at[X86_BLOCK_MAX + 1]; /* offset of each instruction's code from the start; the last: of the slow paths */
+  u8 *start;
+};
+struct jit_arena *x86_code_arena(struct x86_vcpu *c);
+/* Translates into the arena; NULL: no room. */
+struct x86_code *x86_translate_block(struct x86_vcpu *c, struct jit_arena *a, struct x86_block *b, unsigned right);
+
+#endif

@@ -1,0 +1,335 @@
+/* Instructions that run as themselves: the same opcode with other register numbers, and a host address for the memory operand.
+ *
+ * General registers are renumbered; vector and opmask registers keep their numbers.  A guest register without a host register of
+ * its own takes part through a scratch register.
+ */
+#include "x86/exec/vector.h"
+#include "x86/translate/private.h"
+
+enum { MAX_GENERAL = 4 };
+
+/* A general register in an operand of the encoding. */
+struct general {
+  u8 guest, host;
+  bool read, write;
+};
+
+/* How the instruction is encoded anew: register numbers by field, and the address. */
+struct fields {
+  unsigned reg, rm, vvvv; /* host registers; rm: of a register operand */
+  bool memory;
+  u8 address; /* host register with the address */
+  struct general g[MAX_GENERAL];
+  unsigned n;
+  bool byte; /* an 8-bit general register is among them */
+};
+
+/* ---- which instructions ---- */
+
+/* General-register instructions without fixed registers: what they do depends on their operands alone. */
+static const u16 plain[] = {
+    ZYDIS_MNEMONIC_MOV,    ZYDIS_MNEMONIC_MOVZX,  ZYDIS_MNEMONIC_MOVSX,   ZYDIS_MNEMONIC_MOVSXD, ZYDIS_MNEMONIC_ADD,
+    ZYDIS_MNEMONIC_ADC,    ZYDIS_MNEMONIC_SUB,    ZYDIS_MNEMONIC_SBB,     ZYDIS_MNEMONIC_AND,    ZYDIS_MNEMONIC_OR,
+    ZYDIS_MNEMONIC_XOR,    ZYDIS_MNEMONIC_CMP,    ZYDIS_MNEMONIC_TEST,    ZYDIS_MNEMONIC_INC,    ZYDIS_MNEMONIC_DEC,
+    ZYDIS_MNEMONIC_NEG,    ZYDIS_MNEMONIC_NOT,    ZYDIS_MNEMONIC_IMUL,    ZYDIS_MNEMONIC_SHL,    ZYDIS_MNEMONIC_SHR,
+    ZYDIS_MNEMONIC_SAR,    ZYDIS_MNEMONIC_ROL,    ZYDIS_MNEMONIC_ROR,     ZYDIS_MNEMONIC_RCL,    ZYDIS_MNEMONIC_RCR,
+    ZYDIS_MNEMONIC_SHLD,   ZYDIS_MNEMONIC_SHRD,   ZYDIS_MNEMONIC_BSWAP,   ZYDIS_MNEMONIC_BT,     ZYDIS_MNEMONIC_BTS,
+    ZYDIS_MNEMONIC_BTR,    ZYDIS_MNEMONIC_BTC,    ZYDIS_MNEMONIC_BSF,     ZYDIS_MNEMONIC_BSR,    ZYDIS_MNEMONIC_TZCNT,
+    ZYDIS_MNEMONIC_LZCNT,  ZYDIS_MNEMONIC_POPCNT, ZYDIS_MNEMONIC_MOVBE,   ZYDIS_MNEMONIC_XADD,   ZYDIS_MNEMONIC_XCHG,
+    ZYDIS_MNEMONIC_ANDN,   ZYDIS_MNEMONIC_BEXTR,  ZYDIS_MNEMONIC_BLSI,    ZYDIS_MNEMONIC_BLSMSK, ZYDIS_MNEMONIC_BLSR,
+    ZYDIS_MNEMONIC_BZHI,   ZYDIS_MNEMONIC_MULX,   ZYDIS_MNEMONIC_PDEP,    ZYDIS_MNEMONIC_PEXT,   ZYDIS_MNEMONIC_RORX,
+    ZYDIS_MNEMONIC_SARX,   ZYDIS_MNEMONIC_SHLX,   ZYDIS_MNEMONIC_SHRX,    ZYDIS_MNEMONIC_ADCX,   ZYDIS_MNEMONIC_ADOX,
+    ZYDIS_MNEMONIC_CRC32,  ZYDIS_MNEMONIC_MOVNTI, ZYDIS_MNEMONIC_CMOVB,   ZYDIS_MNEMONIC_CMOVBE, ZYDIS_MNEMONIC_CMOVL,
+    ZYDIS_MNEMONIC_CMOVLE, ZYDIS_MNEMONIC_CMOVNB, ZYDIS_MNEMONIC_CMOVNBE, ZYDIS_MNEMONIC_CMOVNL, ZYDIS_MNEMONIC_CMOVNLE,
+    ZYDIS_MNEMONIC_CMOVNO, ZYDIS_MNEMONIC_CMOVNP, ZYDIS_MNEMONIC_CMOVNS,  ZYDIS_MNEMONIC_CMOVNZ, ZYDIS_MNEMONIC_CMOVO,
+    ZYDIS_MNEMONIC_CMOVP,  ZYDIS_MNEMONIC_CMOVS,  ZYDIS_MNEMONIC_CMOVZ,   ZYDIS_MNEMONIC_SETB,   ZYDIS_MNEMONIC_SETBE,
+    ZYDIS_MNEMONIC_SETL,   ZYDIS_MNEMONIC_SETLE,  ZYDIS_MNEMONIC_SETNB,   ZYDIS_MNEMONIC_SETNBE, ZYDIS_MNEMONIC_SETNL,
+    ZYDIS_MNEMONIC_SETNLE, ZYDIS_MNEMONIC_SETNO,  ZYDIS_MNEMONIC_SETNP,   ZYDIS_MNEMONIC_SETNS,  ZYDIS_MNEMONIC_SETNZ,
+    ZYDIS_MNEMONIC_SETO,   ZYDIS_MNEMONIC_SETP,   ZYDIS_MNEMONIC_SETS,    ZYDIS_MNEMONIC_SETZ,
+};
+
+static bool is_plain(unsigned mnemonic) {
+  static _Atomic bool made;
+  static bool known[ZYDIS_MNEMONIC_MAX_VALUE + 1];
+  if (!atomic_load_explicit(&made, memory_order_acquire)) { /* several threads make the same */
+    for (size_t k = 0; k < ARRAY_SIZE(plain); k++) __atomic_store_n(&known[plain[k]], true, __ATOMIC_RELAXED);
+    atomic_store_explicit(&made, true, memory_order_release);
+  }
+  return __atomic_load_n(&known[mnemonic], __ATOMIC_RELAXED);
+}
+
+/* ---- operands ---- */
+
+static bool is_general(ZydisRegister r) {
+  ZydisRegisterClass k = ZydisRegisterGetClass(r);
+  return k == ZYDIS_REGCLASS_GPR8 || k == ZYDIS_REGCLASS_GPR16 || k == ZYDIS_REGCLASS_GPR32 || k == ZYDIS_REGCLASS_GPR64;
+}
+
+static struct general *add_general(struct fields *f, const struct translation *t, const ZydisDecodedOperand *op) {
+  unsigned guest = (unsigned)ZydisRegisterGetId(op->reg.value);
+  bool byte = op->size == 8;
+  if (op->reg.value >= ZYDIS_REGISTER_AH && op->reg.value <= ZYDIS_REGISTER_BH) return NULL;
+  if (byte && op->reg.value >= ZYDIS_REGISTER_SPL) guest = (unsigned)(op->reg.value - ZYDIS_REGISTER_SPL) + 4;
+  f->byte |= byte;
+  struct general *g = NULL;
+  for (unsigned n = 0; n < f->n; n++)
+    if (f->g[n].guest == guest) g = &f->g[n];
+  if (!g) {
+    if (f->n == MAX_GENERAL) return NULL;
+    g = &f->g[f->n++];
+    *g = (struct general){.guest = (u8)guest, .host = T_HOME(guest)};
+  }
+  bool bit_scan = t->z->mnemonic == ZYDIS_MNEMONIC_BSF ||
+                  t->z->mnemonic == ZYDIS_MNEMONIC_BSR; /* keep their destination when the source is 0 */
+  bool write = op->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE;
+  g->write |= write;
+  g->read |= (op->actions & ZYDIS_OPERAND_ACTION_MASK_READ) || (op->actions & ZYDIS_OPERAND_ACTION_CONDWRITE) ||
+             (write && (op->size < 32 || bit_scan));
+  return g;
+}
+
+/* Fixed registers are fine where the host's has the same number; flags and the instruction pointer always are. */
+static bool hidden_is_fine(const ZydisDecodedOperand *op) {
+  if (op->type == ZYDIS_OPERAND_TYPE_MEMORY) return false;
+  if (op->type != ZYDIS_OPERAND_TYPE_REGISTER) return true;
+  ZydisRegisterClass k = ZydisRegisterGetClass(op->reg.value);
+  if (k == ZYDIS_REGCLASS_FLAGS || op->reg.value == ZYDIS_REGISTER_MXCSR) return true;
+  if (k == ZYDIS_REGCLASS_XMM || k == ZYDIS_REGCLASS_YMM || k == ZYDIS_REGCLASS_ZMM || k == ZYDIS_REGCLASS_MASK) return true;
+  unsigned n = (unsigned)ZydisRegisterGetId(op->reg.value);
+  return (k == ZYDIS_REGCLASS_GPR64 || k == ZYDIS_REGCLASS_GPR32) && n < 16 && T_HOME(n) == n;
+}
+
+/* Which field of the encoding the operand is in; accumulators that the opcode implies are made ModRM.rm. */
+static bool place(struct translation *t, struct fields *f, const ZydisDecodedOperand *op, bool accumulator,
+                  u8 which[MAX_GENERAL + 4], unsigned *n) {
+  if (op->type == ZYDIS_OPERAND_TYPE_IMMEDIATE) return true;
+  if (op->type == ZYDIS_OPERAND_TYPE_MEMORY) {
+    f->memory = true;
+    return op->encoding == ZYDIS_OPERAND_ENCODING_MODRM_RM && op->mem.type == ZYDIS_MEMOP_TYPE_MEM;
+  }
+  if (op->type != ZYDIS_OPERAND_TYPE_REGISTER) return false;
+  unsigned field = op->encoding == ZYDIS_OPERAND_ENCODING_MODRM_REG                                                   ? 1u
+                   : op->encoding == ZYDIS_OPERAND_ENCODING_MODRM_RM || op->encoding == ZYDIS_OPERAND_ENCODING_OPCODE ? 2u
+                   : op->encoding == ZYDIS_OPERAND_ENCODING_NDSNDD                                                    ? 3u
+                   : accumulator                                                                                      ? 2u
+                                                                                                                      : 0u;
+  ZydisRegisterClass k = ZydisRegisterGetClass(op->reg.value);
+  if (is_general(op->reg.value)) {
+    struct general *g = field ? add_general(f, t, op) : NULL;
+    if (!g) return false;
+    which[(*n)++] = (u8)(field | (u8)(g - f->g) << 4);
+    return true;
+  }
+  if (k == ZYDIS_REGCLASS_XMM || k == ZYDIS_REGCLASS_YMM || k == ZYDIS_REGCLASS_ZMM || k == ZYDIS_REGCLASS_MASK) {
+    unsigned id = (unsigned)ZydisRegisterGetId(op->reg.value);
+    if (field == 1) f->reg = id;
+    if (field == 2) f->rm = id;
+    if (field == 3) f->vvvv = id;
+    return field || op->encoding == ZYDIS_OPERAND_ENCODING_MASK || op->encoding == ZYDIS_OPERAND_ENCODING_IS4 ||
+           op->visibility == ZYDIS_OPERAND_VISIBILITY_IMPLICIT;
+  }
+  return false;
+}
+
+/* Scratch registers for what has no home.  `free`: those that may be taken. */
+static bool find_homes(struct fields *f, const u8 *scratch, unsigned n_scratch) {
+  for (unsigned n = 0; n < f->n; n++) {
+    if (f->g[n].host != H_NONE) continue;
+    if (!n_scratch) return false;
+    f->g[n].host = *scratch++;
+    n_scratch--;
+  }
+  return true;
+}
+
+/* ---- encoding ---- */
+
+static bool is_accumulator_form(const ZydisDecodedInstruction *z) {
+  return z->encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY && z->opcode_map == ZYDIS_OPCODE_MAP_DEFAULT &&
+         ((z->opcode < 0x40 && (z->opcode & 7) >= 4 && (z->opcode & 7) <= 5) || z->opcode == 0xa8 || z->opcode == 0xa9);
+}
+
+static void immediates(struct translation *t) {
+  const u8 *bytes = t->b->bytes + t->i->off;
+  for (unsigned n = 0; n < 2; n++)
+    for (unsigned k = 0; k < t->z->raw.imm[n].size / 8u; k++) em8(&t->e, bytes[t->z->raw.imm[n].offset + k]);
+}
+
+static void modrm(struct translation *t, const struct fields *f, unsigned reg) {
+  if (f->memory)
+    em_modrm_mem(&t->e, reg, EM_AT(f->address, 0));
+  else
+    em8(&t->e, 0xc0 | (reg & 7) << 3 | (f->rm & 7));
+}
+
+static unsigned rm_of(const struct fields *f) {
+  return f->memory ? f->address : f->rm;
+}
+
+static void encode_legacy(struct translation *t, const struct fields *f, bool reg_is_operand) {
+  static const u16 maps[] = {[ZYDIS_OPCODE_MAP_0F] = 0x0f, [ZYDIS_OPCODE_MAP_0F38] = 0x0f38, [ZYDIS_OPCODE_MAP_0F3A] = 0x0f3a};
+  const ZydisDecodedInstruction *z = t->z;
+  unsigned opcode = z->opcode, reg = reg_is_operand ? f->reg : z->raw.modrm.reg;
+  for (unsigned k = 0; k < z->raw.prefix_count; k++) {
+    u8 p = z->raw.prefixes[k].value;
+    if (p == 0x66 || p == 0xf2 || p == 0xf3 || p == 0xf0) em8(&t->e, p);
+  }
+  bool opcode_register = false;
+  for (unsigned k = 0; k < z->operand_count_visible; k++) opcode_register |= t->ops[k].encoding == ZYDIS_OPERAND_ENCODING_OPCODE;
+  if (is_accumulator_form(z)) {
+    reg = opcode >= 0xa8 ? 0 : opcode >> 3;
+    opcode = (opcode >= 0xa8 ? 0xf6u : 0x80u) | (opcode & 1);
+  }
+  unsigned rex = (z->raw.rex.W ? 8 : 0) | (opcode_register ? 0 : (reg & 8) >> 1) | (rm_of(f) & 8) >> 3;
+  if (rex || f->byte) em8(&t->e, 0x40 | rex);
+  if (z->opcode_map != ZYDIS_OPCODE_MAP_DEFAULT) em_opcode(&t->e, maps[z->opcode_map]);
+  if (opcode_register) {
+    em8(&t->e, (opcode & 0xf8) | (f->rm & 7));
+  } else {
+    em8(&t->e, opcode);
+    modrm(t, f, reg);
+  }
+  immediates(t);
+}
+
+static void encode_vex(struct translation *t, const struct fields *f, bool reg_is_operand) {
+  const ZydisDecodedInstruction *z = t->z;
+  unsigned reg = reg_is_operand ? f->reg : z->raw.modrm.reg;
+  em8(&t->e, 0xc4);
+  em8(&t->e, (~(reg & 8) & 8) << 4 | 0x40 | (~(rm_of(f) & 8) & 8) << 2 | z->raw.vex.m_mmmm);
+  em8(&t->e, z->raw.vex.W << 7 | (~f->vvvv & 15) << 3 | z->raw.vex.L << 2 | z->raw.vex.pp);
+  em8(&t->e, z->opcode);
+  modrm(t, f, reg);
+  immediates(t);
+}
+
+/* Without a displacement there is none to be scaled. */
+static void encode_evex(struct translation *t, const struct fields *f, bool reg_is_operand) {
+  const ZydisDecodedInstruction *z = t->z;
+  unsigned reg = reg_is_operand ? f->reg : z->raw.modrm.reg, rm = rm_of(f);
+  unsigned x = f->memory ? 0 : rm & 16;
+  em8(&t->e, 0x62);
+  em8(&t->e, (~(reg & 8) & 8) << 4 | (~(x >> 1) & 8) << 3 | (~(rm & 8) & 8) << 2 | (~(reg & 16) & 16) | z->raw.evex.mmm);
+  em8(&t->e, z->raw.evex.W << 7 | (~f->vvvv & 15) << 3 | 4 | z->raw.evex.pp);
+  em8(&t->e, z->raw.evex.z << 7 | z->raw.evex.L2 << 6 | z->raw.evex.L << 5 | z->raw.evex.b << 4 | (~(f->vvvv >> 1) & 8) |
+                 z->raw.evex.aaa);
+  em8(&t->e, z->opcode);
+  modrm(t, f, reg);
+  immediates(t);
+}
+
+/* ---- one instruction ---- */
+
+/* What it needs of the flags and does to them. */
+static bool needs_flags(const struct x86_insn *i) {
+  return i->flags_read || (i->flags_written && i->flags_written != 63);
+}
+
+static void load_generals(struct translation *t, const struct fields *f) {
+  for (unsigned n = 0; n < f->n; n++)
+    if (!t_mapped(f->g[n].guest) && f->g[n].read) em_load(&t->e, f->g[n].host, t_slot(f->g[n].guest));
+}
+static void store_generals(struct translation *t, const struct fields *f) {
+  for (unsigned n = 0; n < f->n; n++)
+    if (!t_mapped(f->g[n].guest) && f->g[n].write) em_store(&t->e, t_slot(f->g[n].guest), f->g[n].host);
+}
+
+/* align: address bits that must be 0. */
+static bool rewrite(struct translation *t, unsigned mem_size, bool mem_write, unsigned align) {
+  static const u8 both[] = {H_RCX, H_RAX};
+  const ZydisDecodedInstruction *z = t->z;
+  struct fields f = {.rm = 0};
+  u8 which[MAX_GENERAL + 4];
+  unsigned n = 0;
+  bool reg_is_operand = false, accumulator = is_accumulator_form(z);
+  for (unsigned k = 0; k < z->operand_count; k++) {
+    const ZydisDecodedOperand *op = &t->ops[k];
+    if (k >= z->operand_count_visible) {
+      if (!hidden_is_fine(op)) return false;
+      continue;
+    }
+    if (n >= MAX_GENERAL) return false;
+    if (!place(t, &f, op, accumulator && k == 0, which, &n)) return false;
+    reg_is_operand |= op->encoding == ZYDIS_OPERAND_ENCODING_MODRM_REG;
+  }
+  bool flags = needs_flags(t->i);
+  if (f.memory) {
+    if (!mem_size || !t_operand(t, mem_size, mem_write)) return false;
+    if (align) {
+      em8(&t->e, 0xa9), em32(&t->e, align); /* test eax, align: pages are aligned */
+      t_slow_if(t, CC_NE);
+    }
+    f.address = H_RAX;
+    if (flags) {
+      em_mov(&t->e, H_RCX, H_RAX);
+      f.address = H_RCX;
+    }
+  }
+  if (flags) t_need_flags(t);
+  const u8 other[] = {f.address == H_RAX ? H_RCX : H_RAX};
+  if (!find_homes(&f, f.memory ? other : both, f.memory ? 1 : 2)) return false;
+  for (unsigned k = 0; k < n; k++) {
+    unsigned host = f.g[which[k] >> 4].host, field = which[k] & 15;
+    if (field == 1) f.reg = host;
+    if (field == 2) f.rm = host;
+    if (field == 3) f.vvvv = host;
+  }
+  load_generals(t, &f);
+  if (z->encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY)
+    encode_legacy(t, &f, reg_is_operand);
+  else if (z->encoding == ZYDIS_INSTRUCTION_ENCODING_VEX)
+    encode_vex(t, &f, reg_is_operand);
+  else if (z->encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX)
+    encode_evex(t, &f, reg_is_operand);
+  else
+    return false;
+  store_generals(t, &f);
+  if (t->i->flags_written) t_wrote_flags(t);
+  return true;
+}
+
+static const ZydisDecodedOperand *memory_operand(const struct translation *t) {
+  for (unsigned k = 0; k < t->z->operand_count_visible; k++)
+    if (t->ops[k].type == ZYDIS_OPERAND_TYPE_MEMORY) return &t->ops[k];
+  return NULL;
+}
+
+static bool rewrite_plain(struct translation *t) {
+  const ZydisDecodedOperand *m = memory_operand(t);
+  unsigned mnemonic = t->z->mnemonic;
+  bool bits = mnemonic == ZYDIS_MNEMONIC_BT || mnemonic == ZYDIS_MNEMONIC_BTS || mnemonic == ZYDIS_MNEMONIC_BTR ||
+              mnemonic == ZYDIS_MNEMONIC_BTC;
+  if (bits && m && t->ops[1].type == ZYDIS_OPERAND_TYPE_REGISTER) return false; /* the bit may lie anywhere */
+  if (m && m->size > 64) return false;
+  return rewrite(t, m ? m->size / 8 : 0, m && (m->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE), 0);
+}
+
+static bool rewrite_vector(struct translation *t) {
+  static const u8 levels[] = {[VECTOR_SSE] = VECTORS_SSE, [VECTOR_AVX] = VECTORS_AVX, [VECTOR_AVX512] = VECTORS_AVX512};
+  const struct x86_vector *v = t->i->aux;
+  t_need_vectors(t, levels[v->class]);
+  return rewrite(t, v->mem_size, v->store, v->align);
+}
+
+static bool rewrite_lea(struct translation *t) {
+  struct em_mem m;
+  if (t->i->opsize == 2 || !t_address(t, &m)) return false;
+  bool home = t_mapped(t->i->reg);
+  unsigned dst = home ? T_HOME(t->i->reg) : H_RAX;
+  em_mem(&t->e, t->i->opsize == 8, 0x8d, dst, m);
+  if (!home) em_store(&t->e, t_slot(t->i->reg), dst);
+  return true;
+}
+
+static bool is_nop(unsigned mnemonic) {
+  return mnemonic == ZYDIS_MNEMONIC_NOP || mnemonic == ZYDIS_MNEMONIC_ENDBR64 || mnemonic == ZYDIS_MNEMONIC_PREFETCHT0 ||
+         mnemonic == ZYDIS_MNEMONIC_PREFETCHT1 || mnemonic == ZYDIS_MNEMONIC_PREFETCHT2 ||
+         mnemonic == ZYDIS_MNEMONIC_PREFETCHNTA || mnemonic == ZYDIS_MNEMONIC_PREFETCHW || mnemonic == ZYDIS_MNEMONIC_PREFETCH;
+}
+
+bool t_rewrite(struct translation *t) {
+  if (is_nop(t->z->mnemonic)) return true;
+  if (t->z->mnemonic == ZYDIS_MNEMONIC_LEA) return rewrite_lea(t);
+  if (x86_vector_is_plain(t->i)) return rewrite_vector(t);
+  return is_plain(t->z->mnemonic) && rewrite_plain(t);
+}

@@ -1,0 +1,239 @@
+/* Instructions with fixed registers, and those of the stack. */
+#include "x86/exec/vector.h"
+#include "x86/translate/private.h"
+
+static unsigned general_number(const ZydisDecodedOperand *op) {
+  return (unsigned)ZydisRegisterGetId(op->reg.value);
+}
+
+/* A register operand of 16 to 64 bits, or a byte register that has no number of its own. */
+static bool usable(const ZydisDecodedOperand *op) {
+  return op->type == ZYDIS_OPERAND_TYPE_REGISTER && !(op->reg.value >= ZYDIS_REGISTER_AH && op->reg.value <= ZYDIS_REGISTER_BH);
+}
+static unsigned number(const ZydisDecodedOperand *op) {
+  if (op->size == 8 && op->reg.value >= ZYDIS_REGISTER_SPL) return (unsigned)(op->reg.value - ZYDIS_REGISTER_SPL) + 4;
+  return general_number(op);
+}
+
+/* op reg-field /reg, operand: with operand-size prefix and REX as the width wants them. */
+static void sized_reg(struct emitter *e, unsigned bits, u32 opcode, unsigned reg, unsigned rm) {
+  unsigned rex = (bits == 64 ? 8 : 0) | (reg & 8) >> 1 | (rm & 8) >> 3;
+  if (bits == 16) em8(e, 0x66);
+  if (rex || bits == 8) em8(e, 0x40 | rex);
+  em_opcode(e, opcode);
+  em8(e, 0xc0 | (reg & 7) << 3 | (rm & 7));
+}
+static void sized_mem(struct emitter *e, unsigned bits, u32 opcode, unsigned reg, unsigned address) {
+  unsigned rex = (bits == 64 ? 8 : 0) | (reg & 8) >> 1 | (address & 8) >> 3;
+  if (bits == 16) em8(e, 0x66);
+  if (rex || bits == 8) em8(e, 0x40 | rex);
+  em_opcode(e, opcode);
+  em_modrm_mem(e, reg, EM_AT(address, 0));
+}
+
+/* ---- shifts and rotates by CL ---- */
+
+/* A count of 0 leaves the flags: they are needed. */
+static bool shift_by_cl(struct translation *t) {
+  const ZydisDecodedOperand *dst = &t->ops[0];
+  struct emitter *e = &t->e;
+  unsigned opcode = dst->size == 8 ? 0xd2 : 0xd3, extension = t->z->raw.modrm.reg;
+  if (t->z->operand_count_visible != 2 || t->ops[1].type != ZYDIS_OPERAND_TYPE_REGISTER ||
+      t->ops[1].reg.value != ZYDIS_REGISTER_CL)
+    return false;
+  if (dst->type == ZYDIS_OPERAND_TYPE_MEMORY) {
+    if (!t_operand(t, dst->size / 8, true)) return false;
+    em_store(e, EM_GS(offsetof(struct x86_vcpu, code.scratch)), H_RAX);
+    t_need_flags(t);
+    em_load(e, H_RAX, EM_GS(offsetof(struct x86_vcpu, code.scratch)));
+    em_mov(e, H_RCX, T_HOME(RCX));
+    sized_mem(e, dst->size, opcode, extension, H_RAX);
+  } else {
+    if (!usable(dst)) return false;
+    t_need_flags(t);
+    unsigned guest = number(dst), host = t_read(t, guest, H_RAX);
+    em_mov(e, H_RCX, T_HOME(RCX));
+    sized_reg(e, dst->size, opcode, extension, host);
+    t_write(t, guest, host);
+  }
+  t_wrote_flags(t);
+  return true;
+}
+
+/* ---- RAX and RDX ---- */
+
+/* MUL and IMUL with one operand. */
+static bool multiply(struct translation *t) {
+  const ZydisDecodedOperand *src = &t->ops[0];
+  struct emitter *e = &t->e;
+  unsigned opcode = src->size == 8 ? 0xf6 : 0xf7, extension = t->z->raw.modrm.reg;
+  if (t->z->opcode_map != ZYDIS_OPCODE_MAP_DEFAULT || (t->z->opcode & 0xfe) != 0xf6) return false;
+  if (src->type == ZYDIS_OPERAND_TYPE_MEMORY) {
+    if (!t_operand(t, src->size / 8, false)) return false;
+    em_mov(e, H_RCX, H_RAX);
+    em_mov(e, H_RAX, T_HOME(RAX));
+    sized_mem(e, src->size, opcode, extension, H_RCX);
+  } else {
+    if (!usable(src)) return false;
+    unsigned host = t_read(t, number(src), H_RCX);
+    em_mov(e, H_RAX, T_HOME(RAX));
+    sized_reg(e, src->size, opcode, extension, host);
+  }
+  em_mov(e, T_HOME(RAX), H_RAX);
+  t_wrote_flags(t);
+  return true;
+}
+
+static bool compare_exchange(struct translation *t) {
+  const ZydisDecodedOperand *dst = &t->ops[0], *src = &t->ops[1];
+  struct emitter *e = &t->e;
+  unsigned opcode = src->size == 8 ? 0x0fb0 : 0x0fb1;
+  if (!usable(src) || !t_mapped(number(src))) return false;
+  unsigned s = T_HOME(number(src));
+  if (dst->type == ZYDIS_OPERAND_TYPE_MEMORY) {
+    if (!t_operand(t, dst->size / 8, true)) return false;
+    em_mov(e, H_RCX, H_RAX);
+    em_mov(e, H_RAX, T_HOME(RAX));
+    if (t->i->iflags & X86_I_LOCK) em8(e, 0xf0);
+    sized_mem(e, dst->size, opcode, s, H_RCX);
+    em_mov(e, T_HOME(RAX), H_RAX);
+  } else {
+    if (!usable(dst) || !t_mapped(number(dst)) || number(dst) == RAX) return false;
+    em_mov(e, H_RAX, T_HOME(RAX));
+    sized_reg(e, dst->size, opcode, s, T_HOME(number(dst)));
+    em_mov(e, T_HOME(RAX), H_RAX);
+  }
+  t_wrote_flags(t);
+  return true;
+}
+
+static bool widen_rax(struct translation *t) { /* CBW, CWDE, CDQE */
+  unsigned bits = t->z->mnemonic == ZYDIS_MNEMONIC_CBW ? 16 : t->z->mnemonic == ZYDIS_MNEMONIC_CWDE ? 32 : 64;
+  sized_reg(&t->e, bits, bits == 16 ? 0x0fbe : bits == 32 ? 0x0fbf : 0x63, T_HOME(RAX), T_HOME(RAX));
+  return true;
+}
+static bool widen_into_rdx(struct translation *t) { /* CWD, CDQ, CQO */
+  em_mov(&t->e, H_RAX, T_HOME(RAX));
+  if (t->z->mnemonic == ZYDIS_MNEMONIC_CWD) em8(&t->e, 0x66);
+  if (t->z->mnemonic == ZYDIS_MNEMONIC_CQO) em8(&t->e, 0x48);
+  em8(&t->e, 0x99);
+  return true;
+}
+
+/* ---- the stack, 64 bits wide ---- */
+
+/* RAX: host address of the eight bytes at RSP + offset. */
+static void stack_slot(struct translation *t, s32 offset, bool write) {
+  t_lose_flags(t);
+  em_lea(&t->e, H_RAX, EM_AT(T_HOME(RSP), offset));
+  t_translate(t, 8, write);
+}
+static void move_rsp(struct translation *t, s32 by) {
+  em_lea(&t->e, T_HOME(RSP), EM_AT(T_HOME(RSP), by));
+}
+
+static bool wide(const struct translation *t) {
+  return t->z->operand_width == 64 && t->z->stack_width == 64;
+}
+
+static bool push(struct translation *t) {
+  const ZydisDecodedOperand *src = &t->ops[0];
+  struct emitter *e = &t->e;
+  if (!wide(t)) return false;
+  if (src->type == ZYDIS_OPERAND_TYPE_MEMORY) {
+    if (!t_operand(t, 8, false)) return false;
+    em_load(e, H_RAX, EM_AT(H_RAX, 0));
+    em_store(e, EM_GS(offsetof(struct x86_vcpu, code.scratch)), H_RAX);
+    stack_slot(t, -8, true);
+    em_load(e, H_RCX, EM_GS(offsetof(struct x86_vcpu, code.scratch)));
+    em_store(e, EM_AT(H_RAX, 0), H_RCX);
+  } else if (src->type == ZYDIS_OPERAND_TYPE_IMMEDIATE) {
+    stack_slot(t, -8, true);
+    em_mem(e, 1, 0xc7, 0, EM_AT(H_RAX, 0)), em32(e, (u32)t->i->imm);
+  } else {
+    if (!usable(src) || ZydisRegisterGetClass(src->reg.value) != ZYDIS_REGCLASS_GPR64) return false;
+    stack_slot(t, -8, true);
+    em_store(e, EM_AT(H_RAX, 0), t_read(t, general_number(src), H_RCX));
+  }
+  move_rsp(t, -8);
+  return true;
+}
+
+static bool pop(struct translation *t) {
+  const ZydisDecodedOperand *dst = &t->ops[0];
+  if (!wide(t) || !usable(dst) || ZydisRegisterGetClass(dst->reg.value) != ZYDIS_REGCLASS_GPR64) return false;
+  stack_slot(t, 0, false);
+  em_load(&t->e, H_RAX, EM_AT(H_RAX, 0));
+  move_rsp(t, 8);
+  t_write(t, general_number(dst), H_RAX);
+  return true;
+}
+
+static bool leave(struct translation *t) {
+  if (!wide(t)) return false;
+  t_lose_flags(t);
+  em_mov(&t->e, H_RAX, T_HOME(RBP));
+  t_translate(t, 8, false);
+  em_lea(&t->e, T_HOME(RSP), EM_AT(T_HOME(RBP), 8));
+  em_load(&t->e, T_HOME(RBP), EM_AT(H_RAX, 0));
+  return true;
+}
+
+/* ---- others ---- */
+
+static bool as_it_is(struct translation *t) {
+  for (unsigned k = 0; k < t->i->len; k++) em8(&t->e, t->b->bytes[t->i->off + k]);
+  return true;
+}
+
+static bool zero_upper(struct translation *t) {
+  t_need_vectors(t, VECTORS_AVX);
+  return as_it_is(t);
+}
+
+/* CLC, STC, CMC */
+static bool carry(struct translation *t) {
+  t_need_flags(t);
+  as_it_is(t);
+  t_wrote_flags(t);
+  return true;
+}
+
+static const struct {
+  u16 mnemonic;
+  bool (*translate)(struct translation *t);
+} rows[] = {
+    {ZYDIS_MNEMONIC_SHL, shift_by_cl},
+    {ZYDIS_MNEMONIC_SHR, shift_by_cl},
+    {ZYDIS_MNEMONIC_SAR, shift_by_cl},
+    {ZYDIS_MNEMONIC_ROL, shift_by_cl},
+    {ZYDIS_MNEMONIC_ROR, shift_by_cl},
+    {ZYDIS_MNEMONIC_RCL, shift_by_cl},
+    {ZYDIS_MNEMONIC_RCR, shift_by_cl},
+    {ZYDIS_MNEMONIC_MUL, multiply},
+    {ZYDIS_MNEMONIC_IMUL, multiply},
+    {ZYDIS_MNEMONIC_CMPXCHG, compare_exchange},
+    {ZYDIS_MNEMONIC_CBW, widen_rax},
+    {ZYDIS_MNEMONIC_CWDE, widen_rax},
+    {ZYDIS_MNEMONIC_CDQE, widen_rax},
+    {ZYDIS_MNEMONIC_CWD, widen_into_rdx},
+    {ZYDIS_MNEMONIC_CDQ, widen_into_rdx},
+    {ZYDIS_MNEMONIC_CQO, widen_into_rdx},
+    {ZYDIS_MNEMONIC_PUSH, push},
+    {ZYDIS_MNEMONIC_POP, pop},
+    {ZYDIS_MNEMONIC_LEAVE, leave},
+    {ZYDIS_MNEMONIC_LFENCE, as_it_is},
+    {ZYDIS_MNEMONIC_MFENCE, as_it_is},
+    {ZYDIS_MNEMONIC_SFENCE, as_it_is},
+    {ZYDIS_MNEMONIC_VZEROUPPER, zero_upper},
+    {ZYDIS_MNEMONIC_VZEROALL, zero_upper},
+    {ZYDIS_MNEMONIC_CLC, carry},
+    {ZYDIS_MNEMONIC_STC, carry},
+    {ZYDIS_MNEMONIC_CMC, carry},
+};
+
+bool t_special(struct translation *t) {
+  for (size_t k = 0; k < ARRAY_SIZE(rows); k++)
+    if (rows[k].mnemonic == t->z->mnemonic) return rows[k].translate(t);
+  return false;
+}
