@@ -41,6 +41,9 @@ struct ioctl_row {
   ioctl_fn *fn;
 };
 
+/* The address `offset` bytes behind a client's, which may be anything: misaligned, or at the end of the address space. */
+static inline void *user_at(const void *user, size_t offset) { return (void *)((uintptr_t)user + offset); }
+
 /* Copies that answer -EFAULT for bad client addresses instead of crashing. */
 int copy_from_user(void *dst, const void *user, size_t len);
 int copy_to_user(void *user, const void *src, size_t len);

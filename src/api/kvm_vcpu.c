@@ -14,17 +14,17 @@ static long run(struct ioctl_ctx *ctx, void *data) { return unlikely(ctx->value)
 
 /* No pointer: the mask is given up. */
 static long set_signal_mask(struct ioctl_ctx *ctx, void *data) {
-  struct kvm_signal_mask head, *user = ctx->user;
+  struct kvm_signal_mask head;
   struct vcpu *vcpu = ctx->vcpu;
-  if (!user) {
+  if (!ctx->user) {
     vcpu->sigset_active = false;
     return 0;
   }
-  if (copy_from_user(&head, user, sizeof(head))) return trace_error(-EFAULT);
+  if (copy_from_user(&head, ctx->user, sizeof(head))) return trace_error(-EFAULT);
   if (head.len != KERNEL_SIGSET_BYTES) return trace_error(-EINVAL);
   sigset_t set;
   sigemptyset(&set); /* the kernel's set is the first word of libc's */
-  if (copy_from_user(&set, user->sigset, KERNEL_SIGSET_BYTES)) return trace_error(-EFAULT);
+  if (copy_from_user(&set, user_at(ctx->user, sizeof(head)), KERNEL_SIGSET_BYTES)) return trace_error(-EFAULT);
   vcpu->sigset = set;
   vcpu->sigset_active = true;
   signals_changed();

@@ -49,13 +49,13 @@ static long irq_line_status(struct ioctl_ctx *ctx, void *data) { return set_line
 
 /* ARG_USER: the header is copied here, the entries behind it. */
 static long set_gsi_routing(struct ioctl_ctx *ctx, void *data) {
-  struct kvm_irq_routing head, *user = ctx->user;
-  if (copy_from_user(&head, user, sizeof(head))) return trace_error(-EFAULT);
+  struct kvm_irq_routing head;
+  if (copy_from_user(&head, ctx->user, sizeof(head))) return trace_error(-EFAULT);
   if (!ctx->vm->arch->irqchip_present(ctx->vm) || head.nr > MAX_ROUTES || head.flags) return trace_error(-EINVAL);
   size_t size = head.nr * sizeof(struct kvm_irq_routing_entry);
   struct kvm_irq_routing_entry *entries = malloc(MAX(size, (size_t)1));
   if (!entries) return trace_error(-ENOMEM);
-  long r = copy_from_user(entries, user->entries, size);
+  long r = copy_from_user(entries, user_at(ctx->user, sizeof(head)), size);
   if (!r) r = vm_set_routing(ctx->vm, entries, head.nr, head.flags);
   free(entries);
   return r;

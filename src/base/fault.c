@@ -32,6 +32,15 @@ static bool is_synchronous(int sig, const siginfo_t *info) {
   return info->si_code > 0 && !(sig == SIGBUS && info->si_code == BUS_MCEERR_AO);
 }
 
+/* Ours runs with everything blocked: the gate must not take our mask for the client's.  A handler of the client has the mask that the kernel would have
+ * given it. */
+static void take_mask_of(const struct sigaction *p, int sig, const ucontext_t *uc) {
+  sigset_t mask;
+  sigorset(&mask, &uc->uc_sigmask, &p->sa_mask);
+  sigaddset(&mask, sig);
+  signals_sigmask(SIG_SETMASK, &mask, NULL);
+}
+
 static void call_previous(const struct sigaction *p, int sig, siginfo_t *info, void *context) {
   if (p->sa_flags & SA_RESETHAND) atomic_store(previous_of(sig), &default_action);
   forwarding = context;
@@ -43,14 +52,16 @@ static void call_previous(const struct sigaction *p, int sig, siginfo_t *info, v
 static void forward(int sig, siginfo_t *info, void *context, bool by_kernel) {
   const struct sigaction *p = atomic_load(previous_of(sig));
   bool nested = forwarding == context && !by_kernel;
-  if (signals_is_hidden(sig) && !is_synchronous(sig, info))
+  if (signals_is_hidden(sig) && !is_synchronous(sig, info)) {
     signals_put_back(sig, info, context);
-  else if (p->sa_handler == SIG_IGN && info->si_code <= 0)
+  } else if (p->sa_handler == SIG_IGN && info->si_code <= 0) {
     return;
-  else if (nested || p->sa_handler == SIG_DFL || p->sa_handler == SIG_IGN || signals_is_hidden(sig))
+  } else if (nested || p->sa_handler == SIG_DFL || p->sa_handler == SIG_IGN || signals_is_hidden(sig)) {
     take_default(sig, info);
-  else
+  } else {
+    if (by_kernel) take_mask_of(p, sig, context);
     call_previous(p, sig, info, context);
+  }
 }
 
 /* Runs in place of the faulting instruction, on its stack. */
@@ -68,10 +79,10 @@ static void resume_in_unwind(ucontext_t *uc, struct fault_guard *g) {
   reg[REG_EFL] &= ~0x40500ll; /* AC, DF, TF: guest flags may have been live */
 }
 
-/* The kernel lays the context right above the return address (struct rt_sigframe); whoever else calls us has it elsewhere. */
 /* The kernel enters a handler with EFLAGS.AC as it was: with it set, the C library would fault in turn. */
 static inline void clear_ac(void) { __asm__ volatile("pushfq\n\tandl $~0x40000, (%%rsp)\n\tpopfq" : : : "memory", "cc"); }
 
+/* The kernel lays the context right above the return address (struct rt_sigframe); whoever else calls us has it elsewhere. */
 static void on_fault(int sig, siginfo_t *info, void *context) {
   clear_ac();
   struct fault_guard *g = fault_top;
@@ -98,11 +109,11 @@ static bool is_ours(const struct sigaction *a) {
   return (a->sa_flags & SA_SIGINFO) && a->sa_sigaction == on_fault;
 }
 
-/* Records what ours stands in front of, and installs ours: on the stack, with the mask, and interrupting system calls or not as
- * that would.
+/* Records what ours stands in front of, and installs ours: on the stack, and interrupting system calls or not, as that would.
  * install_lock held.  0, or -1 with errno. */
 static int install_before(int sig, const struct sigaction *previous_action) {
-  struct sigaction ours = {.sa_sigaction = on_fault, .sa_flags = SA_SIGINFO, .sa_mask = previous_action->sa_mask};
+  struct sigaction ours = {.sa_sigaction = on_fault, .sa_flags = SA_SIGINFO};
+  sigfillset(&ours.sa_mask);
   const struct sigaction *record = signals_remember(previous_action);
   if (!record) return -1;
   ours.sa_flags |= has_handler(record) ? record->sa_flags & (SA_ONSTACK | SA_RESTART) : SA_ONSTACK;

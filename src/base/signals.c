@@ -247,7 +247,7 @@ void signals_set_mask(const sigset_t *mask) {
   }
   /* Faults on guest memory must reach base/fault.c. */
   remove_faults(&want);
-  g->mask = old;
+  if (!g->restore) g->mask = old; /* otherwise a signal was put back since the way in, and `old` blocks it */
   g->restore = 1;
   signals_sigmask(SIG_SETMASK, &want, NULL);
 }

@@ -69,6 +69,9 @@ static bool take_chunk(u64 *bitmap, u64 *buffer, unsigned n, bool keep) {
   return any;
 }
 
+/* The client's address may be any: misaligned, or at the end of the address space. */
+static void *client_words(const void *bitmap, u64 word) { return (void *)((uintptr_t)bitmap + word * sizeof(u64)); }
+
 static int get_locked(struct vm *vm, const struct kvm_dirty_log *log) {
   const struct memslot *slot;
   int r = find_logged(vm, log->slot, &slot);
@@ -78,7 +81,7 @@ static int get_locked(struct vm *vm, const struct kvm_dirty_log *log) {
   for (u64 i = 0; i < words && !r; i += CHUNK_WORDS) {
     unsigned n = (unsigned)MIN(words - i, (u64)CHUNK_WORDS);
     if (take_chunk(slot->dirty_bitmap + i, buffer, n, keep)) taken = true;
-    r = fault_copy((u64 *)log->dirty_bitmap + i, buffer, n * sizeof(u64));
+    r = fault_copy(client_words(log->dirty_bitmap, i), buffer, n * sizeof(u64));
   }
   /* Also after a failed copy: what was taken must be protected again. */
   if (taken && !keep) vm_request_all(vm, NULL, REQ_TLB_FLUSH, true);
@@ -113,7 +116,7 @@ static int clear_locked(struct vm *vm, const struct kvm_clear_dirty_log *log) {
   bool cleared = false;
   for (u64 i = 0; i < words && !r; i += CHUNK_WORDS) {
     unsigned n = (unsigned)MIN(words - i, (u64)CHUNK_WORDS);
-    r = fault_copy(buffer, (u64 *)log->dirty_bitmap + i, n * sizeof(u64));
+    r = fault_copy(buffer, client_words(log->dirty_bitmap, i), n * sizeof(u64));
     if (!r && clear_chunk(bitmap + i, buffer, n)) cleared = true;
   }
   if (cleared) vm_request_all(vm, NULL, REQ_TLB_FLUSH, true);

@@ -218,8 +218,10 @@ void x86_blocks_abandon(struct x86_vcpu *c) {
   if (c->cur) c->rip = x86_insn_ip(c, c->cur);
   c->cur = NULL;
   c->stop = 0;
-  if (c->blocks_locked) pthread_mutex_unlock(&x86_vm_of(c)->blocks->lock);
-  c->blocks_locked = false;
+  if (!c->publishing) return;
+  pthread_mutex_unlock(&x86_vm_of(c)->blocks->lock);
+  free(c->publishing);
+  c->publishing = NULL;
 }
 
 /* Falls off the end of a block that was cut for length or at a page's end. */
@@ -287,12 +289,12 @@ static struct x86_block *publish(struct x86_vcpu *c, u32 mode, const struct fetc
   atomic_store_explicit(&b->epoch, epoch, memory_order_relaxed);
 
   pthread_mutex_lock(&bs->lock);
-  c->blocks_locked = true;
+  c->publishing = b;
   /* A store between our copy and this lock either is seen by the comparison, or waits for the lock and finds the block. */
   struct code_page *p = page_find(bs, f->gpa >> PAGE_SHIFT), *p2 = f->gpa2 == ~0ull ? NULL : page_find(bs, f->gpa2 >> PAGE_SHIFT);
   bool same = atomic_load(&p->has_code) && (!p2 || atomic_load(&p2->has_code)) && still_backed(c, b->gpa, b->host) &&
               (!p2 || still_backed(c, b->gpa2, b->host2)) && bytes_equal(b);
-  c->blocks_locked = false;
+  c->publishing = NULL;
   if (!same) {
     pthread_mutex_unlock(&bs->lock);
     free(b);

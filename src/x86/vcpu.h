@@ -126,7 +126,7 @@ struct x86_vcpu {
   struct x86_jcache_entry *jcache; /* linear address -> block (block.c) */
   struct x86_fault fault;
   const struct x86_insn *cur; /* the instruction at work, NULL between blocks: a host fault on guest memory finds RIP by it */
-  bool blocks_locked;      /* a host fault while comparing code must release blocks->lock */
+  struct x86_block *publishing; /* being compared with blocks->lock held: a host fault must free it and release the lock */
 
   /* --- control registers and system segments (cpu/) --- */
   u64 cr0, cr2, cr3, cr4, cr8, efer, xcr0, xss;

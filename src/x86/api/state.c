@@ -6,6 +6,7 @@
 #include "x86/api/api.h"
 #include "x86/cpu/cr.h"
 #include "x86/cpuid/cpuid.h"
+#include "x86/exec/xstate.h"
 #include "x86/mmu/access.h"
 
 #define RESET_RIP 0xfff0u
@@ -236,7 +237,8 @@ long x86_ioctl_get_fpu(struct ioctl_ctx *ctx, void *data) {
 
 /* MXCSR is not part of what KVM_SET_FPU sets. */
 long x86_ioctl_set_fpu(struct ioctl_ctx *ctx, void *data) {
-  struct x86_fpu *f = &x86_vcpu(ctx->vcpu)->fpu;
+  struct x86_vcpu *c = x86_vcpu(ctx->vcpu);
+  struct x86_fpu *f = &c->fpu;
   const struct kvm_fpu *u = data;
   memcpy(f->fx, &u->fcw, 2);
   memcpy(f->fx + 2, &u->fsw, 2);
@@ -246,6 +248,7 @@ long x86_ioctl_set_fpu(struct ioctl_ctx *ctx, void *data) {
   memcpy(f->fx + 16, &u->last_dp, 8);
   memcpy(f->fx + 32, u->fpr, sizeof(u->fpr));
   for (unsigned k = 0; k < 16; k++) memcpy(f->zmm[k], u->xmm[k], 16);
+  x86_x87_sanitize(c); /* a status word that hides an unmasked exception would raise it in the host */
   return 0;
 }
 

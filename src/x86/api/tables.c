@@ -34,7 +34,7 @@ long x86_ioctl_set_cpuid2(struct ioctl_ctx *ctx, void *data) {
   u32 n;
   int r = cpuid_head(ctx, &n);
   if (r) return r;
-  void *entries = copy_array((const char *)ctx->user + sizeof(struct kvm_cpuid2), n, sizeof(struct kvm_cpuid_entry2), &r);
+  void *entries = copy_array(user_at(ctx->user, sizeof(struct kvm_cpuid2)), n, sizeof(struct kvm_cpuid_entry2), &r);
   return r ? r : cpuid_give(x86_vcpu(ctx->vcpu), entries, n);
 }
 
@@ -43,7 +43,7 @@ long x86_ioctl_set_cpuid(struct ioctl_ctx *ctx, void *data) {
   u32 n;
   int r = cpuid_head(ctx, &n);
   if (r) return r;
-  struct kvm_cpuid_entry *old = copy_array((const char *)ctx->user + sizeof(struct kvm_cpuid), n, sizeof(*old), &r);
+  struct kvm_cpuid_entry *old = copy_array(user_at(ctx->user, sizeof(struct kvm_cpuid)), n, sizeof(*old), &r);
   if (r) return r;
   struct kvm_cpuid_entry2 *entries = n ? calloc(n, sizeof(*entries)) : NULL;
   if (n && !entries) r = -ENOMEM;
@@ -61,7 +61,7 @@ long x86_ioctl_get_cpuid2(struct ioctl_ctx *ctx, void *data) {
   if (r) return r;
   if (head.nent < id->n) return -E2BIG;
   head.nent = id->n;
-  r = copy_to_user((char *)ctx->user + sizeof(head), id->entries, id->n * sizeof(*id->entries));
+  r = copy_to_user(user_at(ctx->user, sizeof(head)), id->entries, id->n * sizeof(*id->entries));
   return r ? r : copy_to_user(ctx->user, &head, sizeof(head));
 }
 
@@ -79,7 +79,7 @@ static long get_table(struct ioctl_ctx *ctx, int (*fill)(struct kvm_cpuid_entry2
   if (r) return r;
   if (head.nent < 1) return -E2BIG;
   u32 max = MIN(head.nent, (u32)X86_CPUID_MAX_ENTRIES);
-  char *user = (char *)ctx->user + sizeof(head);
+  char *user = user_at(ctx->user, sizeof(head));
   struct kvm_cpuid_entry2 *entries = calloc(max, sizeof(*entries));
   if (!entries) return -ENOMEM;
   if (padding_zero) r = check_padding(user, entries, max);
@@ -125,7 +125,7 @@ static long msr_io(struct ioctl_ctx *ctx, msr_one *one, bool write_back) {
   int r = copy_from_user(&head, ctx->user, sizeof(head));
   if (r) return r;
   if (head.nmsrs >= MSRS_MAX) return -E2BIG;
-  char *user = (char *)ctx->user + sizeof(head);
+  char *user = user_at(ctx->user, sizeof(head));
   struct kvm_msr_entry *entries = copy_array(user, head.nmsrs, sizeof(*entries), &r);
   if (r) return r;
   u32 done = 0;
@@ -165,7 +165,7 @@ static long msr_list(struct ioctl_ctx *ctx, u32 list) {
   r = copy_to_user(ctx->user, &l.n, sizeof(l.n));
   if (r) return r;
   if (room < l.n) return -E2BIG;
-  return copy_to_user((char *)ctx->user + sizeof(struct kvm_msr_list), l.index, l.n * sizeof(u32));
+  return copy_to_user(user_at(ctx->user, sizeof(struct kvm_msr_list)), l.index, l.n * sizeof(u32));
 }
 
 long x86_ioctl_msr_list(struct ioctl_ctx *ctx, void *data) {

@@ -35,7 +35,7 @@ bool pmu_allowed(struct x86_vm *vm, const struct x86_pmu *p, const struct pmu_co
 }
 
 /* The user's structure, or NULL with *err. */
-static struct x86_pmu_filter *copy_filter(const struct kvm_pmu_event_filter *user, int *err) {
+static struct x86_pmu_filter *copy_filter(const void *user, int *err) {
   struct kvm_pmu_event_filter head;
   *err = copy_from_user(&head, user, sizeof(head));
   if (*err) return NULL;
@@ -44,7 +44,7 @@ static struct x86_pmu_filter *copy_filter(const struct kvm_pmu_event_filter *use
   *err = -E2BIG;
   if (head.nevents > EVENTS_MAX) return NULL;
   struct x86_pmu_filter *f = malloc(sizeof(*f) + head.nevents * sizeof(f->event[0]));
-  *err = f ? copy_from_user(f->event, user->events, head.nevents * sizeof(f->event[0])) : -ENOMEM;
+  *err = f ? copy_from_user(f->event, user_at(user, sizeof(head)), head.nevents * sizeof(f->event[0])) : -ENOMEM;
   if (*err) {
     free(f);
     return NULL;
