@@ -215,6 +215,7 @@ static bool revalidate(struct x86_vcpu *c, struct x86_block *b, u64 epoch) {
 }
 
 void x86_blocks_abandon(struct x86_vcpu *c) {
+  if (unlikely(c->counting)) x86_pmu_block_abandoned(c);
   if (c->cur) c->rip = x86_insn_ip(c, c->cur);
   c->cur = NULL;
   c->stop = 0;
