@@ -101,9 +101,14 @@ struct x86_code_state {
   int result;        /* flow of an instruction that leaves translated code */
   u16 flags;         /* arithmetic flags as LAHF and SETO give them */
   u8 vectors;        /* enum x86_vector_level: the host's vector registers hold the guest's */
+  bool x87;          /* the host's x87 registers hold the guest's, which masks all exceptions */
+  bool can_x87;      /* this host keeps what it has to */
+  u16 host_fcw;      /* of the client, while x87 is set */
+  s32 x87_ip;        /* the last x87 instruction since then: from the start of x87_page; negative: none */
+  u64 x87_page;
   bool wide;         /* the host has AVX-512, ... */
   bool avx;          /* ... AVX */
-  void (*interpret)(void), (*rest)(void), (*load_vectors)(void), (*leave)(void);
+  void (*interpret)(void), (*rest)(void), (*load_vectors)(void), (*load_x87)(void), (*leave)(void);
   u64 host_gs;       /* of the client */
   bool on;           /* GS is ours */
   struct x86_code_target targets[1u << X86_TARGET_BITS];

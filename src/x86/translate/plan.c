@@ -254,13 +254,16 @@ static bool may_stop(const struct plan_insn *p, const struct x86_insn *i) {
   return false;
 }
 
-/* Instructions that may have to load the vector registers first. */
-static void vectors(struct plan *p, const struct x86_block *b, u32 interpreted) {
+/* Instructions that may have to load the vector or x87 registers first. */
+static void loads(struct plan *p, const struct x86_block *b, const struct x86_decoded_insn *d, u32 interpreted) {
   unsigned loaded = 0;
+  bool x87_loaded = false;
   for (unsigned k = 0; k < b->n; k++) {
     unsigned level = x86_plan_vector_level(&b->insn[k]);
-    p->insn[k].loads = level > loaded;
+    bool x87 = d[k].insn.meta.isa_ext == ZYDIS_ISA_EXT_X87;
+    p->insn[k].loads = level > loaded || (x87 && !x87_loaded);
     loaded = interpreted >> k & 1 ? 0 : MAX(loaded, level);
+    x87_loaded = !(interpreted >> k & 1) && (x87_loaded || x87);
   }
 }
 
@@ -282,6 +285,6 @@ void x86_plan(struct plan *p, const struct x86_block *b, const struct x86_decode
   p->n_groups = 0;
   for (unsigned k = 0; k < b->n; k++) accesses(&p->insn[k], b, &b->insn[k], &d[k]);
   if (grouped) group(p, b, d, interpreted);
-  vectors(p, b, interpreted);
+  loads(p, b, d, interpreted);
   flags(p, b, d, interpreted, exact);
 }
