@@ -86,7 +86,7 @@ static void guest_mode3(void) {
     EXPECT(v <= 1000 && !(v & 1));
   }
   /* The output is high for one half. */
-  program(2, 3, 0);
+  program(2, 3, 50); /* 42 us */
   u32 high = 0, low = 0;
   for (unsigned n = 0; (!high || !low) && n < MANY; n++) {
     if (inb(0x61) & 0x20)
