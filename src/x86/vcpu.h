@@ -149,6 +149,7 @@ struct x86_vcpu {
   struct {
     bool pending;          /* an exception to deliver before the next instruction (KVM_SET_VCPU_EVENTS, KVM_NMI races) */
     bool injected;         /* its delivery was interrupted by an exit; deliver again */
+    bool has_payload;      /* of one that is pending: CR2 or DR6 change when it is delivered */
     struct x86_fault ex;
   } exception;
   struct { bool injected; bool soft; u8 nr; u8 len; } interrupt;

@@ -85,6 +85,69 @@ static void refused(void) {
   guest_free(g);
 }
 
+/* ---- exceptions with a payload (KVM_CAP_EXCEPTION_PAYLOAD, api.rst 7.17) ---- */
+
+static struct kvm_debugregs debugregs(struct guest *g) {
+  struct kvm_debugregs d;
+  CHECK_EQ(guest_ioctl(g->vcpu, KVM_GET_DEBUGREGS, &d), 0);
+  return d;
+}
+
+static void pend(struct guest *g, unsigned vector, bool has_payload, u64 payload) {
+  struct kvm_vcpu_events e = {.flags = KVM_VCPUEVENT_VALID_PAYLOAD,
+                              .exception = {.pending = 1, .nr = (u8)vector, .has_error_code = vector == 14, .error_code = 2},
+                              .exception_has_payload = has_payload,
+                              .exception_payload = payload};
+  struct kvm_regs r = guest_regs(g);
+  r.rip = GUEST_CODE;
+  guest_set_regs(g, &r); /* takes back what is pending */
+  CHECK_EQ(guest_ioctl(g->vcpu, KVM_SET_VCPU_EVENTS, &e), 0);
+}
+
+static void check_pending(struct guest *g, unsigned vector, bool has_payload, u64 payload) {
+  struct kvm_vcpu_events e;
+  CHECK_EQ(guest_ioctl(g->vcpu, KVM_GET_VCPU_EVENTS, &e), 0);
+  CHECK(e.flags & KVM_VCPUEVENT_VALID_PAYLOAD);
+  CHECK_EQ(e.exception.pending, 1);
+  CHECK_EQ(e.exception.injected, 0);
+  CHECK_EQ(e.exception.nr, vector);
+  CHECK_EQ(e.exception_has_payload, has_payload);
+  CHECK_EQ(e.exception_payload, payload);
+}
+
+static void payload(void) {
+  struct guest *g = start();
+  struct kvm_vcpu_events e = {.flags = KVM_VCPUEVENT_VALID_PAYLOAD};
+  CHECK_EQ(guest_ioctl(g->vcpu, KVM_SET_VCPU_EVENTS, &e), -1);
+  CHECK_EQ(errno, EINVAL);
+  CHECK_EQ(guest_enable(g, KVM_CAP_EXCEPTION_PAYLOAD, 1), 0);
+  struct kvm_sregs s = guest_sregs(g);
+  s.cr2 = 0x1111;
+  guest_set_sregs(g, &s);
+  pend(g, 14, true, 0x123456);
+  check_pending(g, 14, true, 0x123456);
+  CHECK_EQ(guest_sregs(g).cr2, 0x1111); /* not yet */
+  CHECK_EQ(guest_next(g), TRAP(14));
+  CHECK_EQ(guest_sregs(g).cr2, 0x123456);
+  CHECK_EQ(guest_stack(g, 0, 8), 2);
+  pend(g, 14, false, 0x777);
+  check_pending(g, 14, false, 0);
+  CHECK_EQ(guest_next(g), TRAP(14));
+  CHECK_EQ(guest_sregs(g).cr2, 0x123456);
+  struct kvm_debugregs d = debugregs(g);
+  d.dr6 = 0xffff0ff2;
+  CHECK_EQ(guest_ioctl(g->vcpu, KVM_SET_DEBUGREGS, &d), 0);
+  pend(g, 1, false, 0);
+  CHECK_EQ(guest_next(g), TRAP(1));
+  CHECK_EQ(debugregs(g).dr6, 0xffff0ff2); /* as the client had put it */
+  pend(g, 1, true, 0x4000);
+  check_pending(g, 1, true, 0x4000);
+  CHECK_EQ(debugregs(g).dr6, 0xffff0ff2);
+  CHECK_EQ(guest_next(g), TRAP(1));
+  CHECK_EQ(debugregs(g).dr6, 0xffff4ff0);
+  guest_free(g);
+}
+
 /* ---- triple faults ---- */
 
 static struct kvm_vcpu_events events(struct guest *g) {
@@ -144,4 +207,5 @@ static void shutdown(void) {
   guest_free(g);
 }
 
-GUEST_MAIN({"out", out}, {"in", in}, {"refused", refused}, {"triple-fault", triple_fault}, {"shutdown", shutdown})
+GUEST_MAIN({"out", out}, {"in", in}, {"refused", refused}, {"payload", payload}, {"triple-fault", triple_fault},
+           {"shutdown", shutdown})
