@@ -24,7 +24,8 @@ static void save_run(struct x86_vcpu *c) {
   run->cr8 = x86_get_cr8(c);
   run->apic_base = c->apic_base;
   run->ready_for_interrupt_injection = c->lapic || (x86_interrupt_allowed(c) && !c->interrupt.injected);
-  run->flags = c->smm ? KVM_RUN_X86_SMM : 0;
+  run->flags = (c->smm ? KVM_RUN_X86_SMM : 0) | (c->bus_lock ? KVM_RUN_X86_BUS_LOCK : 0);
+  c->bus_lock = false;
 }
 
 /* A client with its own interrupt controller asked to be told when an interrupt could be taken. */
@@ -124,6 +125,7 @@ static int wait_runnable(struct x86_vcpu *c) {
 static int after_run(struct x86_vcpu *c, int r) {
   while (r == X86_FAULT) r = x86_deliver_fault(c);
   if (r == X86_OK && unlikely(c->io.n_writes)) r = x86_io_writes_exit(c);
+  if (r == X86_OK && unlikely(c->bus_lock)) r = exit_with(c, KVM_EXIT_X86_BUS_LOCK); /* another exit carries the flag */
   if (r == X86_EXIT) c->io.lin_ip = x86_linear_ip(c); /* whose answer is awaited */
   return r;
 }

@@ -55,6 +55,7 @@ enum { REQ_EVENT = REQ_ARCH, REQ_TRIPLE_FAULT, REQ_CLOCK, REQ_HALT, REQ_APIC, RE
 #define X86_STOP_IO    1 /* posted device writes wait in c->io */
 #define X86_STOP_DEBUG 2 /* c->pending_dbg */
 #define X86_STOP_REQUEST 4 /* a request that must be acted on before the next instruction */
+#define X86_STOP_LOCK 8    /* c->bus_lock */
 
 /* Input/output that left for the client, or that it has answered (x86/mmu/io.c). */
 #define X86_IO_FRAGS 16
@@ -128,6 +129,8 @@ struct x86_vcpu {
   u8 code64;               /* EFER.LMA && CS.L */
   bool counting;           /* a performance counter wants every block counted (pmu/) */
   bool counts_cycles;      /* one counts cycles */
+  bool bus_lock_exits;     /* bus locks end in an exit: blocks with locked instructions are never translated */
+  bool bus_lock;           /* the instruction that just ran locked the bus */
   struct x86_tlb_entry *tlb; /* the TLB of the current access rights (mmu/) */
   struct x86_seg seg[6];   /* ES CS SS DS FS GS (cpu/seg.c) */
   struct x86_jcache_entry *jcache; /* linear address -> block (block.c) */
@@ -153,6 +156,7 @@ struct x86_vcpu {
   struct {
     bool pending;          /* an exception to deliver before the next instruction (KVM_SET_VCPU_EVENTS, KVM_NMI races) */
     bool injected;         /* its delivery was interrupted by an exit; deliver again */
+    bool has_payload;      /* of one that is pending: CR2 or DR6 change when it is delivered */
     struct x86_fault ex;
   } exception;
   struct { bool injected; bool soft; u8 nr; u8 len; } interrupt;
@@ -208,7 +212,7 @@ struct x86_vm {
   struct x86_msr_filter *msr_filter; /* RCU */
   struct x86_pmu_filter *pmu_filter; /* RCU */
   bool pmu_disabled;             /* KVM_CAP_PMU_CAPABILITY */
-  u32 bus_lock_flags;
+  bool bus_lock_exits;           /* KVM_CAP_X86_BUS_LOCK_EXIT, for vCPUs whose CPUID table is set from now on */
   u64 exits_disabled;
   u64 hypercall_exits;           /* KVM_CAP_EXIT_HYPERCALL: bits by number */
   bool exit_on_emulation_failure;
