@@ -118,6 +118,16 @@ static void report_instruction(const struct diff_case *k) {
   printf("]\n");
 }
 
+/* XSTATE_BV, XCOMP_BV and what follows (SDM Vol. 1 13.4.2). */
+static void report_header(const struct diff_case *k) {
+  u64 at = (k->operand & ~63ull) + 512, h[8];
+  if (!is_image(&k->insn) || !k->operand || (at - ARENA_BASE) / PAGE_SIZE >= ARENA_PAGES || arena_map[(at - ARENA_BASE) / PAGE_SIZE] == PAGE_GONE) return;
+  memcpy(h, (void *)at, sizeof(h));
+  printf("    image header:");
+  for (unsigned n = 0; n < 8; n++) printf(" %llx", (unsigned long long)h[n]);
+  printf("\n");
+}
+
 static const char *const names[16] = {"rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15"};
 
 static void report(const struct diff_case *k, const struct diff_state *h, const struct diff_state *e) {
@@ -129,6 +139,7 @@ static void report(const struct diff_case *k, const struct diff_state *h, const 
     printf("    exception: host %d(%x) cr2 %llx, engine %d(%x) cr2 %llx\n", h->vector, h->error, (unsigned long long)h->cr2, e->vector, e->error,
            (unsigned long long)e->cr2);
   if (h->ip != e->ip) printf("    rip: host %llx engine %llx\n", (unsigned long long)h->ip, (unsigned long long)e->ip);
+  report_header(k);
   u64 f = (h->rflags ^ e->rflags) & flags_compared(k);
   if (f) printf("    flags: host %llx engine %llx differ in %llx\n", (unsigned long long)h->rflags, (unsigned long long)e->rflags, (unsigned long long)f);
   for (unsigned n = 0; n < diff_gprs(k->mode); n++)
