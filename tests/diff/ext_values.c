@@ -210,8 +210,8 @@ static void random_image(struct diff_case *k, u8 *x, unsigned *size) {
   *size = 2688;
   if (k->insn.mnemonic == ZYDIS_MNEMONIC_XRSTOR || k->insn.mnemonic == ZYDIS_MNEMONIC_XRSTOR64) {
     unsigned reserved = rnd_below(64);
-    if (rnd_chance(10) && (reserved < 1 || reserved > 2)) /* bytes 1 and 2 name components that the host may have and guests have not */
-      x[512 + reserved] ^= (u8)(1u << rnd_below(8));
+    bool others = (reserved & 7) == 1 || (reserved & 7) == 2; /* of XSTATE_BV and XCOMP_BV: components that the host may have and guests have not, or the other way round */
+    if (rnd_chance(10) && (reserved > 15 || !others)) x[512 + reserved] ^= (u8)(1u << rnd_below(8));
     if (rnd_chance(15)) x[527] |= 0x80, x[520] = x[512];                    /* a compacted image */
   } else {
     *size = 512;
