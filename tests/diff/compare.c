@@ -7,6 +7,8 @@
 
 #define REPORTS 3 /* per mnemonic */
 
+const char *diff_side[2] = {"host", "engine"};
+
 /* Flags that the manual (Intel SDM Vol. 2) leaves undefined and in which the engine differs from some processor.  Empty rows are not kept: the engine runs
  * arithmetic on the host, so that also undefined flags come out as the host has them. */
 static const struct {
@@ -116,7 +118,7 @@ static void report_memory(void) {
   for (u64 n = 0; n < ARENA_SIZE; n++) {
     if (arena_map[n / PAGE_SIZE] != PAGE_RW) continue;
     u8 a = *(volatile u8 *)(ARENA_BASE + n), b = engine_arena[n];
-    if (a != b && shown++ < 16) printf("    [%llx] host %02x engine %02x\n", (unsigned long long)(ARENA_BASE + n), a, b);
+    if (a != b && shown++ < 16) printf("    [%llx] %s %02x %s %02x\n", (unsigned long long)(ARENA_BASE + n), diff_side[0], a, diff_side[1], b);
     engine_arena[n] = a;
   }
 }
@@ -144,19 +146,18 @@ static void report_header(const struct diff_case *k) {
 static const char *const names[16] = {"rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15"};
 
 static void report(const struct diff_case *k, const struct diff_state *h, const struct diff_state *e) {
-  report_instruction(k);
   for (unsigned n = 0; n < 16; n++)
     printf("    %-3s %016llx%s", names[n], (unsigned long long)k->in.gpr[n], n % 4 == 3 ? "\n" : "");
   printf("    flags %llx rip %llx\n", (unsigned long long)k->in.rflags, (unsigned long long)k->at);
   if (h->vector != e->vector || h->error != e->error || h->cr2 != e->cr2)
-    printf("    exception: host %d(%x) cr2 %llx, engine %d(%x) cr2 %llx\n", h->vector, h->error, (unsigned long long)h->cr2, e->vector, e->error,
+    printf("    exception: %s %d(%x) cr2 %llx, %s %d(%x) cr2 %llx\n", diff_side[0], h->vector, h->error, (unsigned long long)h->cr2, diff_side[1], e->vector, e->error,
            (unsigned long long)e->cr2);
-  if (h->ip != e->ip) printf("    rip: host %llx engine %llx\n", (unsigned long long)h->ip, (unsigned long long)e->ip);
+  if (h->ip != e->ip) printf("    rip: %s %llx %s %llx\n", diff_side[0], (unsigned long long)h->ip, diff_side[1], (unsigned long long)e->ip);
   report_header(k);
   u64 f = (h->rflags ^ e->rflags) & flags_compared(k);
-  if (f) printf("    flags: host %llx engine %llx differ in %llx\n", (unsigned long long)h->rflags, (unsigned long long)e->rflags, (unsigned long long)f);
+  if (f) printf("    flags: %s %llx %s %llx differ in %llx\n", diff_side[0], (unsigned long long)h->rflags, diff_side[1], (unsigned long long)e->rflags, (unsigned long long)f);
   for (unsigned n = 0; n < diff_gprs(k->mode); n++)
-    if (h->gpr[n] != e->gpr[n]) printf("    %s: host %llx engine %llx\n", names[n], (unsigned long long)h->gpr[n], (unsigned long long)e->gpr[n]);
+    if (h->gpr[n] != e->gpr[n]) printf("    %s: %s %llx %s %llx\n", names[n], diff_side[0], (unsigned long long)h->gpr[n], diff_side[1], (unsigned long long)e->gpr[n]);
 }
 
 /* The upper halves of registers are undefined in compatibility mode (SDM Vol. 1 3.4.1.1). */
@@ -187,6 +188,7 @@ bool compare(const struct diff_case *k, struct diff_state *h, struct diff_state 
   bool tell = reports[k->insn.mnemonic] < REPORTS;
   if (tell) {
     reports[k->insn.mnemonic]++;
+    report_instruction(k);
     report(k, h, e);
     if (!ext) ext_report(k, h, e);
     if (!memory) report_memory();
@@ -194,4 +196,27 @@ bool compare(const struct diff_case *k, struct diff_state *h, struct diff_state 
     copy_memory();
   }
   return false;
+}
+
+/* ---- sequences ---- */
+
+bool compare_placed(const struct diff_case *k, struct diff_state *h, struct diff_state *e) {
+  bool image = is_image(&k->insn);
+  if (k->mode != 64 && e->vector == 14 && (e->cr2 & PAGE_MASK) == ENTRY_PAGE) return true;
+  if (image && (h->vector == 14 || e->vector == 14) && (h->vector < 0 || e->vector < 0)) return true;
+  cut_dot_product(k, h, e);
+  bool exceptions = vector_equal(k, h, e) && cr2_equal(k, h, e) && (h->vector != e->vector || !((h->error ^ e->error) & error_mask(k, h)));
+  if (!exceptions || !registers_equal(k, h, e) || ((h->rflags ^ e->rflags) & flags_compared(k))) return false;
+  return (image && h->vector >= 0) || ((!k->ext || ext_equal(k, h, e)) && memory_equal());
+}
+
+bool compare_engines(const struct diff_case *k, struct diff_state *a, struct diff_state *b) {
+  return a->vector == b->vector && a->error == b->error && a->cr2 == b->cr2 && a->ip == b->ip && !((a->rflags ^ b->rflags) & ~(u64)FL_RF) &&
+         !memcmp(a->gpr, b->gpr, sizeof(a->gpr)) && (!k->ext || ext_equal(k, a, b));
+}
+
+void report_placed(const struct diff_case *k, const struct diff_state *h, const struct diff_state *e) {
+  report(k, h, e);
+  if (k->ext) ext_report(k, h, e);
+  report_memory();
 }

@@ -118,7 +118,7 @@ void ext_report(const struct diff_case *k, const struct diff_state *h, const str
     bool differs = memcmp(h->xsave + at, e->xsave + at, size);
     printf("    %s", legacy[n].name);
     print_bytes("in", in + at, size);
-    if (differs) print_bytes("host", h->xsave + at, size), print_bytes("engine", e->xsave + at, size);
+    if (differs) print_bytes(diff_side[0], h->xsave + at, size), print_bytes(diff_side[1], e->xsave + at, size);
     printf("\n");
   }
   for (size_t n = 0; n < ARRAY_SIZE(components); n++)
@@ -128,9 +128,9 @@ void ext_report(const struct diff_case *k, const struct diff_state *h, const str
       printf("    %s%u:", components[n].name, r);
       print_bytes("in", in + at, components[n].size);
       printf("\n       ");
-      print_bytes("host  ", h->xsave + at, components[n].size);
+      print_bytes(diff_side[0], h->xsave + at, components[n].size);
       printf("\n       ");
-      print_bytes("engine", e->xsave + at, components[n].size);
+      print_bytes(diff_side[1], e->xsave + at, components[n].size);
       printf("\n");
     }
 }
