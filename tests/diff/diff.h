@@ -99,6 +99,7 @@ const ZydisDecodedOperand *gen_memory_operand(const struct diff_case *k);
 bool gen_is_branch(const ZydisDecodedInstruction *insn);
 u64 gen_value(void);
 u64 gen_pointer(unsigned align); /* into the arena, as a register holds it */
+u64 gen_address(u64 offset);     /* the same, of an offset in the arena */
 
 /* ---- host.c ---- */
 u8 *host_init(unsigned mode); /* the code area, for writing */
@@ -129,6 +130,7 @@ void engine_start_sequences(u8 *code, unsigned mode);
 void engine_run_placed(enum engine_kind kind, const struct diff_case *k, struct diff_state *out);
 void engine_warm(u64 at, unsigned len); /* blocks of the code that just ran will be translated; */
 unsigned engine_translated(u64 at, unsigned len); /* how many of them have a translation */
+void engine_forget(void);                          /* all blocks: pages would collect those of earlier cases */
 void engine_reset(void);                           /* after a crash */
 
 /* ---- encodings.c ---- */

@@ -310,6 +310,10 @@ void engine_run_placed(enum engine_kind kind, const struct diff_case *k, struct 
   normalise_end(k, out);
 }
 
+void engine_forget(void) {
+  for (unsigned kind = 0; kind < ENGINE_KINDS; kind++) x86_blocks_flush(x86_vm_of(placed[kind]));
+}
+
 static struct x86_block *block_at(u64 lin) {
   struct x86_vcpu *c = placed[ENGINE_TRANSLATOR];
   struct x86_jcache_entry *e = x86_jcache_slot(c, lin);

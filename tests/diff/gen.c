@@ -524,6 +524,7 @@ void gen_case(struct diff_case *k) {
 
 u64 gen_value(void) { return value(); }
 u64 gen_pointer(unsigned align) { return pointer(align); }
+u64 gen_address(u64 offset) { return ARENA_BASE + offset - diff_data_base(mode); }
 bool gen_decode(struct diff_case *k) { return decode(k); }
 bool gen_is_branch(const ZydisDecodedInstruction *insn) { return is_branch(insn); }
 

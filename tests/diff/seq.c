@@ -211,6 +211,7 @@ u64 seq_run(const struct seq_options *o) {
   printf("sequences, seed %llu\n", (unsigned long long)o->seed);
   for (u64 n = 0; n < o->cases; n++) {
     u64 number = number_of(o->seed, n);
+    if (!(n & 0xff)) engine_forget();
     make_case(number, o->mode);
     enum verdict v = run();
     faults += interpreter.vector >= 0 && v == SAME;
