@@ -36,6 +36,7 @@ struct diff_case {
   bool ext;       /* extended state takes part */
   u64 operand; /* linear address of the memory operand; 0: none, or left to chance */
   u64 at;         /* where the code lies, natively and in the engine */
+  u64 end;        /* of a sequence: where its way out lies */
   ZydisDecodedInstruction insn;
   ZydisDecodedOperand ops[ZYDIS_MAX_OPERAND_COUNT];
   struct diff_state in;

@@ -270,7 +270,7 @@ void engine_start_sequences(u8 *code, unsigned mode) {
 static void normalise_end(const struct diff_case *k, struct diff_state *out) {
   u64 linear = out->ip + diff_code_base(k->mode);
   bool fetch = out->vector == VEC_PF && out->cr2 == linear, at_exit = out->ip == host_exit_address() || linear - (CODE_BASE + CODE_SIZE - 16) < 16;
-  bool far = k->mode != 64 && out->vector == VEC_GP && linear == k->at + k->len;
+  bool far = k->mode != 64 && out->vector == VEC_GP && linear == k->end;
   if (!at_exit && !far && !fetch && !(out->vector == VEC_GP && host_is_int3(out->ip))) return;
   if (at_exit || far) out->ip = DIFF_END;
   out->vector = -1;
@@ -287,6 +287,10 @@ static int run_until_end(struct x86_vcpu *c) {
     int r = x86_run_blocks(c);
     u64 requests = atomic_exchange(&c->core.requests, 0);
     if (r != X86_OK) return r;
+    if (c->triple_fault) { /* INT3 without an IDT */
+      c->triple_fault = false;
+      return x86_gp0(c);
+    }
     if (requests & BIT(REQ_EXIT)) return -1;
     if (requests & BIT(REQ_TLB_FLUSH)) x86_mmu_flush_all(c, true);
     vcpu_requests_done(&c->core);

@@ -93,8 +93,8 @@ static void on_signal(int sig, siginfo_t *info, void *context) {
   int trap = (int)g[REG_TRAPNO];
   bool at_exit = g[REG_RIP] == (greg_t)(uintptr_t)host_exit || (g[REG_RIP] == (greg_t)EXIT_AT && trap == 1); /* single step behind a POPF that set TF */
   bool fetch = trap == 14 && (u64)g[REG_CR2] == (u64)g[REG_RIP] + diff_code_base(mode);     /* a branch to where nothing is */
-  if (!in_code((u64)g[REG_RIP] - (trap == 3)) && !at_exit && !fetch) {
-    if (host_on_crash) { u8*b=(u8*)g[REG_RIP]; dprintf(2, "sig %d trap %d rip %llx cr2 %llx err %llx base %p gs? rsp %llx rax %llx rcx %llx:", sig, trap, g[REG_RIP], g[REG_CR2], g[REG_ERR], (void*)host_enter, g[REG_RSP], g[REG_RAX],g[REG_RCX]); for(int n=0;n<16;n++) dprintf(2," %02x", b[n]); dprintf(2,"\n"); host_on_crash(); }
+  if (!in_code((u64)g[REG_RIP] - (trap == 3)) && !at_exit && !fetch && trap != 1) { /* a single step may end anywhere */
+    if (host_on_crash) host_on_crash();
     signal(sig, SIG_DFL);
     return;
   }

@@ -200,6 +200,15 @@ static void keep_counting(struct sequence *s, unsigned count) {
     if (s->insn[n].fix && s->insn[n].target == count + 1) s->insn[n].target = (u8)count;
 }
 
+/* Nor to a jump through a register without its address, which may be its own. */
+static void keep_addresses(struct sequence *s) {
+  for (unsigned n = 0; n < s->n; n++) {
+    u8 t = s->insn[n].target;
+    bool code = s->insn[n].fix == FIX_RELATIVE || s->insn[n].fix == FIX_ABSOLUTE;
+    if (code && t && t < s->n && s->insn[t - 1].fix == FIX_ABSOLUTE && t - 1 != (int)n) s->insn[n].target--;
+  }
+}
+
 static void make_code(struct sequence *s, const struct roles *r) {
   unsigned want = 2 + rnd_below(11), n = 0, mode = s->k.mode;
   bool loop = rnd_chance(40), called = false;
@@ -220,6 +229,7 @@ static void make_code(struct sequence *s, const struct roles *r) {
     }
   }
   s->n = n;
+  keep_addresses(s);
 }
 
 /* ---- the state they start from ---- */
@@ -288,6 +298,7 @@ void seq_layout(struct sequence *s) {
   for (unsigned n = 0; n < s->n; n++) s->offset[n] = (u16)at, at += s->insn[n].len;
   s->offset[s->n] = (u16)at;
   s->len = at;
+  s->k.end = s->k.at + at;
   u64 base = s->k.at - diff_code_base(s->k.mode);
   for (unsigned n = 0; n < s->n; n++) {
     struct seq_insn *i = &s->insn[n];
