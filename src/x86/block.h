@@ -40,6 +40,9 @@ struct x86_jcache_entry {
   struct x86_block *block;
 };
 #define X86_JCACHE_BITS 12
+static inline struct x86_jcache_entry *x86_jcache_slot(struct x86_vcpu *c, u64 lin) {
+  return &c->jcache[(lin ^ (lin >> X86_JCACHE_BITS)) & ((1u << X86_JCACHE_BITS) - 1)];
+}
 
 int x86_blocks_create(struct x86_vm *vm);
 void x86_blocks_destroy(struct x86_vm *vm);
