@@ -149,6 +149,7 @@ struct x86_vcpu {
     struct x86_fault ex;
   } exception;
   struct { bool injected; bool soft; u8 nr; u8 len; } interrupt;
+  u64 outside_irqs;        /* vm->outside_irqs when guest memory was last taken for written by others */
   bool nmi_injected;
   _Atomic unsigned nmi_pending; /* set by any thread together with REQ_EVENT */
   _Atomic bool smi_pending;
