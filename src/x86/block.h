@@ -37,7 +37,7 @@ struct x86_jcache_entry {
   u32 mode;
   struct x86_block *block;
 };
-#define X86_JCACHE_BITS 12
+#define X86_JCACHE_BITS 14
 
 int x86_blocks_create(struct x86_vm *vm);
 void x86_blocks_destroy(struct x86_vm *vm);

@@ -79,7 +79,7 @@ struct x86_io {
 };
 
 /* Where an indirect branch of translated code goes on: linear address -> code. */
-#define X86_TARGET_BITS 12
+#define X86_TARGET_BITS 14
 struct x86_code_target {
   u64 lin;
   u64 generation; /* x86_code_state.generation under which it was found */
