@@ -181,8 +181,8 @@ static void emit_exit(struct translation *t, const struct t_exit *x) {
     leave_page(t);
     return;
   }
-  /* Low bit: which entry to link to. */
-  leave(t, (u32)((x->from + e->to_rx) - x86_code_arena(t->c)->rx) | x->saved);
+  /* Low bit: which entry to link to; the next: code for other rights. */
+  leave(t, (u32)((x->from + e->to_rx) - x86_code_arena(t->c)->rx) | x->saved | (x->smap ? 2u : 0));
 }
 
 /* ---- entries ---- */
@@ -262,6 +262,7 @@ static bool attempt(struct translation *t, bool (*fn)(struct translation *t)) {
 static void one(struct translation *t) {
   bool ends = t->i->iflags & X86_I_END;
   t->at = NULL;
+  if (attempt(t, t_system)) return;
   if (ends ? !attempt(t, t_branch) : !attempt(t, t_rewrite) && !attempt(t, t_special))
     t_interpret(t);
   else

@@ -36,6 +36,7 @@ struct t_exit {
   u8 *from;   /* the displacement of its jump */
   s32 target; /* offset from the start of the page */
   bool saved; /* flags are in memory */
+  bool smap;  /* SMAP comes into force, or ceases to be */
 };
 
 struct translation {
@@ -99,6 +100,7 @@ bool t_address(struct translation *t, struct em_mem *m);
 bool t_rewrite(struct translation *t);
 bool t_special(struct translation *t);
 bool t_branch(struct translation *t);
+bool t_system(struct translation *t);
 /* Jump to the linear address in RAX; commit: emitted when it is known to succeed.  Flags are saved. */
 void t_indirect(struct translation *t, s32 add_to_rsp);
 /* The target's entry for RAX into RCX (c->code.targets); jumps to *miss where there is none.  Then: goes there; RAX is the
