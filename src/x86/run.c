@@ -17,6 +17,14 @@ static void guest_memory_may_have_changed(struct x86_vcpu *c) {
   vm_memory_changed(c->core.vm);
 }
 
+/* An event was delivered.  Timers and other vCPUs have written nothing, but devices may have: the guest can learn of that now. */
+static void event_may_tell(struct x86_vcpu *c) {
+  u64 n = atomic_load_explicit(&c->core.vm->outside_irqs, memory_order_acquire);
+  if (n == c->outside_irqs) return;
+  c->outside_irqs = n;
+  guest_memory_may_have_changed(c);
+}
+
 /* What the client reads after every exit (Documentation/virt/kvm/api.rst, 5. The kvm_run structure). */
 static void save_run(struct x86_vcpu *c) {
   struct kvm_run *run = c->core.run;
@@ -80,7 +88,7 @@ static int handle_requests(struct x86_vcpu *c) {
     vcpu_stat_inc(&c->core, req_event);
     u64 ip = c->rip;
     int r = x86_take_events(c);
-    if (c->rip != ip) guest_memory_may_have_changed(c);
+    if (c->rip != ip) event_may_tell(c);
     if (r) return r;
   }
   if (window_open(c)) {

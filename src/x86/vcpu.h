@@ -80,7 +80,7 @@ struct x86_io {
 };
 
 /* Where an indirect branch of translated code goes on: linear address -> code. */
-#define X86_TARGET_BITS 12
+#define X86_TARGET_BITS 14
 #define X86_CODE_DELTAS 16
 struct x86_code_target {
   u64 lin;
@@ -127,6 +127,7 @@ struct x86_vcpu {
   u8 stop;                 /* X86_STOP_*: the block must end after the running instruction */
   bool nmi_blocked;        /* NMI blocking (until IRET) */
   u8 code64;               /* EFER.LMA && CS.L */
+  bool irq_waits;          /* an interrupt may wait for IF: STI has to look (cpu/event.c keeps it) */
   bool counting;           /* a performance counter wants every block counted (pmu/) */
   bool counts_cycles;      /* one counts cycles */
   bool bus_lock_exits;     /* bus locks end in an exit: blocks with locked instructions are never translated */
@@ -160,6 +161,7 @@ struct x86_vcpu {
     struct x86_fault ex;
   } exception;
   struct { bool injected; bool soft; u8 nr; u8 len; } interrupt;
+  u64 outside_irqs;        /* vm->outside_irqs when guest memory was last taken for written by others */
   bool nmi_injected;
   _Atomic unsigned nmi_pending; /* set by any thread together with REQ_EVENT */
   _Atomic bool smi_pending;

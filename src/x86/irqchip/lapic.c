@@ -237,6 +237,10 @@ bool x86_irq_pending(struct x86_vcpu *c) {
   return extint_pending(l) || deliverable(l) >= 0;
 }
 
+bool x86_irq_unannounced(const struct x86_vcpu *c) {
+  return !c->lapic || c->lapic->vapic;
+}
+
 int x86_irq_ack(struct x86_vcpu *c) {
   struct x86_lapic *l = c->lapic;
   if (!l) return -1;

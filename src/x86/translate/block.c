@@ -195,8 +195,8 @@ static void emit_exit(struct translation *t, const struct t_exit *x) {
     leave_page(t);
     return;
   }
-  /* Low bit: which entry to link to. */
-  leave(t, (u32)((x->from + e->to_rx) - x86_code_arena(t->c)->rx) | x->saved);
+  /* Low bit: which entry to link to; the next: code for other rights. */
+  leave(t, (u32)((x->from + e->to_rx) - x86_code_arena(t->c)->rx) | x->saved | (x->smap ? 2u : 0));
 }
 
 /* ---- entries ---- */
@@ -278,6 +278,7 @@ static void one(struct translation *t) {
   bool ends = t->i->iflags & X86_I_END;
   t->at = NULL;
   if (!t_x87_keeps_pointer(t)) t_flush_x87_pointer(t);
+  if (attempt(t, t_system)) return;
   if (ends ? !attempt(t, t_branch) : !attempt(t, t_rewrite) && !attempt(t, t_special) && !attempt(t, t_x87))
     t_interpret(t);
   else

@@ -161,8 +161,9 @@ static struct x86_code *make(struct x86_vcpu *c, struct x86_block *b, unsigned r
   return code;
 }
 
+/* Code for supervisor rights takes CPL 0 for granted. */
 static unsigned right_of(const struct x86_vcpu *c) {
-  return (unsigned)(c->tlb - c->mmu.tables) / X86_TLB_SIZE;
+  return c->cpl == 1 || c->cpl == 2 ? TLB_COUNT : (unsigned)(c->tlb - c->mmu.tables) / X86_TLB_SIZE;
 }
 
 struct x86_code *x86_code_for(struct x86_vcpu *c, struct x86_block *b) {
@@ -198,7 +199,7 @@ static void link_jump(struct x86_vcpu *c, struct x86_code *code) {
   if (c->code.link_to != c->rip || c->code.link_resets != atomic_load(&k->resets)) return; /* something else ran in between */
   const u8 *rx = k->arena.rx + at;
   struct x86_code *from = code_at(k, rx);
-  if (!from || from->right != code->right || from->block->gpa >> PAGE_SHIFT != code->block->gpa >> PAGE_SHIFT) return;
+  if (!from || (from->right ^ (link & 2 ? TLB_SUPER ^ TLB_SUPER_SMAP : 0)) != code->right || from->block->gpa >> PAGE_SHIFT != code->block->gpa >> PAGE_SHIFT) return;
   s32 d = (s32)((link & 1 ? code->saved : code->host) - (rx + 4));
   __atomic_store_n((s32 *)(void *)(k->arena.rw + at), d, __ATOMIC_RELEASE);
 }

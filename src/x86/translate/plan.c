@@ -280,9 +280,29 @@ static void flags(struct plan *p, const struct x86_block *b, const struct x86_de
   }
 }
 
+/* Those of system.c that may be left to the interpreter after all, or change what addresses mean. */
+static u32 system_insns(const struct x86_block *b, const struct x86_decoded_insn *d) {
+  u32 mask = 0;
+  for (unsigned k = 0; k < b->n; k++) {
+    switch (d[k].insn.mnemonic) {
+    case ZYDIS_MNEMONIC_STI:
+    case ZYDIS_MNEMONIC_SWAPGS:
+    case ZYDIS_MNEMONIC_RDPKRU:
+    case ZYDIS_MNEMONIC_RDTSC:
+    case ZYDIS_MNEMONIC_RDTSCP:
+      mask |= 1u << k;
+      break;
+    default:
+      break;
+    }
+  }
+  return mask;
+}
+
 void x86_plan(struct plan *p, const struct x86_block *b, const struct x86_decoded_insn *d, u32 interpreted, bool grouped,
               bool exact) {
   p->n_groups = 0;
+  interpreted |= system_insns(b, d);
   for (unsigned k = 0; k < b->n; k++) accesses(&p->insn[k], b, &b->insn[k], &d[k]);
   if (grouped) group(p, b, d, interpreted);
   loads(p, b, d, interpreted);

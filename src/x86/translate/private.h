@@ -38,6 +38,7 @@ struct t_exit {
   u8 *from;   /* the displacement of its jump */
   s32 target; /* offset from the start of the page */
   bool saved; /* flags are in memory */
+  bool smap;  /* SMAP comes into force, or ceases to be */
 };
 
 struct translation {
@@ -106,6 +107,7 @@ bool t_rewrite(struct translation *t);
 bool t_special(struct translation *t);
 bool t_branch(struct translation *t);
 bool t_x87(struct translation *t);
+bool t_system(struct translation *t);
 
 /* ---- x87.c ---- */
 /* Notes where the last x87 instruction was, if that waits.  RAX changes. */
