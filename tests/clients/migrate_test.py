@@ -64,6 +64,7 @@ def snapshot(uvirt, tmp, machine, cpus, accel):
         qemu.do("cont")
         qemu.wait_ticks(4)
         for name in ("stopped", "running", "stopped"):
+            qemu.do("stop") # else loadvm lets the guest go on at once
             start = time.monotonic()
             said = qemu.human(f"loadvm {name}")
             check(said == "", f"loadvm {name}: {said}")
@@ -73,6 +74,7 @@ def snapshot(uvirt, tmp, machine, cpus, accel):
                 qemu.do("cont")
                 goes_on(qemu, ticks, "loadvm")
             else:
+                qemu.do("cont")
                 qemu.wait_ticks(3)
     finally:
         with_qemu.close()
