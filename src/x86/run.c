@@ -229,6 +229,7 @@ int x86_vcpu_run(struct vcpu *v) {
     /* Injected and pending events of KVM_SET_VCPU_EVENTS and KVM_INTERRUPT are looked at before the first instruction. */
     vcpu_request_self(v, BIT(REQ_EVENT));
     r = guarded(c, run_all);
+    x86_lapic_leave(c);
     absent_begin(c);
   }
   if (r == -EINTR) run->exit_reason = KVM_EXIT_INTR;
