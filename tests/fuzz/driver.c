@@ -29,7 +29,7 @@ static struct input seeds[MAX_SEEDS];
 static unsigned seed_count;
 static const uint8_t *volatile current;
 static volatile size_t current_len;
-static volatile unsigned long inputs; /* run so far */
+static _Atomic unsigned long inputs; /* run so far */
 static uint64_t rng_state = 1;
 
 /* xorshift64* */

@@ -11,17 +11,17 @@ struct source {
   size_t left;
   u64 state;
 };
-u64 choose(struct source *s);             /* any value */
+u64 choose(struct source *s); /* any value */
 size_t choose_below(struct source *s, size_t n);
-u64 choose_odd(struct source *s);         /* at which checks go wrong */
+u64 choose_odd(struct source *s); /* at which checks go wrong */
 void choose_bytes(struct source *s, void *to, size_t len);
 
 /* ---- memory of the client (ioctl_memory.c) ---- */
 
 enum { PIECES = 16, WINDOWS = 8, PIECE_SIZE = 1 << 20, WINDOW_SIZE = 2 << 20 };
 
-/* All addresses lie in one range in which nothing else is ever mapped, so that a guest or an ioctl that reaches memory which is gone cannot reach
- * the program's own. */
+/* All addresses lie in one range in which nothing else is ever mapped, so that a guest or an ioctl that reaches memory which is
+ * gone cannot reach the program's own. */
 void memory_start(struct source *s);
 void memory_end(void);
 bool memory_contains(u64 addr, u64 len);
@@ -46,7 +46,7 @@ struct caller {
 bool caller_start(struct caller *c);
 void caller_end(struct caller *c);
 
-/* Learns from the system descriptor what valid arguments look like. */
+/* First of all: collects the rows, and learns from the system descriptor what valid arguments look like. */
 void args_learn(int system_fd);
 /* An argument for the row: valid, nearly valid, or nothing like it. */
 void *args_make(struct caller *c, int fd, const struct ioctl_row *row);
