@@ -12,7 +12,7 @@
 #include "x86/translate/code.h"
 #include "x86/x86.h"
 
-#define BLOCK_BUCKETS (1u << 15)
+#define BLOCK_BUCKETS (1u << 17)
 #define PAGE_BUCKETS  (1u << 13)
 #define DEAD_MAX      4096
 #define BYTES_MAX     (128u << 20) /* decoded code kept before everything is thrown away */
@@ -36,7 +36,7 @@ struct x86_blocks {
   _Atomic size_t bytes;
 };
 
-static unsigned block_hash(gpa_t gpa, u32 mode) { return (unsigned)(((gpa ^ (u64)mode << 52) * 0x9e3779b97f4a7c15ull) >> 49); }
+static unsigned block_hash(gpa_t gpa, u32 mode) { return (unsigned)(((gpa ^ (u64)mode << 52) * 0x9e3779b97f4a7c15ull) >> 47); }
 
 int x86_blocks_create(struct x86_vm *vm) {
   vm->blocks = calloc(1, sizeof(*vm->blocks));
@@ -215,6 +215,7 @@ static bool revalidate(struct x86_vcpu *c, struct x86_block *b, u64 epoch) {
 }
 
 void x86_blocks_abandon(struct x86_vcpu *c) {
+  if (unlikely(c->counting)) x86_pmu_block_abandoned(c);
   if (c->cur) c->rip = x86_insn_ip(c, c->cur);
   c->cur = NULL;
   c->stop = 0;

@@ -156,6 +156,7 @@ int x86_leave_insn(struct x86_vcpu *c, int (*complete)(struct x86_vcpu *c)) {
 
 int x86_finish_insn(struct x86_vcpu *c) {
   c->rip = (c->rip + c->left_len) & x86_ip_mask(c);
+  if (unlikely(c->counting)) x86_pmu_insn_done(c);
   return c->mode & X86_MODE_SINGLE ? x86_after_single_step(c) : X86_OK;
 }
 
@@ -200,6 +201,7 @@ static int wait_sipi(struct x86_vcpu *c) {
   vcpu_enter(&c->core);
   vcpu_request_self(&c->core, BIT(REQ_EVENT));
   handle_requests(c);
+  if (unlikely(c->counts_cycles)) x86_pmu_leave(c); /* it has not entered guest code */
   vcpu_leave(&c->core);
   return -EAGAIN;
 }

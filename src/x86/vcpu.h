@@ -84,7 +84,7 @@ struct x86_code_target {
   u64 lin;
   u64 generation; /* x86_code_state.generation under which it was found */
   const void *code;
-  u64 unused;
+  struct x86_code *owner;
 };
 
 /* What translated code keeps in memory (translate/). */
@@ -96,6 +96,7 @@ struct x86_code_state {
   u64 link_to;       /* RIP when it left ... */
   u32 link_resets;   /* ... and how often everything had been forgotten */
   u32 link;          /* the jump that left: offset of its displacement in the arena; 0: none */
+  int result;        /* flow of an instruction that leaves translated code */
   u16 flags;         /* arithmetic flags as LAHF and SETO give them */
   u8 vectors;        /* enum x86_vector_level: the host's vector registers hold the guest's */
   bool wide;         /* the host has AVX-512, ... */

@@ -104,6 +104,9 @@ void x86_pmu_leave(struct x86_vcpu *c);
 /* Around a block, where c->counting: `ring` is 1 for code of CPL 3; `last` the last instruction begun, done if it has completed, jumped if it set RIP. */
 void x86_pmu_block_begin(struct x86_vcpu *c, const struct x86_block *b);
 void x86_pmu_block_end(struct x86_vcpu *c, const struct x86_block *b, unsigned ring, const struct x86_insn *last, bool done, bool jumped);
+/* One instruction that left in the middle has completed after all; a host fault has ended the block. */
+void x86_pmu_insn_done(struct x86_vcpu *c);
+void x86_pmu_block_abandoned(struct x86_vcpu *c);
 /* KVM_SET_PMU_EVENT_FILTER: the user's structure; vm->lock held. */
 int x86_pmu_filter_set(struct x86_vm *vm, const void *user);
 void x86_pmu_filter_destroy(struct x86_vm *vm);

@@ -4,7 +4,7 @@
 
 #include "base/types.h"
 
-#define X86_TLB_BITS 10
+#define X86_TLB_BITS 12
 #define X86_TLB_SIZE (1u << X86_TLB_BITS)
 
 /* A tag holds the linear page address where that access may go the fast way (RAM, rights checked, accessed and dirty bits set, no code on
@@ -36,7 +36,7 @@ struct x86_tlb_meta {
   bool global;
 };
 
-#define X86_TLB_LOG 2048
+#define X86_TLB_LOG 4096
 
 /* What a linear address was found to lead to, as code, is remembered with a generation (block.c, translate/); it holds while that generation is in force.
  * CPL 3 and the other levels have one each: supervisor code is usually global and survives a new CR3.  User code that comes back with its PCID gets its

@@ -58,6 +58,7 @@ void x86_pmu_reset(struct x86_vcpu *c) {
 void x86_pmu_cpuid_changed(struct x86_vcpu *c) {
   struct x86_pmu *p = c->pmu;
   const struct kvm_cpuid_entry2 *e = x86_cpuid_find(c->cpuid->entries, c->cpuid->n, 0xa, 0);
+  x86_pmu_reset(c);
   p->version = p->n_gp = p->n_fixed = 0;
   p->events = 0;
   if (e && !c->cpuid->amd && !x86_vm_of(c)->pmu_disabled) {
@@ -66,6 +67,7 @@ void x86_pmu_cpuid_changed(struct x86_vcpu *c) {
     p->n_fixed = (u8)(p->version > 1 ? MIN(e->edx & 0x1f, (u32)PMU_FIXED_MAX) : 0);
     p->events = ~(e->ebx | PMU_UNAVAILABLE) & (u32)(BIT(MIN(e->eax >> 24, (u32)PMU_EVENTS)) - 1);
   }
+  if (p->version > 1) p->global_ctrl = BIT(p->n_gp) - 1; /* SDM Vol. 3B 20.2.2, table 10-1: its state after power-up */
   pmu_program(p);
 }
 

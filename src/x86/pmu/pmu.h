@@ -22,9 +22,9 @@ enum pmu_source { PMU_NOTHING, PMU_CYCLES, PMU_INSNS, PMU_BRANCHES, PMU_SOURCES 
 enum { PMU_OS = 1, PMU_USR = 2 }; /* rings counted; totals[][0] and [][1] */
 
 struct pmu_counter {
-  u64 select;           /* IA32_PERFEVTSELx; of a fixed counter its four bits of IA32_FIXED_CTR_CTRL */
-  u64 value;            /* when it was started or stopped last */
-  u64 start;            /* what `source` had reached then */
+  u64 select; /* IA32_PERFEVTSELx */
+  u64 value;  /* when it was started or stopped last */
+  u64 start;  /* what `source` had reached then */
   enum pmu_source source;
   u8 rings;
   bool running, interrupts;
@@ -39,7 +39,9 @@ struct x86_pmu {
   u64 fixed_ctrl, global_ctrl, global_status;
   u64 total[PMU_SOURCES][2];
   u64 entered;                  /* host TSC up to which cycles are in the total; 0 while no guest code runs */
-  bool by_ring;                 /* cycles are attributed to rings, block by block */
+  u64 frozen;                   /* the time while counters are programmed, else 0 */
+  bool by_ring, wants_rings;    /* cycles are attributed to rings, block by block; the next setting */
+  bool armed;                   /* the timer */
   const struct x86_insn *block; /* first instruction of the block that is running counted, else NULL */
   struct evtimer timer;
 };

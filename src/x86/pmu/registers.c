@@ -94,6 +94,7 @@ int x86_pmu_set(struct x86_vcpu *c, const struct x86_msr_row *row, u32 index, bo
   struct x86_pmu *p = c->pmu;
   struct pmu_counter *k = counter(p, index);
   int r;
+  pmu_check_overflow(p); /* under the old setting */
   if (k)
     r = set_counter(p, k, index, host, value);
   else if (within(index, MSR_EVNTSEL0, p->n_gp))

@@ -188,6 +188,7 @@ static void emit_entries(struct translation *t, bool body_host, u8 *fail[2]) {
   if (body_host) {
     t->entry_saved = e->p;
     gate_saved(t, &fail[1]);
+    t->behind_gate = e->p;
     if (t->first == FIRST_READ) restore(e);
     u8 *over = em_jmp(e);
     t->entry_host = e->p;
@@ -200,6 +201,7 @@ static void emit_entries(struct translation *t, bool body_host, u8 *fail[2]) {
     u8 *over = em_jmp(e);
     t->entry_saved = e->p;
     gate_saved(t, &fail[1]);
+    t->behind_gate = e->p;
     em_here(e, over);
   }
 }
@@ -330,5 +332,6 @@ struct x86_code *x86_translate_block(struct x86_vcpu *c, struct jit_arena *a, st
   code->end = t.e.p + t.e.to_rx;
   code->host = t.entry_host + t.e.to_rx;
   code->saved = t.entry_saved + t.e.to_rx;
+  code->behind_gate = t.behind_gate + t.e.to_rx;
   return code;
 }

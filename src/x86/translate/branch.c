@@ -9,6 +9,8 @@ _Static_assert(sizeof(struct x86_code_target) == 32 && X86_TARGET_BITS == 12, "t
 /* ECX: where the target in RAX is in the table. */
 static void target_index(struct emitter *e) {
   em_reg(e, 0, 0x8b, H_RCX, H_RAX);             /* mov ecx, eax */
+  em_reg(e, 0, 0xc1, 5, H_RCX), em8(e, 10);     /* shr ecx, 10 */
+  em_reg(e, 0, 0x33, H_RCX, H_RAX);             /* xor ecx, eax */
   em_reg(e, 0, 0x81, 4, H_RCX), em32(e, 0xfff); /* and ecx */
   em_reg(e, 0, 0xc1, 4, H_RCX), em8(e, 5);      /* shl ecx, 5 */
 }

@@ -194,6 +194,10 @@ static void link_jump(struct x86_vcpu *c, struct x86_code *code) {
 
 /* ---- running ---- */
 
+static struct x86_code_target *target_of(struct x86_vcpu *c, u64 lin) {
+  return &c->code.targets[(lin ^ lin >> 10) & ((1u << X86_TARGET_BITS) - 1)];
+}
+
 static void own_gs(struct x86_vcpu *c) {
   __asm__ volatile("rdgsbase %0\n\twrgsbase %1" : "=&r"(c->code.host_gs) : "r"(c));
   c->code.on = true;
@@ -208,8 +212,7 @@ void x86_code_end(struct x86_vcpu *c) {
 int x86_code_run(struct x86_vcpu *c, struct x86_code *code) {
   if (unlikely(!c->code.on)) own_gs(c);
   c->code.generation = x86_code_generation(c) << 2 | code->right;
-  c->code.targets[c->rip & ((1u << X86_TARGET_BITS) - 1)] =
-      (struct x86_code_target){.lin = c->rip, .generation = c->code.generation, .code = code->saved};
+  *target_of(c, c->rip) = (struct x86_code_target){.lin = c->rip, .generation = c->code.generation, .code = code->saved, .owner = code};
   if (c->code.link) link_jump(c, code);
   c->code.page = c->rip & PAGE_MASK;
   vcpu_open_gate(&c->core);
@@ -222,6 +225,31 @@ int x86_code_run(struct x86_vcpu *c, struct x86_code *code) {
   c->cur = NULL;
   c->code.link = 0;
   return x86_finish_block(c, last, r);
+}
+
+/* Where code behind an instruction that ended its block goes on, when nothing else has to be looked at first: its address is known.  Called by translated
+ * code with c->cur at that instruction; NULL: out, with c->code.result. */
+const void *x86_code_next(struct x86_vcpu *c, int flow);
+__attribute__((used)) const void *x86_code_next(struct x86_vcpu *c, int flow) {
+  const struct x86_insn *last = c->cur;
+  unsigned right = right_of(c);
+  c->code.link = 0;
+  c->code.result = flow;
+  bool sti = c->int_shadow == X86_SHADOW_STI;
+  if ((flow != X86_BRANCH && flow != X86_END) || c->stop || (c->int_shadow && !sti) || c->mode != X86_MODE_64 || c->counting || right >= TLB_COUNT ||
+      (c->rflags & FL_RF) || atomic_load_explicit(&c->core.requests, memory_order_relaxed))
+    return NULL;
+  c->cur = NULL;
+  c->code.result = x86_finish_block(c, last, flow);
+  c->code.generation = x86_code_generation(c) << 2 | right;
+  const struct x86_code_target *t = target_of(c, c->rip);
+  if (t->lin != c->rip || t->generation != c->code.generation) return NULL;
+  c->code.page = c->rip & PAGE_MASK;
+  if (!sti) return t->code;
+  /* Nothing waits.  What comes now must not come before the instruction behind STI: that is reached without another look. */
+  if (*t->owner->epoch + atomic_load_explicit(&c->core.vm->write_epoch, memory_order_acquire)) return NULL;
+  c->int_shadow = 0;
+  return t->owner->behind_gate;
 }
 
 bool x86_code_run_once(struct x86_vcpu *c, struct x86_block *b, int *flow) {

@@ -69,13 +69,15 @@ __attribute__((used)) static void sequences(void) {
        * request. */
       ".globl x86_code_interpret\n\t.hidden x86_code_interpret\nx86_code_interpret:\n\t" SAVE_GUEST
       "addq %%gs:%c[page], %%rax\n\tmovq %%rax, %%gs:%c[rip_]\n\t" SAVE_VECTORS MERGE_FLAGS
-      "movq %%rcx, %%gs:%c[cur]\n\tmovq %%gs:%c[self], %%rdi\n\tmovq %%rcx, %%rsi\n\tsubq $8, %%rsp\n\tcallq *(%%rcx)\n\taddq "
-      "$8, %%rsp\n\t"
+      "movq %%rcx, %%gs:%c[cur]\n\tmovq %%gs:%c[self], %%rdi\n\tmovq %%rcx, %%rsi\n\tsubq $8, %%rsp\n\tcallq *(%%rcx)\n\t"
       "movzbl %%gs:%c[stop], %%edx\n\torl %%eax, %%edx\n\tjne 6f\n\t"
       "movl %[end], %%eax\n\tmovq %%gs:%c[cur], %%rcx\n\tleaq x86_exec_stop(%%rip), %%rdx\n\tcmpq %%rdx, (%%rcx)\n\tje 6f\n\t"
       "cmpq $0, %%gs:%c[requests]\n\tjne 6f\n\t"
-      "movq $0, %%gs:%c[cur]\n\t" SPLIT_FLAGS LOAD_GUEST "retq\n"
-      "6:\taddq $8, %%rsp\n\tjmp 5b\n\t"
+      "movq $0, %%gs:%c[cur]\n\t" SPLIT_FLAGS LOAD_GUEST "addq $8, %%rsp\n\tretq\n"
+      /* The block ends here: to the next one, or out. */
+      "6:\tmovq %%gs:%c[self], %%rdi\n\tmovl %%eax, %%esi\n\tcallq x86_code_next\n\taddq $16, %%rsp\n\ttestq %%rax, %%rax\n\tje 7f\n\t"
+      "movq %%rax, %%rcx\n\t" SPLIT_FLAGS LOAD_GUEST "jmpq *%%rcx\n"
+      "7:\tmovl %%gs:%c[result], %%eax\n\tjmp 5b\n\t"
 
       /* Called; flags in memory.  Sets the level to what there is. */
       ".globl x86_code_load_vectors\n\t.hidden x86_code_load_vectors\nx86_code_load_vectors:\n\t" SAVE_GUEST
@@ -88,5 +90,6 @@ __attribute__((used)) static void sequences(void) {
       : [regs] "i"(GS_OF(regs)), [flags] "i"(GS_OF(code.flags)), [rflags] "i"(GS_OF(rflags)), [page] "i"(GS_OF(code.page)),
         [rip_] "i"(GS_OF(regs) + 8 * X86_REG_RIP), [cur] "i"(GS_OF(cur)), [self] "i"(GS_OF(code.self)), [stop] "i"(GS_OF(stop)),
         [vectors] "i"(GS_OF(code.vectors)), [wide] "i"(GS_OF(code.wide)), [avx] "i"(GS_OF(code.avx)), [zmm] "i"(GS_OF(fpu.zmm)),
-        [k] "i"(GS_OF(fpu.k)), [requests] "i"(GS_OF(core.requests)), [end] "i"(X86_END));
+        [k] "i"(GS_OF(fpu.k)), [requests] "i"(GS_OF(core.requests)), [end] "i"(X86_END),
+        [result] "i"(GS_OF(code.result)));
 }

@@ -1,7 +1,7 @@
 /* Memory operands: effective address, linear address, and the look into the software TLB. */
 #include "x86/translate/private.h"
 
-_Static_assert(sizeof(struct x86_tlb_entry) == 32 && X86_TLB_BITS == 10, "t_translate()");
+_Static_assert(sizeof(struct x86_tlb_entry) == 32 && X86_TLB_BITS == 12, "t_translate()");
 
 bool t_address(struct translation *t, struct em_mem *m) {
   const struct x86_insn *i = t->i;
@@ -44,7 +44,7 @@ void t_translate(struct translation *t, unsigned size, bool write) {
   s32 table = GS_OF(mmu.tables) + (s32)(t->right * X86_TLB_SIZE * sizeof(struct x86_tlb_entry));
   em_reg(e, 0, 0x8b, H_RCX, H_RAX);              /* mov ecx, eax */
   em_reg(e, 0, 0xc1, 5, H_RCX), em8(e, 7);       /* shr ecx, 7 */
-  em_reg(e, 0, 0x81, 4, H_RCX), em32(e, 0x7fe0); /* and ecx: 32 * index */
+  em_reg(e, 0, 0x81, 4, H_RCX), em32(e, 0x1ffe0);/* and ecx: 32 * index */
   em_mem(e, 1, 0x33, H_RAX,
          EM_GS_AT(H_RCX, table + (s32)(write ? offsetof(struct x86_tlb_entry, write) : offsetof(struct x86_tlb_entry, read))));
   em8(e, 0x48), em8(e, 0x3d), em32(e, 4096 - size); /* cmp rax: the offset in the page, when it is that page */

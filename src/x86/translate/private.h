@@ -61,6 +61,7 @@ struct translation {
   struct t_exit exits[MAX_EXITS];
   unsigned n_exits;
   u8 *entry_host, *entry_saved; /* entries by where the flags are */
+  u8 *behind_gate;              /* of the second */
 };
 
 /* How much of the extended state translated code may use now: c->code.vectors. */
@@ -130,6 +131,7 @@ void x86_code_leave(void), x86_code_interpret(void), x86_code_load_vectors(void)
 struct x86_code {
   struct x86_block *block;
   u8 *host, *saved; /* where to enter by where the flags are */
+  u8 *behind_gate;  /* as `saved`, for whoever has looked at the gate */
   u8 *end;
   u64 *epoch; /* the word at the gate: minus the epoch */
   u8 right;
