@@ -27,8 +27,8 @@ struct input {
 
 static struct input seeds[MAX_SEEDS];
 static unsigned seed_count;
-static const uint8_t *volatile current;
-static volatile size_t current_len;
+static const uint8_t *_Atomic current;
+static _Atomic size_t current_len;
 static _Atomic unsigned long inputs; /* run so far */
 static uint64_t rng_state = 1;
 

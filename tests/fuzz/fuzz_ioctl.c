@@ -20,9 +20,14 @@
 #include "uvirt.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+/* For the thread sanitizer: to close a descriptor that another thread uses is this program's intention. */
+__attribute__((visibility("default"))) const char *__tsan_default_suppressions(void);
+const char *__tsan_default_suppressions(void) {
+  return "race_top:close\n";
+}
 const uint8_t *fuzz_seed_input(unsigned i, size_t *size);
 
-enum { THREADS = 3, OPS = 200, PLACES = 6, KICK_NS = 1000000, CODE = 0x8000, TABLES = 0x2000, CHECK_MAPS_EVERY = 64 };
+enum { THREADS = 3, OPS = 200, PLACES = 6, RUNS = 8, KICK_NS = 1000000, CHECK_MAPS_EVERY = 64 };
 
 /* ---- choices ---- */
 
@@ -93,129 +98,7 @@ static void duplicate(struct source *s, enum fd_kind kind) {
   if (other >= 0) uvirt_close(other);
 }
 
-/* ---- guests ---- */
-
-#define BYTES(...)                                                                                                               \
-  {                                                                                                                              \
-    sizeof((const u8[]){__VA_ARGS__}), {                                                                                         \
-      __VA_ARGS__                                                                                                                \
-    }                                                                                                                            \
-  }
-
-/* Pieces of guest code; most mean something in 16, 32 and 64 bits. */
-static const struct piece {
-  u8 len, bytes[15];
-} pieces[] = {
-    BYTES(0x90),
-    BYTES(0xff, 0xc0),       /* inc %eax */
-    BYTES(0x01, 0x07),       /* add %eax, (%rdi) */
-    BYTES(0xf0, 0x01, 0x07), /* lock add */
-    BYTES(0x8b, 0x06),       /* mov (%rsi), %eax */
-    BYTES(0xa4),             /* movsb */
-    BYTES(0xf3, 0xa4),       /* rep movsb */
-    BYTES(0xf3, 0xab),       /* rep stos */
-    BYTES(0xe6, 0x10),       /* out %al, $0x10 */
-    BYTES(0xe4, 0x20),       /* in $0x20, %al */
-    BYTES(0xe6, 0x20),       /* EOI of the PIC */
-    BYTES(0xe6, 0x21),       /* its mask */
-    BYTES(0xe6, 0x43),       /* the PIT */
-    BYTES(0xe6, 0x40),
-    BYTES(0x6c),
-    BYTES(0x6e),
-    BYTES(0xf3, 0x6e),       /* ins, outs, rep outs */
-    BYTES(0xf4),             /* hlt */
-    BYTES(0xfb, 0xf4),       /* sti; hlt */
-    BYTES(0xfa),             /* cli */
-    BYTES(0xcd, 0x40),       /* int $0x40 */
-    BYTES(0x0f, 0x32),       /* rdmsr */
-    BYTES(0x0f, 0x30),       /* wrmsr */
-    BYTES(0x0f, 0xa2),       /* cpuid */
-    BYTES(0x0f, 0x01, 0xc1), /* vmcall */
-    BYTES(0x0f, 0x01, 0x3f), /* invlpg (%rdi) */
-    BYTES(0x0f, 0x20, 0xd8),
-    BYTES(0x0f, 0x22, 0xd8), /* mov %cr3, %rax and back */
-    BYTES(0x0f, 0x31),       /* rdtsc */
-    BYTES(0x0f, 0x11, 0x07),
-    BYTES(0x0f, 0x10, 0x06),             /* movups */
-    BYTES(0xc6, 0x05, 1, 0, 0, 0, 0x90), /* movb $nop, 1(%rip): code */
-    BYTES(0x0f, 0xc7, 0x0f),             /* cmpxchg8b (%rdi) */
-    BYTES(0x50),
-    BYTES(0x58),
-    BYTES(0x9c),
-    BYTES(0x9d),       /* push, pop, pushf, popf */
-    BYTES(0x0f, 0xaa), /* rsm */
-    BYTES(0xeb, 0xfe), /* jmp . */
-    BYTES(0x0f, 0xae, 0x07),
-    BYTES(0x0f, 0xae, 0x0f), /* fxsave, fxrstor */
-    BYTES(0xd8, 0x06),
-    BYTES(0xdd, 0x1f),             /* fadds, fstpl */
-    BYTES(0xba, 0, 0, 0xe0, 0xfe), /* mov $0xfee00000, %edx */
-    BYTES(0x89, 0x42, 0x30),
-    BYTES(0x8b, 0x82, 0x90, 3, 0, 0) /* its registers */
-};
-
-static void put_code(struct source *s, u64 at) {
-  u8 code[256];
-  size_t n = 0, limit = 16 + choose_below(s, 200);
-  while (n < limit) {
-    const struct piece *p = &pieces[choose_below(s, ARRAY_SIZE(pieces))];
-    if (choose_below(s, 8))
-      memcpy(code + n, p->bytes, p->len), n += p->len;
-    else
-      choose_bytes(s, code + n, 4), n += 4;
-  }
-  code[n] = 0xe9; /* back to the start */
-  s32 back = -(s32)(n + 5);
-  memcpy(code + n + 1, &back, 4);
-  memory_put(memory_piece(0) + at, code, n + 5);
-}
-
-/* Guest memory that begins at address 0: real mode's vectors, which return; 4-level tables that map the first 4 MiB and the local
- * APIC. */
-static void put_tables(void) {
-  u64 pml4[1] = {(TABLES + 0x1000) | 7}, pdpt[4] = {(TABLES + 0x2000) | 7, 0, 0, (TABLES + 0x3000) | 7};
-  u64 low[4] = {0x83 | 4, 0x200087, 0x400087, 0x600087}, apic = 0xfee00087;
-  u32 vectors[256];
-  for (unsigned n = 0; n < 256; n++) vectors[n] = 0x600;
-  memory_put(memory_piece(0), vectors, sizeof(vectors));
-  memory_put(memory_piece(0) + 0x600, "\xcf", 1);
-  memory_put(memory_piece(0) + TABLES, pml4, sizeof(pml4));
-  memory_put(memory_piece(0) + TABLES + 0x1000, pdpt, sizeof(pdpt));
-  memory_put(memory_piece(0) + TABLES + 0x2000, low, sizeof(low));
-  memory_put(memory_piece(0) + TABLES + 0x3000 + 8 * 503, &apic, 8);
-}
-
-static void set_mode(struct source *s, int vcpu) {
-  struct kvm_sregs r;
-  if (uvirt_ioctl(vcpu, KVM_GET_SREGS, &r)) return;
-  struct kvm_segment flat = {.limit = 0xffff, .type = 3, .present = 1, .s = 1};
-  unsigned mode = (unsigned)choose_below(s, 3);
-  r.cr0 = 0x10, r.cr4 = 0x600, r.efer = 0;
-  if (mode) flat.limit = ~0u, flat.g = 1, flat.db = 1, flat.selector = 0x10, r.cr0 |= 1;
-  r.ds = r.es = r.fs = r.gs = r.ss = r.cs = flat;
-  if (mode) r.cs.type = 11, r.cs.selector = 8;
-  if (mode == 2) {
-    r.cr0 |= 0x80000000u, r.cr4 |= 0x20, r.efer = 0x500, r.cr3 = TABLES;
-    r.cs.l = 1, r.cs.db = 0;
-  }
-  uvirt_ioctl(vcpu, KVM_SET_SREGS, &r);
-}
-
-static void restart(struct source *s, int vcpu) {
-  struct kvm_regs r;
-  u64 at = CODE + choose_below(s, 4) * 0x200;
-  if (!choose_below(s, 4)) put_tables();
-  if (choose_below(s, 2)) put_code(s, at);
-  set_mode(s, vcpu);
-  for (unsigned k = 0; k < sizeof(r) / 8; k++)
-    ((u64 *)&r)[k] = choose_below(s, 2) ? choose_below(s, 1 << 20) : choose_below(s, 64);
-  if (!choose_below(s, 4)) r.rcx = 0x4b564d00 + choose_below(s, 8), r.rdx = 0;
-  r.rip = at;
-  r.rflags = 2 | (choose_below(s, 2) << 9);
-  uvirt_ioctl(vcpu, KVM_SET_REGS, &r);
-  struct kvm_mp_state runnable = {KVM_MP_STATE_RUNNABLE};
-  uvirt_ioctl(vcpu, KVM_SET_MP_STATE, &runnable);
-}
+/* ---- machines ---- */
 
 static void map_vcpu(struct source *s, int vcpu) {
   u8 *at = memory_window((unsigned)choose_below(s, WINDOWS));
@@ -229,7 +112,8 @@ static int add_vcpu(struct source *s, int vm, unsigned id) {
   int vcpu = uvirt_ioctl(vm, KVM_CREATE_VCPU, (void *)(uintptr_t)id);
   if (vcpu < 0) return vcpu;
   map_vcpu(s, vcpu);
-  restart(s, vcpu);
+  if (choose_below(s, 8)) args_set_cpuid(vcpu);
+  guest_restart(s, vcpu);
   put(s, FD_VCPU, vcpu);
   return vcpu;
 }
@@ -280,11 +164,14 @@ static void any_ioctl(struct caller *c) {
     put(s, FD_DEVICE, (int)device.fd);
 }
 
+/* On and on while it exits for a device and the like. */
 static void run(struct caller *c) {
-  uvirt_ioctl(look(&c->source, FD_VCPU), KVM_RUN, NULL);
+  int vcpu = look(&c->source, FD_VCPU);
+  for (unsigned n = 0; n < RUNS && !uvirt_ioctl(vcpu, KVM_RUN, NULL); n++) {
+  }
 }
 static void start_again(struct caller *c) {
-  restart(&c->source, look(&c->source, FD_VCPU));
+  guest_restart(&c->source, look(&c->source, FD_VCPU));
 }
 static void disturb(struct caller *c) {
   memory_disturb(&c->source);
@@ -485,7 +372,7 @@ static void one_input(const uint8_t *data, size_t size) {
   }
   struct source first = {.state = mix(&seed)};
   memory_start(&first);
-  put_tables();
+  guest_put_tables();
   place[FD_SYSTEM][0] = uvirt_open("/dev/kvm", O_RDWR | O_CLOEXEC);
   for (unsigned n = 1; n < PLACES; n++) place[FD_SYSTEM][n] = uvirt_open("/dev/kvm", O_RDWR);
   add_vm(&first);

@@ -34,6 +34,13 @@ bool memory_get(void *to, const void *from, size_t len);
 /* Something happens to a piece: it goes, loses rights or contents, is replaced, its file is cut. */
 void memory_disturb(struct source *s);
 
+/* ---- guests (ioctl_guest.c) ---- */
+
+/* Piece 0 is guest memory from address 0: descriptor and page tables, handlers. */
+void guest_put_tables(void);
+/* The vCPU begins anew, in some mode, perhaps with new code. */
+void guest_restart(struct source *s, int vcpu);
+
 /* ---- arguments (ioctl_args.c) ---- */
 
 enum { ARG_ROOM = 16384, EVENTFDS = 6 };
@@ -48,6 +55,7 @@ void caller_end(struct caller *c);
 
 /* First of all: collects the rows, and learns from the system descriptor what valid arguments look like. */
 void args_learn(int system_fd);
+void args_set_cpuid(int vcpu);
 /* An argument for the row: valid, nearly valid, or nothing like it. */
 void *args_make(struct caller *c, int fd, const struct ioctl_row *row);
 

@@ -72,6 +72,16 @@ void args_learn(int system_fd) {
   collect_rows();
 }
 
+/* The processor shows everything it has. */
+void args_set_cpuid(int vcpu) {
+  struct {
+    struct kvm_cpuid2 head;
+    struct kvm_cpuid_entry2 entry[MAX_CPUID];
+  } id = {.head.nent = n_cpuid};
+  memcpy(id.entry, cpuid, sizeof(cpuid));
+  uvirt_ioctl(vcpu, KVM_SET_CPUID2, &id);
+}
+
 /* ---- fills ---- */
 
 static u64 pointer(struct caller *c) {
