@@ -158,8 +158,9 @@ static void emit_exit(struct translation *t, const struct t_exit *x) {
     leave_page(t);
     return;
   }
-  /* Low bit: which entry to link to. */
-  leave(t, (u32)((x->from + e->to_rx) - x86_code_arena(t->c)->rx) | x->saved);
+  /* Low bit: which entry to link to.  A displacement that straddles four bytes cannot be patched while others run. */
+  u32 link = (u32)((x->from + e->to_rx) - x86_code_arena(t->c)->rx);
+  leave(t, link & 3 ? 0 : link | x->saved);
 }
 
 /* ---- entries ---- */
