@@ -1,6 +1,7 @@
 /* The neutral half of KVM_RUN: immediate exit, signals, cancellation, and the call of the architecture. */
 #include <errno.h>
 #include "base/evloop.h"
+#include "base/fault.h"
 #include "base/signals.h"
 #include "core/dirty_ring.h"
 #include "core/stats.h"
@@ -97,9 +98,15 @@ static int run_looking(struct vcpu *vcpu, bool cancellable) {
   return r;
 }
 
+/* The client may have installed handlers of its own since the VM was made. */
+static __attribute__((noinline)) void take_signals(void) {
+  signals_take();
+  fault_install();
+}
+
 int vcpu_run(struct vcpu *vcpu) {
   int cancel_type;
-  signals_take_once();
+  if (unlikely(signals_not_taken())) take_signals();
   vcpu->thread = pthread_self();
   /* What asked the last KVM_RUN to end came too late for it and is no reason for this one. */
   if (unlikely(atomic_load_explicit(&vcpu->requests, memory_order_relaxed) & BIT(REQ_EXIT)))

@@ -25,7 +25,7 @@
 
 /* ---- a guest that notices every instruction that runs twice or not at all ---- */
 
-enum { ROUNDS = 3000 };
+enum { ROUNDS = 1000, MILLISECONDS = 400 }; /* at least */
 static volatile u64 interrupts, rounds;
 typedef u64 fn(u64);
 
@@ -37,7 +37,9 @@ HANDLER take_count(struct frame *f) {
 static void guest_counts(void) {
   u64 *page[PAGES];
   for (unsigned n = 0; n < PAGES; n++) page[n] = (u64 *)(AREA + n * 0x1000);
-  for (u64 n = 1; n <= ROUNDS; n++) {
+  u64 n = 0, end = rdtsc() + MILLISECONDS * ticks_per_ms;
+  while (n < ROUNDS || rdtsc() < end) {
+    n++;
     u64 old = 1, low = n - 1, high = n - 1, *to = (u64 *)((u8 *)page[8] - 64), *from = page[12], count = 16;
     __asm__ volatile("incq %0" : "+m"(page[0][1])::"cc");
     __asm__ volatile("lock incq %0" : "+m"(page[1][2])::"cc");
@@ -66,10 +68,10 @@ static void guest_counts(void) {
     EXPECT_EQ(((fn *)(uintptr_t)((u8 *)page[15] - 2))(n), n + 1); /* across pages 14 and 15 */
     rounds = n;
   }
-  EXPECT_EQ(page[0][1], ROUNDS);
-  EXPECT_EQ(page[1][2], ROUNDS);
-  EXPECT_EQ(page[2][3], ROUNDS);
-  EXPECT_EQ(*(u64 *)((u8 *)page[6] - 3), ROUNDS);
+  EXPECT_EQ(page[0][1], n);
+  EXPECT_EQ(page[1][2], n);
+  EXPECT_EQ(page[2][3], n);
+  EXPECT_EQ(*(u64 *)((u8 *)page[6] - 3), n);
   done();
 }
 
@@ -187,7 +189,7 @@ static void disturbed(void (*disturb)(struct area *a, unsigned round), bool from
   unsigned faults = run_through(a.g);
   atomic_store(&a.stop, true);
   pthread_join(thread, NULL);
-  CHECK_EQ(rounds, ROUNDS);
+  CHECK(rounds >= ROUNDS);
   CHECK(faults >= least);
   CHECK_EQ(handled, faults / 8);
   CHECK_EQ(off_stack, 0);
@@ -275,7 +277,8 @@ static void guest_looks(void) {
   u64 end = rdtsc() + 300 * ticks_per_ms;
   for (u64 n = 0; rdtsc() < end; n++) {
     volatile u64 *at = (u64 *)(AREA + n % 14 * 0x1000);
-    EXPECT(at[5] == 0 || at[5] == 0x5555);
+    u64 v = at[5];
+    EXPECT(v == 0 || v == 0x5555);
     at[6] = n;
   }
   done();
@@ -379,9 +382,9 @@ static void *answer(void *arg) {
     }
     for (unsigned n = 0; n < 512; n++) page[n] = (at - (u64)(uintptr_t)w->a->mem) >> 12;
     struct uffdio_copy c = {.dst = at, .src = (u64)(uintptr_t)page, .len = 0x1000};
-    usleep(1000); /* others may want it too */
-    if (ioctl(w->fd, UFFDIO_COPY, &c) && errno != EEXIST) abort();
+    usleep(1000); /* long enough for a signal */
     atomic_fetch_add(&w->missing, 1);
+    if (ioctl(w->fd, UFFDIO_COPY, &c) && errno != EEXIST) abort();
   }
   return NULL;
 }
@@ -481,7 +484,7 @@ static void write_protected(void) {
     atomic_store(&w.stop, true);
     pthread_join(thread, NULL);
     CHECK(w.written > 3);
-    CHECK_EQ(rounds, ROUNDS);
+    CHECK(rounds >= ROUNDS);
     close(w.fd);
   }
   finish(&a);

@@ -161,8 +161,11 @@ static void logs(struct client *c, unsigned round) {
 
 /* A slot cannot become read-only; a new one can be: stores are exits then. */
 static void protects(struct client *c, unsigned round) {
-  struct kvm_userspace_memory_region r = {
-      .slot = SLOT, .flags = KVM_MEM_READONLY, .guest_phys_addr = AREA, .memory_size = SIZE, .userspace_addr = (u64)(uintptr_t)c->mem[0]};
+  struct kvm_userspace_memory_region r = {.slot = SLOT,
+                                          .flags = KVM_MEM_READONLY,
+                                          .guest_phys_addr = AREA,
+                                          .memory_size = SIZE,
+                                          .userspace_addr = (u64)(uintptr_t)c->mem[0]};
   CHECK_EQ(guest_ioctl(c->g->vm, KVM_SET_USER_MEMORY_REGION, &r), -1);
   set_slot(c->g, SLOT, AREA, 0, NULL, 0);
   set_slot(c->g, SLOT, AREA, SIZE, c->mem[0], KVM_MEM_READONLY);
