@@ -94,12 +94,13 @@ static void write_part(struct x86_vcpu *c, const struct x86_xlat *x, const u8 *d
   for (unsigned done = 0; done < len; done += 8) x86_io_write(c, x->gpa + done, data + done, MIN(8u, len - done));
 }
 
-/* A host fault on the second page takes the store on the first one back: the instruction will run again from its start.  Stores to
- * devices cannot fault and come last. */
+/* A host fault on the second page takes the store on the first one back: the instruction will run again from its start.  A store
+ * to a device cannot fault: memory beside it comes first. */
 static void write_parts(struct x86_vcpu *c, const struct x86_xlat x[2], const u8 *data, const unsigned len[2]) {
   if (!x[0].host) {
-    write_part(c, &x[1], data + len[0], len[1]);
-    write_part(c, &x[0], data, len[0]);
+    bool first = x[1].host;
+    write_part(c, &x[first], data + (first ? len[0] : 0), len[first]);
+    write_part(c, &x[!first], data + (first ? 0 : len[0]), len[!first]);
     return;
   }
   copy(c->torn.old, x[0].host, len[0]);
