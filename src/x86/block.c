@@ -483,8 +483,7 @@ int x86_run_one(struct x86_vcpu *c) {
   struct x86_block *b;
   bool stepping = c->mode & X86_MODE_SINGLE;
   int r;
-  do r = next_block(c, c->mode | X86_MODE_SINGLE, &b);
-  while (r == X86_RESTART);
+  while ((r = next_block(c, c->mode | X86_MODE_SINGLE, &b)) == X86_RESTART) x86_drop_stale(c); /* a slot that is being deleted is not found again */
   if (r) return r;
   if (c->int_shadow) c->int_shadow |= X86_SHADOW_RUNNING;
   u64 rcx = c->regs[RCX];

@@ -25,6 +25,7 @@ struct x86_block {
   u16 len;
   u8 n, isa;
   _Atomic bool dead;
+  bool scattered;      /* translated code checks each memory access by itself: together they failed too often */
   u32 runs;            /* of the interpreter, roughly: a block that runs often is translated */
   struct x86_code *_Atomic code[TLB_COUNT]; /* translations, by the access rights of their memory accesses */
   u8 *bytes;           /* copy of the code */

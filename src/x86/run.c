@@ -43,8 +43,7 @@ static int exit_keeping(struct x86_vcpu *c, u64 rest) {
   return X86_EXIT;
 }
 
-/* Translations may be older than a slot change: they go before anything uses them. */
-static void drop_stale(struct x86_vcpu *c) {
+void x86_drop_stale(struct x86_vcpu *c) {
   if (likely(!(atomic_load_explicit(&c->core.requests, memory_order_relaxed) & BIT(REQ_TLB_FLUSH)))) return;
   atomic_fetch_and_explicit(&c->core.requests, ~BIT(REQ_TLB_FLUSH), memory_order_acq_rel);
   x86_mmu_flush_all(c, true);
@@ -163,7 +162,7 @@ int x86_finish_insn(struct x86_vcpu *c) {
 /* Finishes what the last exit left open. */
 static int complete_io(struct x86_vcpu *c) {
   int (*fn)(struct x86_vcpu *) = c->complete_io;
-  drop_stale(c);
+  x86_drop_stale(c);
   if (!fn) return X86_OK;
   c->complete_io = NULL;
   return after_run(c, fn(c));

@@ -80,6 +80,7 @@ struct x86_io {
 
 /* Where an indirect branch of translated code goes on: linear address -> code. */
 #define X86_TARGET_BITS 12
+#define X86_CODE_DELTAS 16
 struct x86_code_target {
   u64 lin;
   u64 generation; /* x86_code_state.generation under which it was found */
@@ -93,6 +94,7 @@ struct x86_code_state {
   u64 page;          /* linear address of the page the running code lies in */
   u64 generation;    /* x86_code_generation() and what else decides what a linear address leads to */
   u64 scratch;
+  u64 delta[X86_CODE_DELTAS]; /* within a block: from linear to host address, of a page that was checked */
   u64 link_to;       /* RIP when it left ... */
   u32 link_resets;   /* ... and how often everything had been forgotten */
   u32 link;          /* the jump that left: offset of its displacement in the arena; 0: none */
@@ -101,7 +103,7 @@ struct x86_code_state {
   u8 vectors;        /* enum x86_vector_level: the host's vector registers hold the guest's */
   bool wide;         /* the host has AVX-512, ... */
   bool avx;          /* ... AVX */
-  void (*interpret)(void), (*load_vectors)(void), (*leave)(void);
+  void (*interpret)(void), (*rest)(void), (*load_vectors)(void), (*leave)(void);
   u64 host_gs;       /* of the client */
   bool on;           /* GS is ours */
   struct x86_code_target targets[1u << X86_TARGET_BITS];

@@ -141,6 +141,8 @@ int x86_sync_regs_in(struct x86_vcpu *c);   /* kvm_run->kvm_dirty_regs; -EINVAL 
 void x86_sync_regs_out(struct x86_vcpu *c); /* kvm_run->kvm_valid_regs */
 
 /* ---- run.c ---- */
+/* Translations may be older than a slot change that waits for this vCPU: they go before anything uses them.  Between instructions. */
+void x86_drop_stale(struct x86_vcpu *c);
 /* The instruction at work leaves for the client in the middle: X86_EXIT (the caller fills kvm_run).  `complete` runs on the next KVM_RUN; it ends the instruction
  * with x86_finish_insn(), or raises a fault for it. */
 int x86_leave_insn(struct x86_vcpu *c, int (*complete)(struct x86_vcpu *c));

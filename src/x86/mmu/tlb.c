@@ -45,7 +45,7 @@ void x86_tlb_fill(struct x86_vcpu *c, u64 lin, unsigned table, gpa_t gpa, bool g
       .read = perms & PERM_R ? page : none,
       .write = perms & PERM_W ? page : none,
       .exec = perms & PERM_X ? page : none,
-      .host = host,
+      .delta = host - page,
   };
   c->mmu.meta[n] = (struct x86_tlb_meta){.gpa = gpa, .global = global};
   if (c->mmu.logged < X86_TLB_LOG) c->mmu.log[c->mmu.logged] = (u16)n;

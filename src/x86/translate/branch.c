@@ -98,18 +98,20 @@ static bool conditional(struct translation *t) {
 
 /* ---- calls ---- */
 
-static void push_return(struct translation *t) {
+/* n: which memory access of the instruction it is. */
+static bool push_return(struct translation *t, unsigned n) {
   struct emitter *e = &t->e;
+  struct em_mem m;
+  if (!t_access(t, n, &m)) return false;
   t_lose_flags(t);
-  em_lea(e, H_RAX, EM_AT(T_HOME(RSP), -8));
-  t_translate(t, 8, true);
-  em_load(e, H_RCX, EM_GS(offsetof(struct x86_vcpu, code.page)));
-  em_lea(e, H_RCX, EM_AT(H_RCX, t->start + t->i->next));
-  em_store(e, EM_AT(H_RAX, 0), H_RCX);
+  em_load(e, H_RAX, EM_GS(offsetof(struct x86_vcpu, code.page)));
+  em_lea(e, H_RAX, EM_AT(H_RAX, t->start + t->i->next));
+  em_store(e, m, H_RAX);
+  return true;
 }
 
 static bool call_direct(struct translation *t) {
-  push_return(t);
+  if (!push_return(t, 0)) return false;
   em_lea(&t->e, T_HOME(RSP), EM_AT(T_HOME(RSP), -8));
   t_goto(t, branch_target(t));
   return true;
@@ -119,8 +121,10 @@ static bool call_direct(struct translation *t) {
 static bool indirect_target(struct translation *t) {
   const ZydisDecodedOperand *op = &t->ops[0];
   if (op->type == ZYDIS_OPERAND_TYPE_MEMORY) {
-    if (!t_operand(t, 8, false)) return false;
-    em_load(&t->e, H_RAX, EM_AT(H_RAX, 0));
+    struct em_mem m;
+    if (!t_access(t, 0, &m)) return false;
+    t_lose_flags(t);
+    em_load(&t->e, H_RAX, m);
   } else {
     if (op->type != ZYDIS_OPERAND_TYPE_REGISTER) return false;
     t_lose_flags(t);
@@ -139,7 +143,7 @@ static bool call_indirect(struct translation *t) {
   t_find_target(t, miss);
   s->from[s->n_from++] = miss[0];
   s->from[s->n_from++] = miss[1];
-  push_return(t);
+  if (!push_return(t, t->ops[0].type == ZYDIS_OPERAND_TYPE_MEMORY)) return false;
   em_lea(e, T_HOME(RSP), EM_AT(T_HOME(RSP), -8));
   em_load(e, H_RAX, EM_GS(offsetof(struct x86_vcpu, code.scratch)));
   target_index(e);
@@ -155,10 +159,10 @@ static bool jump_indirect(struct translation *t) {
 
 static bool near_return(struct translation *t) {
   s32 more = t->ops[0].type == ZYDIS_OPERAND_TYPE_IMMEDIATE && t->z->operand_count_visible ? (s32)(u16)t->i->imm : 0;
+  struct em_mem m;
+  if (!t_access(t, 0, &m)) return false;
   t_lose_flags(t);
-  em_mov(&t->e, H_RAX, T_HOME(RSP));
-  t_translate(t, 8, false);
-  em_load(&t->e, H_RAX, EM_AT(H_RAX, 0));
+  em_load(&t->e, H_RAX, m);
   t_indirect(t, 8 + more);
   return true;
 }

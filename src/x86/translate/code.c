@@ -12,6 +12,7 @@
 #define ARENA_SIZE  (64u << 20)
 #define FULL_MARGIN (1u << 20) /* left when everything is forgotten */
 #define HOT         16u        /* runs of a block before it is translated */
+#define SCATTERED   64u        /* checks for several accesses that fail before each is checked by itself */
 #define EPOCH_NEVER 1          /* at no gate: open gates are at least 1, so the sum is not 0 */
 
 #ifndef HWCAP2_FSGSBASE
@@ -71,6 +72,7 @@ void x86_code_destroy(struct x86_vm *vm) {
 void x86_code_vcpu_init(struct x86_vcpu *c) {
   c->code.self = c;
   c->code.interpret = x86_code_interpret;
+  c->code.rest = x86_code_rest;
   c->code.load_vectors = x86_code_load_vectors;
   c->code.leave = x86_code_leave;
   c->code.avx = __builtin_cpu_supports("avx");
@@ -252,6 +254,26 @@ __attribute__((used)) const void *x86_code_next(struct x86_vcpu *c, int flow) {
   return t->owner->behind_gate;
 }
 
+/* Accesses of a block that is often here lie in several pages: it is translated again, without a common check. */
+static void count_miss(struct x86_code *code) {
+  if (__atomic_add_fetch(&code->missed, 1, __ATOMIC_RELAXED) != SCATTERED) return;
+  code->block->scattered = true;
+  atomic_store(&code->block->code[code->right], NULL);
+  set_epoch(code, EPOCH_NEVER);
+}
+
+/* Runs the block on from this instruction; translated code goes on with what comes back as with any result. */
+int x86_code_finish(struct x86_vcpu *c, const struct x86_insn *i);
+__attribute__((used)) int x86_code_finish(struct x86_vcpu *c, const struct x86_insn *i) {
+  int r;
+  count_miss((struct x86_code *)(uintptr_t)c->code.scratch);
+  for (;; i++) {
+    c->cur = i;
+    r = __atomic_load_n(&i->fn, __ATOMIC_RELAXED)(c, i);
+    if (r | c->stop) return r;
+  }
+}
+
 bool x86_code_run_once(struct x86_vcpu *c, struct x86_block *b, int *flow) {
   struct x86_code_cache *k = x86_vm_of(c)->code;
   unsigned right = right_of(c);
@@ -317,10 +339,12 @@ void x86_code_recover(void *vcpu, void *ucontext) {
   if (!code) return;
   for (unsigned n = 0; n < 16; n++)
     if (t_mapped(n)) c->regs[n] = (u64)g[gregs[T_HOME(n)]];
-  u32 f = c->code.flags;
-  c->rflags = (c->rflags & ~(u64)FL_ARITH) | (f >> 8 & (FL_ARITH & ~FL_OF)) | (f & 1) << 11;
   unsigned n = 0, offset = (unsigned)(at - code->start);
   while (n + 1u < code->block->n && code->at[n + 1] <= offset) n++;
+  u32 f = c->code.flags;
+  u64 flags = (f >> 8 & (FL_ARITH & ~FL_OF)) | (f & 1) << 11;
+  if (code->host_flags >> n & 1) flags = (u64)g[REG_EFL] & FL_ARITH;
+  c->rflags = (c->rflags & ~(u64)FL_ARITH) | flags;
   c->rip = c->code.page + (code->block->gpa & (PAGE_SIZE - 1));
   c->cur = &code->block->insn[n];
   if (c->code.vectors && uc->uc_mcontext.fpregs) recover_vectors(c, (const u8 *)uc->uc_mcontext.fpregs);

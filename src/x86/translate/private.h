@@ -6,6 +6,7 @@
 #include "jit/arena.h"
 #include "x86/translate/code.h"
 #include "x86/translate/emit.h"
+#include "x86/translate/plan.h"
 
 #define GS_OF(field) ((s32)offsetof(struct x86_vcpu, field))
 
@@ -24,6 +25,8 @@ struct t_slow {
   u8 *back;                  /* NULL: does not come back */
   bool host_flags;           /* expected in the host's register there */
   u8 vectors;                /* vector level expected there */
+  u8 group;                  /* the check of this group is done again before going back; PLAN_ALONE: none */
+  s32 group_moved;           /* how far the group's registers have moved then */
   u8 *load_from, *load_back; /* vector registers have to be loaded: from where, and back when they are */
   u8 load_level;
 };
@@ -43,8 +46,14 @@ struct translation {
   unsigned right; /* enum x86_tlb_index */
   s32 start;      /* the block's offset in its page */
 
+  struct plan plan;
+  u32 interpreted; /* instructions left to the interpreter */
+  u32 ready;       /* groups whose page has been checked */
+  bool lost_plan;  /* the plan did not know of one */
+
   /* The instruction at hand. */
   unsigned k;
+  struct plan_insn *p;
   const struct x86_insn *i;
   const ZydisDecodedInstruction *z;
   const ZydisDecodedOperand *ops;
@@ -64,9 +73,6 @@ struct translation {
   u8 *behind_gate;              /* of the second */
 };
 
-/* How much of the extended state translated code may use now: c->code.vectors. */
-enum x86_vector_level { VECTORS_NONE, VECTORS_SSE, VECTORS_AVX, VECTORS_AVX512 };
-
 /* ---- flags (block.c) ---- */
 void t_save_flags(struct translation *t);  /* memory has them afterwards; RAX changes */
 void t_lose_flags(struct translation *t);  /* what follows changes the host's */
@@ -81,12 +87,11 @@ void t_interpret(struct translation *t);            /* the interpreter runs this
 void t_exit_to(struct translation *t, u8 *rel32, s32 target);
 
 /* ---- memory.c ---- */
-/* RAX: the linear address of the memory operand.  false: not an address the translator can compute.  Flags are lost. */
-bool t_linear(struct translation *t);
-/* RAX: from linear to host address, of `size` bytes.  RCX changes. */
-void t_translate(struct translation *t, unsigned size, bool write);
-/* Both. */
-bool t_operand(struct translation *t, unsigned size, bool write);
+/* The instruction's n-th memory access as an operand of the host's, checked.  RCX changes and may be part of it, RAX changes; flags are lost unless the
+ * page was checked before.  false: not an address the translator can compute. */
+bool t_access(struct translation *t, unsigned n, struct em_mem *m);
+/* The check of the slow path's group once more, for the instruction behind; jumps to *miss. */
+void t_check_again(struct translation *t, const struct t_slow *s, u8 **miss);
 /* Memory operand as an address in mapped registers, for LEA.  false: too many scratch registers. */
 bool t_address(struct translation *t, struct em_mem *m);
 
@@ -125,7 +130,7 @@ static inline void t_write(struct translation *t, unsigned guest, unsigned host)
 
 /* ---- entry.c ---- */
 int x86_code_enter(struct x86_vcpu *c, const void *code);
-void x86_code_leave(void), x86_code_interpret(void), x86_code_load_vectors(void);
+void x86_code_leave(void), x86_code_interpret(void), x86_code_rest(void), x86_code_load_vectors(void);
 
 /* ---- a translation ---- */
 struct x86_code {
@@ -135,6 +140,8 @@ struct x86_code {
   u8 *end;
   u64 *epoch; /* the word at the gate: minus the epoch */
   u8 right;
+  u32 host_flags; /* bit n: instruction n runs with the guest's flags in the host's only */
+  u16 missed;     /* how often a check for several accesses failed and the interpreter had to finish the block */
   u16 at[X86_BLOCK_MAX + 1]; /* offset of each instruction's code from the start; the last: of the slow paths */
   u8 *start;
 };
