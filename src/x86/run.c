@@ -182,7 +182,9 @@ static int guarded(struct x86_vcpu *c, int (*fn)(struct x86_vcpu *c)) {
   struct fault_guard guard;
   int r;
   vcpu_enter(&c->core);
-  if (!fault_try(&guard)) {
+  if (unlikely(c->torn.len) && !x86_mmu_untear(c)) {
+    r = -EFAULT;
+  } else if (!fault_try(&guard)) {
     guard.arg = c;
     guard.recover = x86_code_recover;
     r = fn(c);
@@ -191,6 +193,7 @@ static int guarded(struct x86_vcpu *c, int (*fn)(struct x86_vcpu *c)) {
   } else { /* guest memory is gone: as KVM, which cannot map it */
     x86_mxcsr_lost(c, guard.fault_mxcsr);
     x86_blocks_abandon(c);
+    if (c->torn.len) x86_mmu_untear(c);
     r = -EFAULT;
   }
   x86_code_end(c);

@@ -181,6 +181,7 @@ struct x86_vcpu {
   u8 left_len;             /* length of the instruction that x86_leave_insn() left in the middle */
   int (*complete_io)(struct x86_vcpu *c); /* called on the next KVM_RUN before anything else; X86_OK/END or X86_EXIT */
   struct { u8 buf[64]; u8 len; u64 lin[2]; u8 n[2]; void *host[2]; u64 gpa[2]; u8 kind; } rmw; /* see mmu/access.h */
+  struct { u8 old[64]; u8 len; u8 *host; u64 gpa; } torn; /* what a store across two pages had overwritten on the first one */
 
   /* --- parts with a structure of their own --- */
   bool tpr_reporting;            /* KVM_TPR_ACCESS_REPORTING */
