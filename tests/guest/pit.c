@@ -122,9 +122,9 @@ static void guest_port61(void) {
     EXPECT_EQ(inb(0x61) & 3, v);
   }
   u64 end = rdtsc() + 5000 * ticks_per_ms;
-  u8 first = inb(0x61) & 0x10;
-  while ((inb(0x61) & 0x10) == first && rdtsc() < end) relax();
-  EXPECT((inb(0x61) & 0x10) != first);
+  u8 first = inb(0x61) & 0x10, other;
+  while ((other = inb(0x61) & 0x10) == first && rdtsc() < end) relax();
+  EXPECT(other != first);
   done();
 }
 
