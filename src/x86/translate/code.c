@@ -5,6 +5,7 @@
 #include <sys/auxv.h>
 #include <ucontext.h>
 #include "core/request.h"
+#include "x86/cpu/tsc.h"
 #include "x86/decode/decoded.h"
 #include "x86/exec/vector.h"
 #include "x86/translate/private.h"
@@ -14,6 +15,7 @@
 #define FULL_MARGIN (1u << 20) /* left when everything is forgotten */
 #define HOT         16u        /* runs of a block before it is translated */
 #define SCATTERED   64u        /* checks for several accesses that fail before each is checked by itself */
+#define MISS_CYCLES 4000u       /* between two such failures on average: rarer ones are borne */
 #define EPOCH_NEVER 1          /* at no gate: open gates are at least 1, so the sum is not 0 */
 
 #ifndef HWCAP2_FSGSBASE
@@ -273,9 +275,13 @@ __attribute__((used)) const void *x86_code_next(struct x86_vcpu *c, int flow) {
   return t->owner->behind_gate;
 }
 
-/* Accesses of a block that is often here lie in several pages: it is translated again, without a common check. */
+/* Accesses that share a check lie in different pages so often that it costs much of the block's time: it is translated again, without such checks.
+ * Now and then is what a walk through memory does at the end of each page. */
 static void count_miss(struct x86_code *code) {
   if (__atomic_add_fetch(&code->missed, 1, __ATOMIC_RELAXED) != SCATTERED) return;
+  u64 now = x86_host_tsc(), since = __atomic_exchange_n(&code->missed_since, now, __ATOMIC_RELAXED);
+  __atomic_store_n(&code->missed, 0, __ATOMIC_RELAXED);
+  if (now - since > (u64)SCATTERED * MISS_CYCLES) return;
   code->block->scattered = true;
   atomic_store(&code->block->code[code->right], NULL);
   set_epoch(code, EPOCH_NEVER);

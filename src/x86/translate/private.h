@@ -166,7 +166,8 @@ struct x86_code {
   u8 *gate;   /* displacement of the jump at the gate of `saved`, taken when it is closed */
   u64 *epoch; /* the word at the gate: minus the epoch */
   u8 right;
-  u16 missed;     /* how often a check for several accesses failed and the interpreter had to finish the block */
+  u16 missed;     /* how often a check for several accesses failed and the interpreter had to finish the block, ... */
+  u64 missed_since; /* ... since this host TSC */
   u8 *start;
   /* Each instruction's code, in each copy of the block: offset from the start, and where a fault finds the flags (t_flags_end()).  The last: the slow paths. */
   unsigned n_places;
