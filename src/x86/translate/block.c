@@ -177,7 +177,8 @@ static void emit_exit(struct translation *t, const struct t_exit *x) {
   em_here(e, x->from);
   if (!x->saved) save(e);
   set_rip(e, x->target);
-  if (x->target < 0 || x->target >= PAGE_SIZE) {
+  /* The last bytes may be an instruction that goes on in the next page: another mapping to ask for. */
+  if (x->target < 0 || x->target > PAGE_SIZE - 15) {
     leave_page(t);
     return;
   }
@@ -262,7 +263,7 @@ static bool attempt(struct translation *t, bool (*fn)(struct translation *t)) {
 static void one(struct translation *t) {
   bool ends = t->i->iflags & X86_I_END;
   t->at = NULL;
-  if (attempt(t, t_system)) return;
+  if (attempt(t, t_system) || attempt(t, t_high_byte)) return;
   if (ends ? !attempt(t, t_branch) : !attempt(t, t_rewrite) && !attempt(t, t_special))
     t_interpret(t);
   else

@@ -163,7 +163,7 @@ struct x86_code *x86_code_for(struct x86_vcpu *c, struct x86_block *b) {
   if (right >= TLB_COUNT) return NULL;
   struct x86_code *code = atomic_load_explicit(&b->code[right], memory_order_acquire);
   if (likely(code != NULL)) return code;
-  if (__atomic_add_fetch(&b->runs, 1, __ATOMIC_RELAXED) < HOT || b->gpa2 != ~0ull) return NULL;
+  if (__atomic_add_fetch(&b->runs, 1, __ATOMIC_RELAXED) < HOT) return NULL;
   b->runs = 0;
   return make(c, b, right);
 }
@@ -190,7 +190,7 @@ static void link_jump(struct x86_vcpu *c, struct x86_code *code) {
   if (c->code.link_to != c->rip || c->code.link_resets != atomic_load(&k->resets)) return; /* something else ran in between */
   const u8 *rx = k->arena.rx + at;
   struct x86_code *from = code_at(k, rx);
-  if (!from || (from->right ^ (link & 2 ? TLB_SUPER ^ TLB_SUPER_SMAP : 0)) != code->right || from->block->gpa >> PAGE_SHIFT != code->block->gpa >> PAGE_SHIFT) return;
+  if (!from || (from->right ^ (link & 2 ? TLB_SUPER ^ TLB_SUPER_SMAP : 0)) != code->right || from->block->gpa >> PAGE_SHIFT != code->block->gpa >> PAGE_SHIFT || code->block->gpa2 != ~0ull) return;
   s32 d = (s32)((link & 1 ? code->saved : code->host) - (rx + 4));
   __atomic_store_n((s32 *)(void *)(k->arena.rw + at), d, __ATOMIC_RELEASE);
 }

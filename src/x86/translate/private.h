@@ -101,6 +101,7 @@ bool t_rewrite(struct translation *t);
 bool t_special(struct translation *t);
 bool t_branch(struct translation *t);
 bool t_system(struct translation *t);
+bool t_high_byte(struct translation *t);
 /* Jump to the linear address in RAX; commit: emitted when it is known to succeed.  Flags are saved. */
 void t_indirect(struct translation *t, s32 add_to_rsp);
 /* The target's entry for RAX into RCX (c->code.targets); jumps to *miss where there is none.  Then: goes there; RAX is the

@@ -42,6 +42,39 @@ static bool sti(struct translation *t) {
   return true;
 }
 
+/* ---- RFLAGS ---- */
+
+/* DF: 1 or, 4 and. */
+static bool direction(struct translation *t) {
+  bool set = t->z->mnemonic == ZYDIS_MNEMONIC_STD;
+  t_lose_flags(t);
+  change(t, set ? 1 : 4, FIELD(rflags), set ? FL_DF : ~FL_DF);
+  return true;
+}
+
+/* The arithmetic flags come from where LAHF and SETO have left them. */
+static bool pushf(struct translation *t) {
+  struct emitter *e = &t->e;
+  struct em_mem m;
+  if (t->z->operand_width != 64) return false;
+  t_lose_flags(t);
+  em_mem(e, 0, 0x0fb7, H_RAX, FIELD(code.flags)); /* AH: five flags in their places, AL: OF */
+  em_reg(e, 0, 0x0fb6, H_RCX, H_RAX);             /* movzx ecx, al */
+  em_reg(e, 0, 0xc1, 5, H_RAX), em8(e, 8);        /* shr eax, 8 */
+  em8(e, 0x25), em32(e, FL_ARITH & ~FL_OF);       /* and eax */
+  em_reg(e, 0, 0xc1, 4, H_RCX), em8(e, 11);       /* shl ecx, 11 */
+  em_reg(e, 0, 0x0b, H_RAX, H_RCX);               /* or eax, ecx */
+  em_mem(e, 0, 0x8b, H_RCX, FIELD(rflags));
+  em_reg(e, 0, 0x81, 4, H_RCX), em32(e, ~(FL_ARITH | FL_RF | FL_VM)); /* and ecx */
+  em_reg(e, 0, 0x0b, H_RAX, H_RCX);
+  em_store(e, FIELD(code.scratch), H_RAX);
+  if (!t_access(t, 0, &m)) return false;
+  em_load(e, H_RAX, FIELD(code.scratch));
+  em_store(e, m, H_RAX);
+  em_lea(e, T_HOME(RSP), EM_AT(T_HOME(RSP), -8));
+  return true;
+}
+
 /* ---- SMAP ---- */
 
 /* The block ends: what follows was translated for the other rights. */
@@ -145,6 +178,7 @@ static const struct {
     {ZYDIS_MNEMONIC_CLI, cli},       {ZYDIS_MNEMONIC_STI, sti},       {ZYDIS_MNEMONIC_STAC, stac},
     {ZYDIS_MNEMONIC_CLAC, clac},     {ZYDIS_MNEMONIC_SWAPGS, swapgs}, {ZYDIS_MNEMONIC_MOV, from_control},
     {ZYDIS_MNEMONIC_RDPKRU, rdpkru}, {ZYDIS_MNEMONIC_RDTSC, rdtsc},   {ZYDIS_MNEMONIC_RDTSCP, rdtsc},
+    {ZYDIS_MNEMONIC_CLD, direction}, {ZYDIS_MNEMONIC_STD, direction}, {ZYDIS_MNEMONIC_PUSHFQ, pushf},
 };
 
 bool t_system(struct translation *t) {
