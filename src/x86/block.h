@@ -26,6 +26,7 @@ struct x86_block {
   u8 n, isa;
   _Atomic bool dead;
   bool scattered;      /* translated code checks each memory access by itself: together they failed too often */
+  bool interpreted;    /* never translated: the interpreter looks at its locked instructions */
   u32 runs;            /* of the interpreter, roughly: a block that runs often is translated */
   struct x86_code *_Atomic code[TLB_COUNT]; /* translations, by the access rights of their memory accesses */
   u8 *bytes;           /* copy of the code */
@@ -39,6 +40,9 @@ struct x86_jcache_entry {
   struct x86_block *block;
 };
 #define X86_JCACHE_BITS 14
+static inline struct x86_jcache_entry *x86_jcache_slot(struct x86_vcpu *c, u64 lin) {
+  return &c->jcache[(lin ^ (lin >> X86_JCACHE_BITS)) & ((1u << X86_JCACHE_BITS) - 1)];
+}
 
 int x86_blocks_create(struct x86_vm *vm);
 void x86_blocks_destroy(struct x86_vm *vm);

@@ -32,7 +32,8 @@ static void save_run(struct x86_vcpu *c) {
   run->cr8 = x86_get_cr8(c);
   run->apic_base = c->apic_base;
   run->ready_for_interrupt_injection = c->lapic || (x86_interrupt_allowed(c) && !c->interrupt.injected);
-  run->flags = c->smm ? KVM_RUN_X86_SMM : 0;
+  run->flags = (c->smm ? KVM_RUN_X86_SMM : 0) | (c->bus_lock ? KVM_RUN_X86_BUS_LOCK : 0);
+  c->bus_lock = false;
 }
 
 /* A client with its own interrupt controller asked to be told when an interrupt could be taken. */
@@ -132,6 +133,7 @@ static int wait_runnable(struct x86_vcpu *c) {
 static int after_run(struct x86_vcpu *c, int r) {
   while (r == X86_FAULT) r = x86_deliver_fault(c);
   if (r == X86_OK && unlikely(c->io.n_writes)) r = x86_io_writes_exit(c);
+  if (r == X86_OK && unlikely(c->bus_lock)) r = exit_with(c, KVM_EXIT_X86_BUS_LOCK); /* another exit carries the flag */
   if (r == X86_EXIT) c->io.lin_ip = x86_linear_ip(c); /* whose answer is awaited */
   return r;
 }
@@ -180,7 +182,9 @@ static int guarded(struct x86_vcpu *c, int (*fn)(struct x86_vcpu *c)) {
   struct fault_guard guard;
   int r;
   vcpu_enter(&c->core);
-  if (!fault_try(&guard)) {
+  if (unlikely(c->torn.len) && !x86_mmu_untear(c)) {
+    r = -EFAULT;
+  } else if (!fault_try(&guard)) {
     guard.arg = c;
     guard.recover = x86_code_recover;
     r = fn(c);
@@ -189,6 +193,7 @@ static int guarded(struct x86_vcpu *c, int (*fn)(struct x86_vcpu *c)) {
   } else { /* guest memory is gone: as KVM, which cannot map it */
     x86_mxcsr_lost(c, guard.fault_mxcsr);
     x86_blocks_abandon(c);
+    if (c->torn.len) x86_mmu_untear(c);
     r = -EFAULT;
   }
   x86_code_end(c);
@@ -227,6 +232,7 @@ int x86_vcpu_run(struct vcpu *v) {
     /* Injected and pending events of KVM_SET_VCPU_EVENTS and KVM_INTERRUPT are looked at before the first instruction. */
     vcpu_request_self(v, BIT(REQ_EVENT));
     r = guarded(c, run_all);
+    x86_lapic_leave(c);
     absent_begin(c);
   }
   if (r == -EINTR) run->exit_reason = KVM_EXIT_INTR;

@@ -21,6 +21,9 @@ int x86_irq_ack(struct x86_vcpu *c);
 /* Folds what other threads posted into the APIC (REQ_APIC); on the vCPU's thread. */
 void x86_lapic_sync(struct x86_vcpu *c);
 
+/* The vCPU returns to the client: an EOI that the guest may do in memory is settled, so that state and memory copied from here agree. */
+void x86_lapic_leave(struct x86_vcpu *c);
+
 /* TPR as CR8 (bits 3:0). */
 u64 x86_lapic_get_cr8(struct x86_vcpu *c);
 void x86_lapic_set_cr8(struct x86_vcpu *c, u64 v);

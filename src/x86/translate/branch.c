@@ -46,13 +46,6 @@ void t_indirect(struct translation *t, s32 add_to_rsp) {
 
 /* ---- direct branches ---- */
 
-/* The displacement is patched while others run: it must not straddle four bytes. */
-static void align_displacement(struct emitter *e, unsigned opcode_bytes) {
-  static const u8 nops[4][3] = {{0}, {0x90}, {0x66, 0x90}, {0x0f, 0x1f, 0x00}};
-  unsigned n = (unsigned)(-(uintptr_t)(e->p + opcode_bytes) & 3);
-  for (unsigned k = 0; k < n; k++) em8(e, nops[n][k]);
-}
-
 /* A jump to the block itself needs no link. */
 static bool to_itself(struct translation *t, u8 *rel32, s32 target) {
   if (target != t->start) return false;
@@ -61,7 +54,7 @@ static bool to_itself(struct translation *t, u8 *rel32, s32 target) {
 }
 
 void t_goto(struct translation *t, s32 target) {
-  align_displacement(&t->e, 1);
+  em_align_displacement(&t->e, 1);
   u8 *rel32 = em_jmp(&t->e);
   if (!to_itself(t, rel32, target)) t_exit_to(t, rel32, target);
 }
@@ -89,7 +82,7 @@ static bool conditional(struct translation *t) {
   } else {
     t_need_flags(t);
   }
-  align_displacement(e, 2);
+  em_align_displacement(e, 2);
   u8 *rel32 = em_jcc(e, cc);
   if (!to_itself(t, rel32, branch_target(t))) t_exit_to(t, rel32, branch_target(t));
   t_goto(t, t->start + t->i->next);

@@ -69,12 +69,21 @@ void x86_code_destroy(struct x86_vm *vm) {
   vm->code = NULL;
 }
 
+/* XSAVE for the x87 registers alone.  The data pointer must not change with every instruction: CPUID.(7,0).EBX[6] says that exceptions alone change it. */
+static bool keeps_x87(void) {
+  unsigned a, b, d, e;
+  if (!__get_cpuid(1, &a, &b, &d, &e) || !(d & bit_OSXSAVE)) return false;
+  return __get_cpuid_count(7, 0, &a, &b, &d, &e) && (b & 1u << 6);
+}
+
 void x86_code_vcpu_init(struct x86_vcpu *c) {
   c->code.self = c;
   c->code.interpret = x86_code_interpret;
   c->code.rest = x86_code_rest;
   c->code.load_vectors = x86_code_load_vectors;
   c->code.leave = x86_code_leave;
+  c->code.load_x87 = x86_code_load_x87;
+  c->code.can_x87 = keeps_x87();
   c->code.avx = __builtin_cpu_supports("avx");
   c->code.wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw");
 }
@@ -326,6 +335,15 @@ static void recover_vectors(struct x86_vcpu *c, const u8 *area) {
   for (unsigned n = 0; n < 8 && c->code.wide; n++) k ? memcpy(&c->fpu.k[n], k + 8 * n, 8) : memset(&c->fpu.k[n], 0, 8);
 }
 
+/* The x87 registers in a signal frame. */
+static void recover_x87(struct x86_vcpu *c, const u8 *area) {
+  memcpy(c->fpu.fx, area, 24);
+  memcpy(c->fpu.fx + 32, area + 32, 128);
+  u64 ip = c->code.x87_page + (u64)c->code.x87_ip;
+  if (c->code.x87_ip >= 0) memcpy(c->fpu.fx + 8, &ip, 8);
+  __asm__ volatile("fninit\n\tfldcw %0" : : "m"(c->code.host_fcw));
+}
+
 void x86_code_recover(void *vcpu, void *ucontext) {
   static const u8 gregs[16] = {[H_RDX] = REG_RDX, [H_RBX] = REG_RBX, [H_RBP] = REG_RBP, [H_RSI] = REG_RSI, [H_RDI] = REG_RDI,
                                [H_R8] = REG_R8,   [H_R9] = REG_R9,   [H_R10] = REG_R10, [H_R11] = REG_R11, [H_R12] = REG_R12,
@@ -350,4 +368,6 @@ void x86_code_recover(void *vcpu, void *ucontext) {
   c->cur = &code->block->insn[n];
   if (c->code.vectors && uc->uc_mcontext.fpregs) recover_vectors(c, (const u8 *)uc->uc_mcontext.fpregs);
   c->code.vectors = VECTORS_NONE;
+  if (c->code.x87 && uc->uc_mcontext.fpregs) recover_x87(c, (const u8 *)uc->uc_mcontext.fpregs);
+  c->code.x87 = false;
 }
