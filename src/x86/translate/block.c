@@ -82,6 +82,14 @@ static void call_interpreter(struct translation *t, unsigned k) {
   call(&t->e, GS_OF(code.interpret));
 }
 
+void t_interpret_by(struct translation *t, s32 routine) {
+  t_lose_flags(t);
+  at_insn(t, t->k);
+  call(&t->e, routine);
+  t->vectors = VECTORS_NONE;
+  t->x87 = false;
+}
+
 /* The interpreter finishes the block. */
 static void leave_the_rest(struct translation *t, unsigned k) {
   em_mov_imm64(&t->e, H_RAX, (u64)(uintptr_t)t->code);
@@ -93,10 +101,7 @@ static void leave_the_rest(struct translation *t, unsigned k) {
 void t_interpret(struct translation *t) {
   t->interpreted |= 1u << t->k;
   t->ready = 0;
-  t_lose_flags(t);
-  call_interpreter(t, t->k);
-  t->vectors = VECTORS_NONE;
-  t->x87 = false;
+  t_interpret_by(t, GS_OF(code.interpret));
 }
 
 static void compare_level(struct emitter *e, unsigned level) {

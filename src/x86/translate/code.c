@@ -79,6 +79,8 @@ static bool keeps_x87(void) {
 void x86_code_vcpu_init(struct x86_vcpu *c) {
   c->code.self = c;
   c->code.interpret = x86_code_interpret;
+  c->code.syscall = x86_code_syscall;
+  c->code.sysret = x86_code_sysret;
   c->code.rest = x86_code_rest;
   c->code.load_vectors = x86_code_load_vectors;
   c->code.leave = x86_code_leave;

@@ -1,17 +1,18 @@
 /* Instructions with AH, CH, DH or BH.
  *
- * No home can stand for these: the encoding knows only the high bytes of the first four registers, and no REX prefix beside them.  So the whole guest
- * registers go through RAX and RCX, whose high bytes have the encodings of AH and CH.
+ * No home can stand for these: the encoding knows only the high bytes of the first four registers, and no REX prefix beside them.
+ * So the whole guest registers go through RAX and RCX, whose high bytes have the encodings of AH and CH.
  */
 #include "x86/translate/private.h"
 
 static const u16 mnemonics[] = {
-    ZYDIS_MNEMONIC_MOV,    ZYDIS_MNEMONIC_MOVZX, ZYDIS_MNEMONIC_MOVSX,  ZYDIS_MNEMONIC_ADD,   ZYDIS_MNEMONIC_ADC,    ZYDIS_MNEMONIC_SUB,
-    ZYDIS_MNEMONIC_SBB,    ZYDIS_MNEMONIC_AND,   ZYDIS_MNEMONIC_OR,     ZYDIS_MNEMONIC_XOR,   ZYDIS_MNEMONIC_CMP,    ZYDIS_MNEMONIC_TEST,
-    ZYDIS_MNEMONIC_INC,    ZYDIS_MNEMONIC_DEC,   ZYDIS_MNEMONIC_NEG,    ZYDIS_MNEMONIC_NOT,   ZYDIS_MNEMONIC_XCHG,   ZYDIS_MNEMONIC_SETB,
-    ZYDIS_MNEMONIC_SETBE,  ZYDIS_MNEMONIC_SETL,  ZYDIS_MNEMONIC_SETLE,  ZYDIS_MNEMONIC_SETNB, ZYDIS_MNEMONIC_SETNBE, ZYDIS_MNEMONIC_SETNL,
-    ZYDIS_MNEMONIC_SETNLE, ZYDIS_MNEMONIC_SETNO, ZYDIS_MNEMONIC_SETNP,  ZYDIS_MNEMONIC_SETNS, ZYDIS_MNEMONIC_SETNZ,  ZYDIS_MNEMONIC_SETO,
-    ZYDIS_MNEMONIC_SETP,   ZYDIS_MNEMONIC_SETS,  ZYDIS_MNEMONIC_SETZ,
+    ZYDIS_MNEMONIC_MOV,   ZYDIS_MNEMONIC_MOVZX, ZYDIS_MNEMONIC_MOVSX,  ZYDIS_MNEMONIC_ADD,   ZYDIS_MNEMONIC_ADC,
+    ZYDIS_MNEMONIC_SUB,   ZYDIS_MNEMONIC_SBB,   ZYDIS_MNEMONIC_AND,    ZYDIS_MNEMONIC_OR,    ZYDIS_MNEMONIC_XOR,
+    ZYDIS_MNEMONIC_CMP,   ZYDIS_MNEMONIC_TEST,  ZYDIS_MNEMONIC_INC,    ZYDIS_MNEMONIC_DEC,   ZYDIS_MNEMONIC_NEG,
+    ZYDIS_MNEMONIC_NOT,   ZYDIS_MNEMONIC_XCHG,  ZYDIS_MNEMONIC_SETB,   ZYDIS_MNEMONIC_SETBE, ZYDIS_MNEMONIC_SETL,
+    ZYDIS_MNEMONIC_SETLE, ZYDIS_MNEMONIC_SETNB, ZYDIS_MNEMONIC_SETNBE, ZYDIS_MNEMONIC_SETNL, ZYDIS_MNEMONIC_SETNLE,
+    ZYDIS_MNEMONIC_SETNO, ZYDIS_MNEMONIC_SETNP, ZYDIS_MNEMONIC_SETNS,  ZYDIS_MNEMONIC_SETNZ, ZYDIS_MNEMONIC_SETO,
+    ZYDIS_MNEMONIC_SETP,  ZYDIS_MNEMONIC_SETS,  ZYDIS_MNEMONIC_SETZ,
 };
 
 static bool known(unsigned mnemonic) {
@@ -63,7 +64,9 @@ static bool collect(const struct translation *t, struct parts *f) {
   return high;
 }
 
-static unsigned code_of(const struct part *p) { return p->host + (is_high(p->op) ? 4 : 0); }
+static unsigned code_of(const struct part *p) {
+  return p->host + (is_high(p->op) ? 4 : 0);
+}
 
 static void encode(struct translation *t, const struct parts *f) {
   const ZydisDecodedInstruction *z = t->z;
@@ -72,16 +75,20 @@ static void encode(struct translation *t, const struct parts *f) {
   bool in_opcode = false;
   for (unsigned n = 0; n < f->n; n++) {
     const struct part *p = &f->p[n];
-    if (p->op->encoding == ZYDIS_OPERAND_ENCODING_MODRM_REG) reg = code_of(p);
-    else rm = code_of(p);
+    if (p->op->encoding == ZYDIS_OPERAND_ENCODING_MODRM_REG)
+      reg = code_of(p);
+    else
+      rm = code_of(p);
     in_opcode |= p->op->encoding == ZYDIS_OPERAND_ENCODING_OPCODE;
   }
   if (t->i->iflags & X86_I_LOCK) em8(&t->e, 0xf0);
   if (z->attributes & ZYDIS_ATTRIB_HAS_OPERANDSIZE) em8(&t->e, 0x66);
   if (z->opcode_map == ZYDIS_OPCODE_MAP_0F) em8(&t->e, 0x0f);
   em8(&t->e, in_opcode ? (opcode & 0xf8) | rm : opcode);
-  if (!in_opcode && f->memory) em_modrm_mem(&t->e, reg, EM_AT(H_RCX, 0));
-  else if (!in_opcode) em8(&t->e, 0xc0 | reg << 3 | rm);
+  if (!in_opcode && f->memory)
+    em_modrm_mem(&t->e, reg, EM_AT(H_RCX, 0));
+  else if (!in_opcode)
+    em8(&t->e, 0xc0 | reg << 3 | rm);
   for (unsigned k = 0; k < z->raw.imm[0].size / 8u; k++) em8(&t->e, bytes[z->raw.imm[0].offset + k]);
 }
 

@@ -1,9 +1,10 @@
 /* Instructions of the kernel that touch a few fields of the vCPU and are too frequent for a call of the interpreter.
  *
- * Code for supervisor rights runs at CPL 0 and in 64-bit mode, without debugging (code.c), which leaves few cases.  What is not decided here goes to
- * the interpreter.
+ * Code for supervisor rights runs at CPL 0 and in 64-bit mode, without debugging (code.c), which leaves few cases.  What is not
+ * decided here goes to the interpreter.
  */
 #include "x86/translate/private.h"
+#include "x86/x86.h"
 
 #define FIELD(f) EM_GS(offsetof(struct x86_vcpu, f))
 
@@ -33,7 +34,8 @@ static bool cli(struct translation *t) {
   return true;
 }
 
-/* Where nothing waits, nothing can come before the instruction behind: there is no gate in between.  As the last of its block it is the interpreter's. */
+/* Where nothing waits, nothing can come before the instruction behind: there is no gate in between.  As the last of its block it
+ * is the interpreter's. */
 static bool sti(struct translation *t) {
   if (!supervisor(t) || t->k + 1u == t->b->n) return false;
   t_lose_flags(t);
@@ -85,7 +87,7 @@ static void other_rights(struct translation *t, unsigned right) {
   em_lea(e, H_RAX, EM_AT(H_RAX, GS_OF(mmu.tables) + (s32)(right * X86_TLB_SIZE * sizeof(struct x86_tlb_entry))));
   em_store(e, FIELD(tlb), H_RAX);
   em_load(e, H_RAX, FIELD(code.generation));
-  em8(e, 0x24), em8(e, 0xfc); /* and al, ~3 */
+  em8(e, 0x24), em8(e, 0xfc);             /* and al, ~3 */
   if (right) em8(e, 0x0c), em8(e, right); /* or al, right */
   em_store(e, FIELD(code.generation), H_RAX);
   t_goto(t, t->start + t->i->next);
@@ -130,8 +132,8 @@ static bool swapgs(struct translation *t) {
 static bool from_control(struct translation *t) {
   static const s32 at[] = {GS_OF(cr0), 0, GS_OF(cr2), GS_OF(cr3), GS_OF(cr4)};
   const ZydisDecodedOperand *from = &t->ops[1];
-  if (!supervisor(t) || from->type != ZYDIS_OPERAND_TYPE_REGISTER || from->reg.value < ZYDIS_REGISTER_CR0 || from->reg.value > ZYDIS_REGISTER_CR4 ||
-      from->reg.value == ZYDIS_REGISTER_CR1)
+  if (!supervisor(t) || from->type != ZYDIS_OPERAND_TYPE_REGISTER || from->reg.value < ZYDIS_REGISTER_CR0 ||
+      from->reg.value > ZYDIS_REGISTER_CR4 || from->reg.value == ZYDIS_REGISTER_CR1)
     return false;
   em_load(&t->e, H_RAX, EM_GS(at[from->reg.value - ZYDIS_REGISTER_CR0]));
   t_write(t, t->i->rm, H_RAX);
@@ -169,16 +171,40 @@ static bool rdtsc(struct translation *t) {
   return true;
 }
 
+/* ---- into the kernel and out of it (syscall.c) ---- */
+
+static bool system_call(struct translation *t) {
+  if (t->right != TLB_USER) return false;
+  t_interpret_by(t, GS_OF(code.syscall));
+  return true;
+}
+
+static bool system_return(struct translation *t) {
+  if (!supervisor(t) || t->i->opsize != 8 || x86_is_amd(t->c)) return false;
+  t_interpret_by(t, GS_OF(code.sysret));
+  return true;
+}
+
 /* ---- which ---- */
 
 static const struct {
   u16 mnemonic;
   bool (*translate)(struct translation *t);
 } rows[] = {
-    {ZYDIS_MNEMONIC_CLI, cli},       {ZYDIS_MNEMONIC_STI, sti},       {ZYDIS_MNEMONIC_STAC, stac},
-    {ZYDIS_MNEMONIC_CLAC, clac},     {ZYDIS_MNEMONIC_SWAPGS, swapgs}, {ZYDIS_MNEMONIC_MOV, from_control},
-    {ZYDIS_MNEMONIC_RDPKRU, rdpkru}, {ZYDIS_MNEMONIC_RDTSC, rdtsc},   {ZYDIS_MNEMONIC_RDTSCP, rdtsc},
-    {ZYDIS_MNEMONIC_CLD, direction}, {ZYDIS_MNEMONIC_STD, direction}, {ZYDIS_MNEMONIC_PUSHFQ, pushf},
+    {ZYDIS_MNEMONIC_CLI, cli},
+    {ZYDIS_MNEMONIC_STI, sti},
+    {ZYDIS_MNEMONIC_STAC, stac},
+    {ZYDIS_MNEMONIC_CLAC, clac},
+    {ZYDIS_MNEMONIC_SWAPGS, swapgs},
+    {ZYDIS_MNEMONIC_MOV, from_control},
+    {ZYDIS_MNEMONIC_RDPKRU, rdpkru},
+    {ZYDIS_MNEMONIC_RDTSC, rdtsc},
+    {ZYDIS_MNEMONIC_RDTSCP, rdtsc},
+    {ZYDIS_MNEMONIC_SYSCALL, system_call},
+    {ZYDIS_MNEMONIC_SYSRET, system_return},
+    {ZYDIS_MNEMONIC_CLD, direction},
+    {ZYDIS_MNEMONIC_STD, direction},
+    {ZYDIS_MNEMONIC_PUSHFQ, pushf},
 };
 
 bool t_system(struct translation *t) {
