@@ -59,7 +59,7 @@ static bool pushf(struct translation *t) {
   struct emitter *e = &t->e;
   struct em_mem m;
   if (t->z->operand_width != 64) return false;
-  t_lose_flags(t);
+  t_store_flags(t);
   em_mem(e, 0, 0x0fb7, H_RAX, FIELD(code.flags)); /* AH: five flags in their places, AL: OF */
   em_reg(e, 0, 0x0fb6, H_RCX, H_RAX);             /* movzx ecx, al */
   em_reg(e, 0, 0xc1, 5, H_RAX), em8(e, 8);        /* shr eax, 8 */
@@ -99,7 +99,7 @@ _Static_assert((TLB_SUPER ^ TLB_SUPER_SMAP) == 1 && TLB_COUNT <= 4, "x86_code_st
 
 static bool stac(struct translation *t) {
   if (!supervisor(t)) return false;
-  t_lose_flags(t);
+  t_store_flags(t);
   change(t, 1, FIELD(rflags), FL_AC);
   if (t->right == TLB_SUPER_SMAP) other_rights(t, TLB_SUPER);
   return true;
@@ -108,7 +108,7 @@ static bool stac(struct translation *t) {
 static bool clac(struct translation *t) {
   if (!supervisor(t)) return false;
   if (t->right == TLB_SUPER_SMAP) return true; /* AC is 0 */
-  t_lose_flags(t);
+  t_store_flags(t);
   slow_if_bit(t, FIELD(cr4), CR4_SMAP, false);
   change(t, 4, FIELD(rflags), ~FL_AC);
   other_rights(t, TLB_SUPER_SMAP);
