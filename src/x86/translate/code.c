@@ -82,6 +82,8 @@ static bool keeps_x87(void) {
 void x86_code_vcpu_init(struct x86_vcpu *c) {
   c->code.self = c;
   c->code.interpret = x86_code_interpret;
+  c->code.syscall = x86_code_syscall;
+  c->code.sysret = x86_code_sysret;
   c->code.rest = x86_code_rest;
   c->code.load_vectors = x86_code_load_vectors;
   c->code.leave = x86_code_leave;
@@ -175,7 +177,7 @@ struct x86_code *x86_code_for(struct x86_vcpu *c, struct x86_block *b) {
   if (right >= TLB_COUNT) return NULL;
   struct x86_code *code = atomic_load_explicit(&b->code[right], memory_order_acquire);
   if (likely(code != NULL)) return code;
-  if (__atomic_add_fetch(&b->runs, 1, __ATOMIC_RELAXED) < HOT || b->gpa2 != ~0ull) return NULL;
+  if (__atomic_add_fetch(&b->runs, 1, __ATOMIC_RELAXED) < HOT) return NULL;
   b->runs = 0;
   return make(c, b, right);
 }
@@ -198,7 +200,7 @@ static struct x86_code *code_at(struct x86_code_cache *k, const u8 *rx) {
  * again, which others still jump to: it leads to what took its place. */
 static bool may_link(const struct x86_code *from, const u8 *jump, const struct x86_code *code, u32 link) {
   unsigned right = from->right ^ (link & 2 ? TLB_SUPER ^ TLB_SUPER_SMAP : 0);
-  if (right != code->right || from->gpa >> PAGE_SHIFT != code->gpa >> PAGE_SHIFT) return false;
+  if (right != code->right || from->gpa >> PAGE_SHIFT != code->gpa >> PAGE_SHIFT || code->block->gpa2 != ~0ull) return false;
   return jump != from->gate || (from != code && __atomic_load_n(from->epoch, __ATOMIC_RELAXED) == EPOCH_NEVER);
 }
 
