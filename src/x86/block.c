@@ -457,16 +457,12 @@ static inline bool within_limit(const struct x86_vcpu *c, const struct x86_block
   return c->code64 || c->rip + b->len - 1 <= c->seg[SEG_CS].limit;
 }
 
-static inline struct x86_jcache_entry *jcache_slot(struct x86_vcpu *c, u64 lin) {
-  return &c->jcache[(lin ^ (lin >> X86_JCACHE_BITS)) & ((1u << X86_JCACHE_BITS) - 1)];
-}
-
 /* The block at RIP in `mode`: from the lookup cache, or the slow way. */
 static inline int next_block(struct x86_vcpu *c, u32 mode, struct x86_block **out) {
   u64 lin = x86_linear_ip(c);
   /* Rights to execute differ between CPL 3 and the others. */
   u32 key = mode | (c->cpl == 3 ? 1u << 31 : 0);
-  struct x86_jcache_entry *e = jcache_slot(c, lin);
+  struct x86_jcache_entry *e = x86_jcache_slot(c, lin);
   if (likely(e->lin == lin && e->gen == x86_code_generation(c) && e->mode == key && within_limit(c, e->block))) {
     u64 epoch = atomic_load_explicit(&c->core.vm->write_epoch, memory_order_relaxed);
     if (likely(atomic_load_explicit(&e->block->epoch, memory_order_relaxed) == epoch) || revalidate(c, e->block, epoch)) {
@@ -492,8 +488,7 @@ int x86_run_one(struct x86_vcpu *c) {
   struct x86_block *b;
   bool stepping = c->mode & X86_MODE_SINGLE;
   int r;
-  do r = next_block(c, c->mode | X86_MODE_SINGLE, &b);
-  while (r == X86_RESTART);
+  while ((r = next_block(c, c->mode | X86_MODE_SINGLE, &b)) == X86_RESTART) x86_drop_stale(c); /* a slot that is being deleted is not found again */
   if (r) return r;
   if (c->int_shadow) c->int_shadow |= X86_SHADOW_RUNNING;
   u64 rcx = c->regs[RCX];

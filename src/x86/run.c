@@ -17,6 +17,14 @@ static void guest_memory_may_have_changed(struct x86_vcpu *c) {
   vm_memory_changed(c->core.vm);
 }
 
+/* An event was delivered.  Timers and other vCPUs have written nothing, but devices may have: the guest can learn of that now. */
+static void event_may_tell(struct x86_vcpu *c) {
+  u64 n = atomic_load_explicit(&c->core.vm->outside_irqs, memory_order_acquire);
+  if (n == c->outside_irqs) return;
+  c->outside_irqs = n;
+  guest_memory_may_have_changed(c);
+}
+
 /* What the client reads after every exit (Documentation/virt/kvm/api.rst, 5. The kvm_run structure). */
 static void save_run(struct x86_vcpu *c) {
   struct kvm_run *run = c->core.run;
@@ -44,8 +52,7 @@ static int exit_keeping(struct x86_vcpu *c, u64 rest) {
   return X86_EXIT;
 }
 
-/* Translations may be older than a slot change: they go before anything uses them. */
-static void drop_stale(struct x86_vcpu *c) {
+void x86_drop_stale(struct x86_vcpu *c) {
   if (likely(!(atomic_load_explicit(&c->core.requests, memory_order_relaxed) & BIT(REQ_TLB_FLUSH)))) return;
   atomic_fetch_and_explicit(&c->core.requests, ~BIT(REQ_TLB_FLUSH), memory_order_acq_rel);
   x86_mmu_flush_all(c, true);
@@ -81,7 +88,7 @@ static int handle_requests(struct x86_vcpu *c) {
     vcpu_stat_inc(&c->core, req_event);
     u64 ip = c->rip;
     int r = x86_take_events(c);
-    if (c->rip != ip) guest_memory_may_have_changed(c);
+    if (c->rip != ip) event_may_tell(c);
     if (r) return r;
   }
   if (window_open(c)) {
@@ -165,7 +172,7 @@ int x86_finish_insn(struct x86_vcpu *c) {
 /* Finishes what the last exit left open. */
 static int complete_io(struct x86_vcpu *c) {
   int (*fn)(struct x86_vcpu *) = c->complete_io;
-  drop_stale(c);
+  x86_drop_stale(c);
   if (!fn) return X86_OK;
   c->complete_io = NULL;
   return after_run(c, fn(c));
@@ -175,7 +182,9 @@ static int guarded(struct x86_vcpu *c, int (*fn)(struct x86_vcpu *c)) {
   struct fault_guard guard;
   int r;
   vcpu_enter(&c->core);
-  if (!fault_try(&guard)) {
+  if (unlikely(c->torn.len) && !x86_mmu_untear(c)) {
+    r = -EFAULT;
+  } else if (!fault_try(&guard)) {
     guard.arg = c;
     guard.recover = x86_code_recover;
     r = fn(c);
@@ -184,6 +193,7 @@ static int guarded(struct x86_vcpu *c, int (*fn)(struct x86_vcpu *c)) {
   } else { /* guest memory is gone: as KVM, which cannot map it */
     x86_mxcsr_lost(c, guard.fault_mxcsr);
     x86_blocks_abandon(c);
+    if (c->torn.len) x86_mmu_untear(c);
     r = -EFAULT;
   }
   x86_code_end(c);
@@ -222,6 +232,7 @@ int x86_vcpu_run(struct vcpu *v) {
     /* Injected and pending events of KVM_SET_VCPU_EVENTS and KVM_INTERRUPT are looked at before the first instruction. */
     vcpu_request_self(v, BIT(REQ_EVENT));
     r = guarded(c, run_all);
+    x86_lapic_leave(c);
     absent_begin(c);
   }
   if (r == -EINTR) run->exit_reason = KVM_EXIT_INTR;

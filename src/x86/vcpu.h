@@ -80,7 +80,8 @@ struct x86_io {
 };
 
 /* Where an indirect branch of translated code goes on: linear address -> code. */
-#define X86_TARGET_BITS 12
+#define X86_TARGET_BITS 14
+#define X86_CODE_DELTAS 16
 struct x86_code_target {
   u64 lin;
   u64 generation; /* x86_code_state.generation under which it was found */
@@ -94,15 +95,21 @@ struct x86_code_state {
   u64 page;          /* linear address of the page the running code lies in */
   u64 generation;    /* x86_code_generation() and what else decides what a linear address leads to */
   u64 scratch;
+  u64 delta[X86_CODE_DELTAS]; /* within a block: from linear to host address, of a page that was checked */
   u64 link_to;       /* RIP when it left ... */
   u32 link_resets;   /* ... and how often everything had been forgotten */
   u32 link;          /* the jump that left: offset of its displacement in the arena; 0: none */
   int result;        /* flow of an instruction that leaves translated code */
   u16 flags;         /* arithmetic flags as LAHF and SETO give them */
   u8 vectors;        /* enum x86_vector_level: the host's vector registers hold the guest's */
+  bool x87;          /* the host's x87 registers hold the guest's, which masks all exceptions */
+  bool can_x87;      /* this host keeps what it has to */
+  u16 host_fcw;      /* of the client, while x87 is set */
+  s32 x87_ip;        /* the last x87 instruction since then: from the start of x87_page; negative: none */
+  u64 x87_page;
   bool wide;         /* the host has AVX-512, ... */
   bool avx;          /* ... AVX */
-  void (*interpret)(void), (*load_vectors)(void), (*leave)(void);
+  void (*interpret)(void), (*rest)(void), (*load_vectors)(void), (*load_x87)(void), (*leave)(void);
   u64 host_gs;       /* of the client */
   bool on;           /* GS is ours */
   struct x86_code_target targets[1u << X86_TARGET_BITS];
@@ -120,6 +127,7 @@ struct x86_vcpu {
   u8 stop;                 /* X86_STOP_*: the block must end after the running instruction */
   bool nmi_blocked;        /* NMI blocking (until IRET) */
   u8 code64;               /* EFER.LMA && CS.L */
+  bool irq_waits;          /* an interrupt may wait for IF: STI has to look (cpu/event.c keeps it) */
   bool counting;           /* a performance counter wants every block counted (pmu/) */
   bool counts_cycles;      /* one counts cycles */
   bool bus_lock_exits;     /* bus locks end in an exit: blocks with locked instructions are never translated */
@@ -153,6 +161,7 @@ struct x86_vcpu {
     struct x86_fault ex;
   } exception;
   struct { bool injected; bool soft; u8 nr; u8 len; } interrupt;
+  u64 outside_irqs;        /* vm->outside_irqs when guest memory was last taken for written by others */
   bool nmi_injected;
   _Atomic unsigned nmi_pending; /* set by any thread together with REQ_EVENT */
   _Atomic bool smi_pending;
@@ -172,6 +181,7 @@ struct x86_vcpu {
   u8 left_len;             /* length of the instruction that x86_leave_insn() left in the middle */
   int (*complete_io)(struct x86_vcpu *c); /* called on the next KVM_RUN before anything else; X86_OK/END or X86_EXIT */
   struct { u8 buf[64]; u8 len; u64 lin[2]; u8 n[2]; void *host[2]; u64 gpa[2]; u8 kind; } rmw; /* see mmu/access.h */
+  struct { u8 old[64]; u8 len; u8 *host; u64 gpa; } torn; /* what a store across two pages had overwritten on the first one */
 
   /* --- parts with a structure of their own --- */
   bool tpr_reporting;            /* KVM_TPR_ACCESS_REPORTING */

@@ -136,6 +136,9 @@ void x86_fpu_reset(struct x86_vcpu *c, bool init);
 void x86_fpu_to_xsave(struct x86_vcpu *c, void *area, size_t size, u64 mask);
 int x86_fpu_from_xsave(struct x86_vcpu *c, const void *area, size_t size); /* -EINVAL: reserved bits */
 u64 x86_xcr0_supported(void);               /* components this host and engine can run */
+/* Those of them that clients find where they look: KVM_GET_XSAVE follows CPUID.0DH of the host (api.rst 4.42), and QEMU asks the host's
+ * CPUID for offsets.  PKRU is missing on hosts without protection keys. */
+u64 x86_xcr0_announced(void);
 size_t x86_xsave_size(u64 xcr0);            /* standard layout */
 
 /* ---- api/sync_regs.c: KVM_CAP_SYNC_REGS ---- */
@@ -143,6 +146,8 @@ int x86_sync_regs_in(struct x86_vcpu *c);   /* kvm_run->kvm_dirty_regs; -EINVAL 
 void x86_sync_regs_out(struct x86_vcpu *c); /* kvm_run->kvm_valid_regs */
 
 /* ---- run.c ---- */
+/* Translations may be older than a slot change that waits for this vCPU: they go before anything uses them.  Between instructions. */
+void x86_drop_stale(struct x86_vcpu *c);
 /* The instruction at work leaves for the client in the middle: X86_EXIT (the caller fills kvm_run).  `complete` runs on the next KVM_RUN; it ends the instruction
  * with x86_finish_insn(), or raises a fault for it. */
 int x86_leave_insn(struct x86_vcpu *c, int (*complete)(struct x86_vcpu *c));

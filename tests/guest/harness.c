@@ -102,10 +102,25 @@ static u32 *cpuid_reg(struct kvm_cpuid2 *id, u32 leaf, unsigned reg) {
   return NULL;
 }
 
+/* Protection keys where only the engine has them: PKRU lies behind the components of AVX-512. */
+static void add_keys(struct guest *g, struct kvm_cpuid2 *id) {
+  struct kvm_cpuid2 *emulated = new_cpuid();
+  MUST(g->sys, KVM_GET_EMULATED_CPUID, emulated);
+  const u32 *keys = cpuid_reg(emulated, 7, 2);
+  if (keys && *keys & 8) {
+    *cpuid_reg(id, 7, 2) |= 8;
+    *cpuid_reg(id, 0xd, 0) |= 0x200;
+    *cpuid_reg(id, 0xd, 2) = 2688 + 8;
+    id->entries[id->nent++] = (struct kvm_cpuid_entry2){.function = 0xd, .index = 9, .flags = 1, .eax = 8, .ebx = 2688};
+  }
+  free(emulated);
+}
+
 /* The processor shows the guest everything it has. */
 static void set_cpuid(struct guest *g) {
   struct kvm_cpuid2 *id = new_cpuid();
   MUST(g->sys, KVM_GET_SUPPORTED_CPUID, id);
+  add_keys(g, id);
   for (unsigned n = 0; g->chips && n < id->nent; n++)
     if (id->entries[n].function == 1) id->entries[n].ecx |= 1u << 24; /* the TSC deadline is a capability of the APIC */
   MUST(g->vcpu, KVM_SET_CPUID2, id);

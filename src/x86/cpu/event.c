@@ -314,6 +314,7 @@ int x86_take_events(struct x86_vcpu *c) {
   int r = X86_OK;
   while (take_one(c, &r) && r == X86_OK) {
   }
+  c->irq_waits = x86_irq_unannounced(c) || (!x86_interrupt_allowed(c) && interrupt_waits(c));
   return r;
 }
 

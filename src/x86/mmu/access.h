@@ -86,6 +86,9 @@ int x86_write(struct x86_vcpu *c, unsigned seg, u64 ea, const void *data, unsign
  * x86_rmw_end() must follow once the operation was done (also when nothing changed: CMPXCHG); it cannot fail. */
 int x86_rmw_begin_slow(struct x86_vcpu *c, unsigned seg, u64 lin, unsigned size, bool locked, void **host);
 void x86_rmw_end_slow(struct x86_vcpu *c);
+/* After a host fault (c->torn.len): a store of which one page was written already is taken back.  false: not now, that page is
+ * refused, too. */
+bool x86_mmu_untear(struct x86_vcpu *c);
 
 /* A locked operation on RAM will happen: where it crosses a cache line a processor locks the bus (SDM Vol. 3A 9.1.2.3).  All memory is
  * write-back, as KVM's EPT maps it. */

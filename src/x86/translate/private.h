@@ -6,6 +6,7 @@
 #include "jit/arena.h"
 #include "x86/translate/code.h"
 #include "x86/translate/emit.h"
+#include "x86/translate/plan.h"
 
 #define GS_OF(field) ((s32)offsetof(struct x86_vcpu, field))
 
@@ -24,8 +25,12 @@ struct t_slow {
   u8 *back;                  /* NULL: does not come back */
   bool host_flags;           /* expected in the host's register there */
   u8 vectors;                /* vector level expected there */
+  u8 group;                  /* the check of this group is done again before going back; PLAN_ALONE: none */
+  s32 group_moved;           /* how far the group's registers have moved then */
   u8 *load_from, *load_back; /* vector registers have to be loaded: from where, and back when they are */
   u8 load_level;
+  bool load_x87; /* the x87 registers instead */
+  bool x87;      /* expected to be loaded there */
 };
 
 /* A way out of the block. */
@@ -33,6 +38,7 @@ struct t_exit {
   u8 *from;   /* the displacement of its jump */
   s32 target; /* offset from the start of the page */
   bool saved; /* flags are in memory */
+  bool smap;  /* SMAP comes into force, or ceases to be */
 };
 
 struct translation {
@@ -43,8 +49,14 @@ struct translation {
   unsigned right; /* enum x86_tlb_index */
   s32 start;      /* the block's offset in its page */
 
+  struct plan plan;
+  u32 interpreted; /* instructions left to the interpreter */
+  u32 ready;       /* groups whose page has been checked */
+  bool lost_plan;  /* the plan did not know of one */
+
   /* The instruction at hand. */
   unsigned k;
+  struct plan_insn *p;
   const struct x86_insn *i;
   const ZydisDecodedInstruction *z;
   const ZydisDecodedOperand *ops;
@@ -54,6 +66,10 @@ struct translation {
   enum { FIRST_NONE, FIRST_SAVED, FIRST_READ, FIRST_WRITTEN } first; /* how the block uses the flags it starts with */
 
   u8 vectors; /* level known to be loaded (enum x86_vector_level) */
+  bool x87;   /* known to be loaded */
+  bool x87_page;                        /* has been noted in the vCPU */
+  bool x87_pointer_waits;               /* to be noted there: */
+  s32 x87_pointer;                      /* offset from the start of the page */
   bool ended; /* by a branch */
   struct t_slow slow[MAX_SLOW];
   unsigned n_slow;
@@ -63,9 +79,6 @@ struct translation {
   u8 *entry_host, *entry_saved; /* entries by where the flags are */
   u8 *behind_gate;              /* of the second */
 };
-
-/* How much of the extended state translated code may use now: c->code.vectors. */
-enum x86_vector_level { VECTORS_NONE, VECTORS_SSE, VECTORS_AVX, VECTORS_AVX512 };
 
 /* ---- flags (block.c) ---- */
 void t_save_flags(struct translation *t);  /* memory has them afterwards; RAX changes */
@@ -81,12 +94,11 @@ void t_interpret(struct translation *t);            /* the interpreter runs this
 void t_exit_to(struct translation *t, u8 *rel32, s32 target);
 
 /* ---- memory.c ---- */
-/* RAX: the linear address of the memory operand.  false: not an address the translator can compute.  Flags are lost. */
-bool t_linear(struct translation *t);
-/* RAX: from linear to host address, of `size` bytes.  RCX changes. */
-void t_translate(struct translation *t, unsigned size, bool write);
-/* Both. */
-bool t_operand(struct translation *t, unsigned size, bool write);
+/* The instruction's n-th memory access as an operand of the host's, checked.  RCX changes and may be part of it, RAX changes; flags are lost unless the
+ * page was checked before.  false: not an address the translator can compute. */
+bool t_access(struct translation *t, unsigned n, struct em_mem *m);
+/* The check of the slow path's group once more, for the instruction behind; jumps to *miss. */
+void t_check_again(struct translation *t, const struct t_slow *s, u8 **miss);
 /* Memory operand as an address in mapped registers, for LEA.  false: too many scratch registers. */
 bool t_address(struct translation *t, struct em_mem *m);
 
@@ -94,6 +106,17 @@ bool t_address(struct translation *t, struct em_mem *m);
 bool t_rewrite(struct translation *t);
 bool t_special(struct translation *t);
 bool t_branch(struct translation *t);
+bool t_x87(struct translation *t);
+bool t_system(struct translation *t);
+
+/* ---- x87.c ---- */
+/* Notes where the last x87 instruction was, if that waits.  RAX changes. */
+void t_flush_x87_pointer(struct translation *t);
+/* It neither stops nor shows the pointer. */
+bool t_x87_keeps_pointer(const struct translation *t);
+/* Whether they are loaded: NE. */
+void t_compare_x87(struct emitter *e);
+
 /* Jump to the linear address in RAX; commit: emitted when it is known to succeed.  Flags are saved. */
 void t_indirect(struct translation *t, s32 add_to_rsp);
 /* The target's entry for RAX into RCX (c->code.targets); jumps to *miss where there is none.  Then: goes there; RAX is the
@@ -125,7 +148,7 @@ static inline void t_write(struct translation *t, unsigned guest, unsigned host)
 
 /* ---- entry.c ---- */
 int x86_code_enter(struct x86_vcpu *c, const void *code);
-void x86_code_leave(void), x86_code_interpret(void), x86_code_load_vectors(void);
+void x86_code_leave(void), x86_code_interpret(void), x86_code_rest(void), x86_code_load_vectors(void), x86_code_load_x87(void);
 
 /* ---- a translation ---- */
 struct x86_code {
@@ -135,6 +158,8 @@ struct x86_code {
   u8 *end;
   u64 *epoch; /* the word at the gate: minus the epoch */
   u8 right;
+  u32 host_flags; /* bit n: instruction n runs with the guest's flags in the host's only */
+  u16 missed;     /* how often a check for several accesses failed and the interpreter had to finish the block */
   u16 at[X86_BLOCK_MAX + 1]; /* offset of each instruction's code from the start; the last: of the slow paths */
   u8 *start;
 };

@@ -217,12 +217,15 @@ static void steal_time_page(void **state) {
   struct guest g;
   guest_open(&g, 1, true);
   assert_false(guest_set_msr(&g, 0, MSR_STEAL_TIME, PAGE | 3)); /* reserved bit */
+  g.memory[PAGE + 16] = 1; /* "preempted", as a migrated guest's memory may have it */
   assert_true(guest_set_msr(&g, 0, MSR_STEAL_TIME, PAGE | 1));
+  for (unsigned n = 0; n < 64; n++) assert_int_equal(g.memory[PAGE + n], n == 16); /* until the vCPU runs */
   guest_code64(&g, 0, rdtsc_hlt_begin, rdtsc_hlt_end);
   read_tsc(&g, 0);
   uint32_t version;
   memcpy(&version, g.memory + PAGE + 8, 4);
   assert_true(version && !(version & 1));
+  assert_int_equal(g.memory[PAGE + 16], 0);
   guest_close(&g);
 }
 
