@@ -146,6 +146,23 @@ static bool moves(const struct x86_insn *i, const struct x86_decoded_insn *d, un
   return same && n >= -SPAN_MAX * 16 && n <= SPAN_MAX * 16;
 }
 
+/* Instructions of system.c that may turn to the interpreter or change what addresses mean. */
+static bool is_system(unsigned mnemonic) {
+  switch (mnemonic) {
+  case ZYDIS_MNEMONIC_CLI:
+  case ZYDIS_MNEMONIC_STI:
+  case ZYDIS_MNEMONIC_STAC:
+  case ZYDIS_MNEMONIC_CLAC:
+  case ZYDIS_MNEMONIC_SWAPGS:
+  case ZYDIS_MNEMONIC_RDPKRU:
+  case ZYDIS_MNEMONIC_RDTSC:
+  case ZYDIS_MNEMONIC_RDTSCP:
+    return true;
+  default:
+    return false;
+  }
+}
+
 /* ---- groups ---- */
 
 struct open_group {
@@ -211,7 +228,7 @@ static void group(struct plan *p, const struct x86_block *b, const struct x86_de
   struct open_group open[PLAN_GROUPS];
   for (unsigned k = 0; k < b->n; k++) {
     struct plan_insn *i = &p->insn[k];
-    if (interpreted >> k & 1) { /* it may change what addresses mean */
+    if ((interpreted >> k & 1) || is_system(d[k].insn.mnemonic)) { /* it may change what addresses mean */
       for (unsigned n = 0; n < p->n_groups; n++) open[n].closed = true;
       i->n_access = 0;
       continue;
@@ -276,7 +293,7 @@ static void flags(struct plan *p, const struct x86_block *b, const struct x86_de
     u8 read = passes_flags(d[k].insn.mnemonic) ? i->flags_read & at->live : i->flags_read;
     at->needs = i->flags_written ? (u8)(read | (at->live & ~i->flags_written)) : read;
     live = (u8)((live & ~i->flags_written) | read);
-    if ((interpreted >> k & 1) || may_stop(at, i)) live = ALL_FLAGS;
+    if ((interpreted >> k & 1) || is_system(d[k].insn.mnemonic) || may_stop(at, i)) live = ALL_FLAGS;
   }
 }
 
