@@ -66,9 +66,11 @@ static int clear(struct guest *g, u64 first, u32 pages, u64 mask) {
 static void lazy(void) {
   struct guest *g = start(KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | KVM_DIRTY_LOG_INITIALLY_SET);
   CHECK_EQ(fills_of_round(g), 0); /* all translations are there */
+  u64 decoded = guest_stat(g->vcpu, "blocks_decoded");
   slot(g, KVM_MEM_LOG_DIRTY_PAGES);
   CHECK_EQ(dirty(g), PAGES); /* of which none was written since */
   fills_of_round(g);         /* the slot is another one */
+  CHECK_EQ(guest_stat(g->vcpu, "blocks_decoded"), decoded); /* and code is where it was */
   for (unsigned n = 0; n < 3; n++) CHECK_EQ(fills_of_round(g), 0);
   CHECK_EQ(dirty(g), PAGES); /* reading neither clears nor protects */
   CHECK_EQ(fills_of_round(g), 0);
