@@ -1,6 +1,7 @@
 /* The x86 architecture's operations table and the making and ending of its VMs and vCPUs. */
 #include <errno.h>
 #include <stdlib.h>
+#include <urcu-bp.h>
 #include "core/memslot.h"
 #include "x86/api/api.h"
 #include "x86/block.h"
@@ -73,10 +74,20 @@ static void slot_commit_x86(struct vm *v, const struct memslot *old, const struc
 
 static int slot_prepare_x86(struct vm *v, const struct memslot *old, struct memslot *new, enum slot_change change) { return 0; }
 
+/* An address to compare with: the slot may go meanwhile, and its blocks with it. */
+static const void *host_of(struct vm *v, gpa_t gpa) {
+  rcu_read_lock();
+  const struct memslot *slot = memslot_find(vm_memslots(v, 0), gpa >> PAGE_SHIFT);
+  const void *host = slot ? (const void *)(memslot_hva(slot, gpa >> PAGE_SHIFT) + (gpa & (PAGE_SIZE - 1))) : NULL;
+  rcu_read_unlock();
+  return host;
+}
+
 static void memory_written_x86(struct vm *v, gpa_t gpa, size_t len) {
   for (size_t done = 0, n; done < len; done += n) {
     n = MIN(len - done, (size_t)(PAGE_SIZE - ((gpa + done) & (PAGE_SIZE - 1))));
-    if (x86_page_has_code(v, (gpa + done) >> PAGE_SHIFT)) x86_blocks_written(x86_vm(v), gpa + done, (unsigned)n);
+    const void *host = host_of(v, gpa + done);
+    if (host && x86_page_has_code(v, host)) x86_blocks_written(x86_vm(v), host, (unsigned)n);
   }
 }
 
