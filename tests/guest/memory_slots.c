@@ -72,7 +72,7 @@ static void run_changing(void (*change)(struct client *c, unsigned round), unsig
   struct client c = {.g = inside_start(guest_counts), .mem = {memory_new(), memory_new()}, .change = change, .rounds = rounds};
   pthread_t thread;
   stop = 0;
-  alarm(100);
+  alarm(300);
   guest_map(c.g, AREA, AREA, 2 * SIZE, P_W);
   set_slot(c.g, SLOT, AREA, SIZE, c.mem[0], flags);
   pthread_create(&thread, NULL, change_slots, &c);
