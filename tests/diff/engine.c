@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 #include "core/memslot.h"
 #include "diff.h"
 #include "x86/block.h"
@@ -17,6 +18,7 @@
 #define TABLES     5u
 
 u8 *engine_arena;
+static u8 *guest_arena; /* the same pages, as the guest's memory has them */
 static struct x86_vcpu *cpu, *placed[ENGINE_KINDS];
 static struct x86_cpuid *cpuid;
 static bool translated; /* UVIRT_ENGINE=translator */
@@ -77,7 +79,7 @@ static void map_slot(struct vm *vm, unsigned id, gpa_t gpa, u64 size, u8 *p) {
   if (vm_set_memory_region(vm, &m)) die("memory slot");
 }
 
-/* Four-level tables: identity, user pages, for the arena and (read-only) the code area. */
+/* Four-level tables: user pages, for the arena and (read-only) the code area. */
 static void make_tables(u64 *t) {
   enum { P = 1, W = 2, U = 4, A = 0x20, D = 0x40 };
   u64 *pml4 = t, *pdpt = t + 512, *pd = t + 1024, *pt = t + 1536, *code = t + 2048;
@@ -88,7 +90,7 @@ static void make_tables(u64 *t) {
   for (unsigned p = 0; p < CODE_SIZE >> PAGE_SHIFT; p++) code[p] = (CODE_BASE + p * PAGE_SIZE) | P | U | A | D;
   for (unsigned p = 0; p < ARENA_PAGES; p++)
     if (arena_map[p] != PAGE_GONE)
-      pt[p] = (ARENA_BASE + p * PAGE_SIZE) | P | U | A | D | (arena_map[p] == PAGE_RW ? W : 0) | BIT(63);
+      pt[p] = (ARENA_BASE + (ARENA_PAGES - 1 - p) * PAGE_SIZE) | P | U | A | D | (arena_map[p] == PAGE_RW ? W : 0) | BIT(63);
 }
 
 static void set_features(struct x86_vcpu *c) {
@@ -127,12 +129,25 @@ static void set_mode(struct x86_vcpu *c, unsigned mode) {
 
 void engine_set_mode(unsigned mode) { set_mode(cpu, mode); }
 
+/* The arena's pages lie the other way round in guest memory: what goes on behind the end of one is not the next. */
+static void make_arena(void) {
+  int fd = memfd_create("diff-arena", 0);
+  if (fd < 0 || ftruncate(fd, ARENA_SIZE)) die("arena");
+  guest_arena = mmap(NULL, ARENA_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+  engine_arena = mmap(NULL, ARENA_SIZE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (guest_arena == MAP_FAILED || engine_arena == MAP_FAILED) die("arena");
+  for (unsigned p = 0; p < ARENA_PAGES; p++)
+    if (mmap(engine_arena + p * PAGE_SIZE, PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, (off_t)(ARENA_PAGES - 1 - p) * (off_t)PAGE_SIZE) == MAP_FAILED)
+      die("arena");
+  close(fd);
+}
+
 static struct x86_vcpu *make_vcpu(u8 *code, u8 *tables) {
   struct vm *vm;
   struct vcpu *v;
   if (vm_create(&arch, 0, &vm) || vcpu_create(vm, 0, &v)) die("cannot make a VM");
   map_slot(vm, 0, TABLES_GPA, TABLES * PAGE_SIZE, tables);
-  map_slot(vm, 1, ARENA_BASE, ARENA_SIZE, engine_arena);
+  map_slot(vm, 1, ARENA_BASE, ARENA_SIZE, guest_arena);
   map_slot(vm, 2, CODE_BASE, CODE_SIZE, code);
   set_features(x86_vcpu(v));
   vcpu_enter(v);
@@ -141,8 +156,8 @@ static struct x86_vcpu *make_vcpu(u8 *code, u8 *tables) {
 
 void engine_init(u8 *code) {
   u8 *tables = allocate(TABLES * PAGE_SIZE);
-  engine_arena = allocate(ARENA_SIZE);
-  if (tables == MAP_FAILED || engine_arena == MAP_FAILED) die("memory");
+  if (tables == MAP_FAILED) die("memory");
+  make_arena();
   make_tables((u64 *)tables);
   cpu = make_vcpu(code, tables);
   translated = getenv("UVIRT_ENGINE") && !strcmp(getenv("UVIRT_ENGINE"), "translator");

@@ -399,19 +399,22 @@ static void put(u8 *p, const char *bytes, unsigned n) {
 }
 
 static void written_code(struct work *w) {
-  u8 *p = w->heap + 0xff8; /* across a page's end */
-  u64 (*volatile call)(u64) = (u64(*)(u64))(void *)p;
+  static const u16 places[] = {0x100, 0xff8, 0x40, 0xffc}; /* some across a page's end */
   u64 h = 0;
   for (u32 round = 0; round < 400; round++) {
+    u8 *p = w->heap + places[round % 4];
+    u64 (*volatile call)(u64) = (u64(*)(u64))(void *)p;
     put(p, "\x48\x8d\x47\x05\xb9\x00\x00\x00\x00\x48\x01\xc8\xc3", 13); /* lea 5(%rdi),%rax; mov imm,%ecx; add %rcx,%rax; ret */
-    for (unsigned k = 0; k < 20 + round % 3; k++) h += call(round);
-    *(volatile u32 *)(void *)(p + 5) = round * 77;
-    for (unsigned k = 0; k < 20; k++) h += call(h & 0xff);
-    /* An instruction that writes the one behind it: movb imm,7(%rdi) into the next one's immediate. */
+    for (unsigned k = 0; k < 40 + round % 3; k++) h += call(round);
+    for (unsigned change = 1; change < 4; change++) {
+      *(volatile u32 *)(void *)(p + 5) = round * change;
+      for (unsigned k = 0; k < 10 * change; k++) h = h * 3 + call(h & 0xff);
+    }
+    /* An instruction that writes the one behind it, mostly with what it has: movb 5(%rdi); mov imm,%eax; ret. */
     put(p + 64, "\xc6\x47\x05\x07\xb8\x00\x00\x00\x00\xc3", 10);
-    p[64 + 3] = (u8)round;
+    p[64 + 3] = (u8)(round / 8);
     u64 (*volatile self)(u8 *) = (u64(*)(u8 *))(void *)(p + 64);
-    for (unsigned k = 0; k < 18; k++) h = h * 3 + self(p + 64);
+    for (unsigned k = 0; k < 18; k++) h = h * 3 + self(k & 8 ? p + 64 : p + 128);
     if (round % 20 == 19) checkpoint(w, h);
   }
 }
@@ -431,7 +434,7 @@ __attribute__((target("general-regs-only"))) void map_lazily(u64 lin) {
   u64 n = (lin - LAZY_AT) >> 12;
   if (n >= LAZY_PAGES) report(0x82, (u32)lin);
   w->faults++;
-  *walk_tables(lin) = (WORK_AT + offsetof(struct work, heap) + HEAP_SIZE - (LAZY_PAGES - n) * 4096) | 7;
+  *walk_tables(lin) = (WORK_AT + offsetof(struct work, heap) + HEAP_SIZE - (n + 1) * 4096) | 7; /* the other way round: neighbours are none */
 }
 
 static void forget_pages(u64 s) {
