@@ -1,6 +1,8 @@
-/* Sequences of instructions, run three ways: on the host CPU, in the interpreter, and as translated code, which runs twice so that its blocks have been linked.
+/* Sequences of instructions, run three ways: on the host CPU, in the interpreter, and as translated code, which runs twice so
+ * that its blocks have been linked.
  *
- * A case follows from a number alone (--replay).  One that differs is made as short as it can be while it differs in the same way.
+ * A case follows from a number alone (--replay).  One that differs is made as short as it can be while it differs in the same
+ * way.
  */
 #include <setjmp.h>
 #include <stdio.h>
@@ -57,7 +59,9 @@ static void blame(u64 ip) {
   }
 }
 
-static void on_crash(void) { siglongjmp(crash, 1); }
+static void on_crash(void) {
+  siglongjmp(crash, 1);
+}
 
 static bool translation_same(void) {
   copy_pages(engine_arena, initial);
@@ -106,8 +110,10 @@ static void shorten(enum verdict v) {
       struct sequence before = seq;
       take_out(&seq, n);
       seq_layout(&seq);
-      if (run() == v) again = true;
-      else seq = before;
+      if (run() == v)
+        again = true;
+      else
+        seq = before;
     }
   }
   seq_layout(&seq);
@@ -131,7 +137,8 @@ static void print_instructions(void) {
     char text[128] = "?";
     u64 at = k.at - diff_code_base(k.mode) + seq.offset[n];
     memcpy(k.code, seq.insn[n].code, sizeof(k.code));
-    if (gen_decode(&k)) ZydisFormatterFormatInstruction(&f, &k.insn, k.ops, k.insn.operand_count_visible, text, sizeof(text), at, NULL);
+    if (gen_decode(&k))
+      ZydisFormatterFormatInstruction(&f, &k.insn, k.ops, k.insn.operand_count_visible, text, sizeof(text), at, NULL);
     printf("    %llx: %s\n", (unsigned long long)at, text);
   }
 }
@@ -143,7 +150,9 @@ static unsigned last_mnemonic(void) {
 }
 
 static void tell(enum verdict v, u64 number) {
-  static const char *const what[] = {[HOST_DIFFERS] = "host and interpreter differ", [TRANSLATION_DIFFERS] = "interpreter and translated code differ", [CRASHED] = "crash"};
+  static const char *const what[] = {[HOST_DIFFERS] = "host and interpreter differ",
+                                     [TRANSLATION_DIFFERS] = "interpreter and translated code differ",
+                                     [CRASHED] = "crash"};
   static u8 told[ZYDIS_MNEMONIC_MAX_VALUE + 1][CRASHED + 1];
   if (told[last_mnemonic()][v]++ >= REPORTS) {
     told[last_mnemonic()][v] = REPORTS;
@@ -156,7 +165,8 @@ static void tell(enum verdict v, u64 number) {
   diff_side[0] = v == HOST_DIFFERS ? "host" : "interpreter";
   diff_side[1] = v == HOST_DIFFERS ? "interpreter" : "translator";
   if (v == TRANSLATION_DIFFERS) copy_pages((u8 *)ARENA_BASE, interpreted);
-  if (v != CRASHED) report_placed(&seq.k, v == HOST_DIFFERS ? &host : &interpreter, v == HOST_DIFFERS ? &interpreter : &translator);
+  if (v != CRASHED)
+    report_placed(&seq.k, v == HOST_DIFFERS ? &host : &interpreter, v == HOST_DIFFERS ? &interpreter : &translator);
   fflush(stdout);
 }
 
@@ -202,7 +212,9 @@ static u64 replay(const struct seq_options *o) {
   return 1;
 }
 
-static u64 number_of(u64 seed, u64 n) { return (seed * 0x9e3779b97f4a7c15ull ^ n * 0xbf58476d1ce4e5b9ull) >> 8; }
+static u64 number_of(u64 seed, u64 n) {
+  return (seed * 0x9e3779b97f4a7c15ull ^ n * 0xbf58476d1ce4e5b9ull) >> 8;
+}
 
 u64 seq_run(const struct seq_options *o) {
   u64 differences = 0, endless = 0;
@@ -225,11 +237,12 @@ u64 seq_run(const struct seq_options *o) {
     }
     if ((n & 0xff) || now() - last < 30) continue;
     last = now();
-    fprintf(stderr, "%llu of %llu sequences, %llu differences, %.0f/s\n", (unsigned long long)n, (unsigned long long)o->cases, (unsigned long long)differences,
-            (double)n / (last - begin));
+    fprintf(stderr, "%llu of %llu sequences, %llu differences, %.0f/s\n", (unsigned long long)n, (unsigned long long)o->cases,
+            (unsigned long long)differences, (double)n / (last - begin));
   }
-  printf("%llu sequences in %.1f s, %llu differences; %llu with an exception, %llu without end; %llu blocks translated\n", (unsigned long long)o->cases, now() - begin,
-         (unsigned long long)differences, (unsigned long long)faults, (unsigned long long)endless, (unsigned long long)translations);
+  printf("%llu sequences in %.1f s, %llu differences; %llu with an exception, %llu without end; %llu blocks translated\n",
+         (unsigned long long)o->cases, now() - begin, (unsigned long long)differences, (unsigned long long)faults,
+         (unsigned long long)endless, (unsigned long long)translations);
   print_undefined();
   if (o->mode == 64 && !translations) puts("nothing was translated");
   return differences + (o->mode == 64 && !translations && o->cases);

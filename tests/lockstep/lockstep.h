@@ -65,6 +65,8 @@ enum event { RUNS, CHECKPOINT, END, BROKEN };
 enum event machine_step(struct machine *m);
 /* To the next checkpoint. */
 enum event machine_run(struct machine *m);
+/* From another thread: stops it for a moment. */
+void machine_kick(struct machine *m);
 
 /* ---- compare.c ---- */
 bool same_registers(struct machine *a, struct machine *b); /* RIP and general registers */

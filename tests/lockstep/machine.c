@@ -1,4 +1,5 @@
-/* Two guests of the same program: made like those of tests/guest, but run from inside the library, where they can be stopped between blocks. */
+/* Two guests of the same program: made like those of tests/guest, but run from inside the library, where they can be stopped
+ * between blocks. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -82,8 +83,12 @@ void machine_free(struct machine *m) {
   free(m);
 }
 
-struct x86_vcpu *machine_vcpu(struct machine *m) { return m->c; }
-struct work *machine_work(struct machine *m) { return (struct work *)(void *)(m->g->mem + WORK_AT); }
+struct x86_vcpu *machine_vcpu(struct machine *m) {
+  return m->c;
+}
+struct work *machine_work(struct machine *m) {
+  return (struct work *)(void *)(m->g->mem + WORK_AT);
+}
 const u8 *machine_memory(struct machine *m, u64 *size) {
   *size = GUEST_MEM;
   return m->g->mem;
@@ -113,7 +118,8 @@ static int complete(struct x86_vcpu *c) {
   return fn ? fn(c) : X86_OK;
 }
 
-/* A loop stops after its first instruction with c->stop set; translated code does not look at it, but leaves at the end of a block that is not linked. */
+/* A loop stops after its first instruction with c->stop set; translated code does not look at it, but leaves at the end of a
+ * block that is not linked. */
 enum event machine_step(struct machine *m) {
   if (m->c->complete_io || atomic_load(&m->c->core.requests)) return after(m, complete(m->c));
   m->c->code.link = 0;
@@ -121,8 +127,16 @@ enum event machine_step(struct machine *m) {
   return after(m, x86_run_blocks(m->c));
 }
 
+/* Whoever was stopped on the way compares its blocks with memory again, as after an exit to a client. */
 enum event machine_run(struct machine *m) {
   enum event e = after(m, complete(m->c));
-  while (e == RUNS) e = after(m, x86_run_blocks(m->c));
+  while (e == RUNS) {
+    e = after(m, x86_run_blocks(m->c));
+    if (e == RUNS) vm_memory_changed(m->c->core.vm);
+  }
   return e;
+}
+
+void machine_kick(struct machine *m) {
+  vcpu_request(&m->c->core, REQ_SYNC);
 }

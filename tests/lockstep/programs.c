@@ -1,8 +1,11 @@
-/* The programs that run in lockstep.  They use no global variables that change, no C library, and report values that do not depend on addresses. */
+/* The programs that run in lockstep.  They use no global variables that change, no C library, and report values that do not
+ * depend on addresses. */
 #include <stddef.h>
 #include "lockstep.h"
 
-static void report(u16 port, u32 value) { __asm__ volatile("outl %0, %1" : : "a"(value), "d"(port) : "memory"); }
+static void report(u16 port, u32 value) {
+  __asm__ volatile("outl %0, %1" : : "a"(value), "d"(port) : "memory");
+}
 
 static void checkpoint(struct work *w, u64 value) {
   if (w->n < CHECKPOINTS) w->value[w->n] = value;
@@ -33,9 +36,15 @@ static u64 hash(const void *data, u64 size) {
 /* ---- sorting: calls by pointer, recursion, branches nobody can predict ---- */
 
 typedef int compare_fn(u32 a, u32 b);
-static int up(u32 a, u32 b) { return a < b ? -1 : a > b; }
-static int down(u32 a, u32 b) { return a > b ? -1 : a < b; }
-static int by_digits(u32 a, u32 b) { return (int)(a % 1000) - (int)(b % 1000); }
+static int up(u32 a, u32 b) {
+  return a < b ? -1 : a > b;
+}
+static int down(u32 a, u32 b) {
+  return a > b ? -1 : a < b;
+}
+static int by_digits(u32 a, u32 b) {
+  return (int)(a % 1000) - (int)(b % 1000);
+}
 
 static void quicksort(u32 *v, long n, compare_fn *cmp) {
   while (n > 8) {
@@ -76,17 +85,21 @@ static void sorting(struct work *w) {
 
 /* ---- SHA-256, CRC: rotations, tables, bytes in both orders ---- */
 
-static u32 ror(u32 x, unsigned n) { return x >> n | x << (32 - n); }
+static u32 ror(u32 x, unsigned n) {
+  return x >> n | x << (32 - n);
+}
 
 /* The constants are the fraction bits of cube roots of primes (FIPS 180-4); any others would do here. */
 static void sha_block(u32 h[8], const u8 *p) {
   u32 m[64], a[8];
   for (unsigned n = 0; n < 16; n++) m[n] = (u32)p[4 * n] << 24 | (u32)p[4 * n + 1] << 16 | (u32)p[4 * n + 2] << 8 | p[4 * n + 3];
   for (unsigned n = 16; n < 64; n++)
-    m[n] = m[n - 16] + (ror(m[n - 15], 7) ^ ror(m[n - 15], 18) ^ m[n - 15] >> 3) + m[n - 7] + (ror(m[n - 2], 17) ^ ror(m[n - 2], 19) ^ m[n - 2] >> 10);
+    m[n] = m[n - 16] + (ror(m[n - 15], 7) ^ ror(m[n - 15], 18) ^ m[n - 15] >> 3) + m[n - 7] +
+           (ror(m[n - 2], 17) ^ ror(m[n - 2], 19) ^ m[n - 2] >> 10);
   for (unsigned n = 0; n < 8; n++) a[n] = h[n];
   for (unsigned n = 0; n < 64; n++) {
-    u32 k = 0x428a2f98u * (n + 1), t1 = a[7] + (ror(a[4], 6) ^ ror(a[4], 11) ^ ror(a[4], 25)) + ((a[4] & a[5]) ^ (~a[4] & a[6])) + k + m[n];
+    u32 k = 0x428a2f98u * (n + 1),
+        t1 = a[7] + (ror(a[4], 6) ^ ror(a[4], 11) ^ ror(a[4], 25)) + ((a[4] & a[5]) ^ (~a[4] & a[6])) + k + m[n];
     u32 t2 = (ror(a[0], 2) ^ ror(a[0], 13) ^ ror(a[0], 22)) + ((a[0] & a[1]) ^ (a[0] & a[2]) ^ (a[1] & a[2]));
     for (unsigned i = 7; i > 0; i--) a[i] = a[i - 1];
     a[4] += t1;
@@ -115,7 +128,9 @@ static void digests(struct work *w) {
 
 /* ---- a compressor and its inverse: matches found by a hash table, copies that overlap ---- */
 
-static u32 get32(const u8 *p) { return p[0] | (u32)p[1] << 8 | (u32)p[2] << 16 | (u32)p[3] << 24; }
+static u32 get32(const u8 *p) {
+  return p[0] | (u32)p[1] << 8 | (u32)p[2] << 16 | (u32)p[3] << 24;
+}
 
 static u64 pack(const u8 *in, u64 n, u8 *out, u16 *last) {
   u64 at = 0, to = 0;
@@ -126,7 +141,8 @@ static u64 pack(const u8 *in, u64 n, u8 *out, u16 *last) {
       u16 *slot = &last[get32(in + at) * 2654435761u >> 20];
       from = *slot;
       *slot = (u16)(at + 1);
-      if (from--) while (length < 60 && at + length < n && in[from + length] == in[at + length]) length++;
+      if (from--)
+        while (length < 60 && at + length < n && in[from + length] == in[at + length]) length++;
     }
     if (length >= 4) {
       out[to++] = (u8)(0x80 | length);
@@ -190,7 +206,11 @@ static void bignum(struct work *w) {
       low ^= q;
     }
     u64 sum;
-    __asm__("movq (%1), %0\n\taddq (%2), %0\n\tmovq 8(%1), %0\n\tadcq 8(%2), %0\n\tmovq 16(%1), %0\n\tsbbq 16(%2), %0\n\trclq $3, %0\n\trcrq $7, %0" : "=&r"(sum) : "r"(a), "r"(b) : "cc", "memory");
+    __asm__("movq (%1), %0\n\taddq (%2), %0\n\tmovq 8(%1), %0\n\tadcq 8(%2), %0\n\tmovq 16(%1), %0\n\tsbbq 16(%2), %0\n\trclq "
+            "$3, %0\n\trcrq $7, %0"
+            : "=&r"(sum)
+            : "r"(a), "r"(b)
+            : "cc", "memory");
     checkpoint(w, hash(c, 512) ^ rest ^ low ^ sum);
   }
 }
@@ -231,8 +251,12 @@ static void floating(struct work *w) {
 
 /* ---- strings, and accesses of every size across every boundary ---- */
 
-static void copy(void *to, const void *from, u64 n) { __asm__ volatile("rep movsb" : "+D"(to), "+S"(from), "+c"(n)::"memory"); }
-static void fill(void *to, u8 v, u64 n) { __asm__ volatile("rep stosb" : "+D"(to), "+c"(n) : "a"(v) : "memory"); }
+static void copy(void *to, const void *from, u64 n) {
+  __asm__ volatile("rep movsb" : "+D"(to), "+S"(from), "+c"(n)::"memory");
+}
+static void fill(void *to, u8 v, u64 n) {
+  __asm__ volatile("rep stosb" : "+D"(to), "+c"(n) : "a"(v) : "memory");
+}
 static u64 find(const void *p, u8 v, u64 n) {
   __asm__ volatile("repne scasb" : "+D"(p), "+c"(n) : "a"(v) : "memory", "cc");
   return n;
@@ -253,17 +277,31 @@ static void strings(struct work *w) {
     u8 *p = w->heap + next(&s) % 0x6000, *q = w->heap + next(&s) % 0x6000;
     u64 n = next(&s) % (round < 40 ? 70 : 4000), found = 0;
     switch (round % 6) {
-    case 0: copy(p, q, n); break;
-    case 1: fill(p, (u8)round, n); break;
-    case 2: found = find(p, (u8)round, n); break;
-    case 3: copy(p, q, n), found = agree(p, q, n); break;
-    case 4: backwards(p, q, n + 1); break;
+    case 0:
+      copy(p, q, n);
+      break;
+    case 1:
+      fill(p, (u8)round, n);
+      break;
+    case 2:
+      found = find(p, (u8)round, n);
+      break;
+    case 3:
+      copy(p, q, n), found = agree(p, q, n);
+      break;
+    case 4:
+      backwards(p, q, n + 1);
+      break;
     default:
       for (u64 k = 0; k < n; k++) {
         u64 x;
         u32 y;
         u16 z;
-        __asm__ volatile("movq (%3), %0\n\tmovl 3(%3), %1\n\tmovw 5(%3), %2\n\taddq %0, 1(%4)\n\tsubl %1, 9(%4)\n\txorw %2, 13(%4)\n\tincb 15(%4)" : "=&r"(x), "=&r"(y), "=&r"(z) : "r"(p + k), "r"(q + k) : "memory", "cc");
+        __asm__ volatile("movq (%3), %0\n\tmovl 3(%3), %1\n\tmovw 5(%3), %2\n\taddq %0, 1(%4)\n\tsubl %1, 9(%4)\n\txorw %2, "
+                         "13(%4)\n\tincb 15(%4)"
+                         : "=&r"(x), "=&r"(y), "=&r"(z)
+                         : "r"(p + k), "r"(q + k)
+                         : "memory", "cc");
         found += x ^ y ^ z;
       }
     }
@@ -278,22 +316,61 @@ static u64 interpret(const u8 *code, u64 n, u64 *stack) {
   for (u64 at = 0; at < n && steps < 5000; at++, steps++) {
     u64 *t = &stack[top & 63];
     switch (code[at] & 15) {
-    case 0: stack[++top & 63] = code[at] >> 4; break;
-    case 1: stack[(top - 1) & 63] += *t; top--; break;
-    case 2: stack[(top - 1) & 63] -= *t; top--; break;
-    case 3: stack[(top - 1) & 63] *= *t | 1; top--; break;
-    case 4: *t ^= *t << 13; break;
-    case 5: *t ^= *t >> 9; break;
-    case 6: stack[(top + 1) & 63] = *t; top++; break;
-    case 7: if (*t & 1) at += code[at] >> 6; break;
-    case 8: *t = *t << 7 | *t >> 57; break;
-    case 9: if (*t % 5 == 3 && at > 20) { *t += 7; at -= 20; } break;
-    case 10: *t = ~*t; break;
-    case 11: *t /= (code[at] >> 4) + 1u; break;
-    case 12: *t = (u64)((long)*t >> 3); break;
-    case 13: *t = __builtin_bswap64(*t); break;
-    case 14: *t += steps; break;
-    default: top--; break;
+    case 0:
+      stack[++top & 63] = code[at] >> 4;
+      break;
+    case 1:
+      stack[(top - 1) & 63] += *t;
+      top--;
+      break;
+    case 2:
+      stack[(top - 1) & 63] -= *t;
+      top--;
+      break;
+    case 3:
+      stack[(top - 1) & 63] *= *t | 1;
+      top--;
+      break;
+    case 4:
+      *t ^= *t << 13;
+      break;
+    case 5:
+      *t ^= *t >> 9;
+      break;
+    case 6:
+      stack[(top + 1) & 63] = *t;
+      top++;
+      break;
+    case 7:
+      if (*t & 1) at += code[at] >> 6;
+      break;
+    case 8:
+      *t = *t << 7 | *t >> 57;
+      break;
+    case 9:
+      if (*t % 5 == 3 && at > 20) {
+        *t += 7;
+        at -= 20;
+      }
+      break;
+    case 10:
+      *t = ~*t;
+      break;
+    case 11:
+      *t /= (code[at] >> 4) + 1u;
+      break;
+    case 12:
+      *t = (u64)((long)*t >> 3);
+      break;
+    case 13:
+      *t = __builtin_bswap64(*t);
+      break;
+    case 14:
+      *t += steps;
+      break;
+    default:
+      top--;
+      break;
     }
   }
   return hash(stack, 512) ^ top ^ steps;
@@ -310,7 +387,9 @@ static void bytecode(struct work *w) {
 
 /* ---- recursion and a tree ---- */
 
-static u32 ackermann(u32 m, u32 n) { return !m ? n + 1 : !n ? ackermann(m - 1, 1) : ackermann(m - 1, ackermann(m, n - 1)); }
+static u32 ackermann(u32 m, u32 n) {
+  return !m ? n + 1 : !n ? ackermann(m - 1, 1) : ackermann(m - 1, ackermann(m, n - 1));
+}
 
 struct node {
   u32 left, right, key, count; /* indices: no addresses in memory */
@@ -328,7 +407,9 @@ static u32 insert(struct node *t, u32 at, u32 key, u32 *used) {
   }
   return at;
 }
-static u64 walk(const struct node *t, u32 at, u64 h) { return at ? walk(t, t[at].right, (walk(t, t[at].left, h) ^ t[at].key) * 31 + t[at].count) : h; }
+static u64 walk(const struct node *t, u32 at, u64 h) {
+  return at ? walk(t, t[at].right, (walk(t, t[at].left, h) ^ t[at].key) * 31 + t[at].count) : h;
+}
 
 static void recursion(struct work *w) {
   struct node *t = (struct node *)(void *)w->heap;
@@ -343,12 +424,15 @@ static void recursion(struct work *w) {
 
 /* ---- flags: every condition, by every way to read it ---- */
 
-#define TAKE(cc) "set" cc " %b2\n\taddq %2, %0\n\trolq $5, %0\n\tcmov" cc " %1, %2\n\txorq %2, %0\n\tmovl $0, %k2\n\tj" cc " 1f\n\tleaq 13(%0), %0\n1:\n\t"
-#define EACH(op)                                                                                                                                   \
-  __asm__("xorl %k2, %k2\n\t" op TAKE("o") op TAKE("b") op TAKE("z") op TAKE("be") op TAKE("s") op TAKE("p") op TAKE("l") op TAKE("le")             \
-              op TAKE("no") op TAKE("ae") op TAKE("nz") op TAKE("a") op TAKE("ns") op TAKE("np") op TAKE("ge") op TAKE("g")                         \
-          : "+r"(h), "+r"(a), "=&q"(t), "+c"(c), "+r"(b)                                                                                             \
-          :                                                                                                                                        \
+#define TAKE(cc)                                                                                                                 \
+  "set" cc " %b2\n\taddq %2, %0\n\trolq $5, %0\n\tcmov" cc " %1, %2\n\txorq %2, %0\n\tmovl $0, %k2\n\tj" cc                      \
+  " 1f\n\tleaq 13(%0), %0\n1:\n\t"
+#define EACH(op)                                                                                                                 \
+  __asm__("xorl %k2, %k2\n\t" op TAKE("o") op TAKE("b") op TAKE("z") op TAKE("be") op TAKE("s") op TAKE("p") op TAKE("l")        \
+              op TAKE("le") op TAKE("no") op TAKE("ae") op TAKE("nz") op TAKE("a") op TAKE("ns") op TAKE("np") op TAKE("ge")     \
+                  op TAKE("g")                                                                                                   \
+          : "+r"(h), "+r"(a), "=&q"(t), "+c"(c), "+r"(b)                                                                         \
+          :                                                                                                                      \
           : "cc")
 
 static void conditions(struct work *w) {
@@ -434,7 +518,8 @@ __attribute__((target("general-regs-only"))) void map_lazily(u64 lin) {
   u64 n = (lin - LAZY_AT) >> 12;
   if (n >= LAZY_PAGES) report(0x82, (u32)lin);
   w->faults++;
-  *walk_tables(lin) = (WORK_AT + offsetof(struct work, heap) + HEAP_SIZE - (n + 1) * 4096) | 7; /* the other way round: neighbours are none */
+  *walk_tables(lin) =
+      (WORK_AT + offsetof(struct work, heap) + HEAP_SIZE - (n + 1) * 4096) | 7; /* the other way round: neighbours are none */
 }
 
 static void forget_pages(u64 s) {
@@ -452,8 +537,13 @@ static void faults(struct work *w) {
     forget_pages(next(&s));
     for (unsigned n = 0; n < 40; n++) {
       u64 at = next(&s) % (LAZY_PAGES * 4096 - 64);
-      __asm__ volatile("addq %1, (%0)\n\tadcq 8(%0), %2\n\tmovups (%0), %%xmm0\n\tpaddd %%xmm0, %%xmm0\n\tmovups %%xmm0, 16(%0)\n\tpushq 24(%0)\n\tpopq 32(%0)" : : "r"(lazy + at), "r"(s), "r"(h) : "memory", "xmm0", "cc");
-      if (n % 5 == 0) copy(lazy + next(&s) % (LAZY_PAGES * 4096 - 5000), lazy + next(&s) % (LAZY_PAGES * 4096 - 5000), next(&s) % 4500);
+      __asm__ volatile("addq %1, (%0)\n\tadcq 8(%0), %2\n\tmovups (%0), %%xmm0\n\tpaddd %%xmm0, %%xmm0\n\tmovups %%xmm0, "
+                       "16(%0)\n\tpushq 24(%0)\n\tpopq 32(%0)"
+                       :
+                       : "r"(lazy + at), "r"(s), "r"(h)
+                       : "memory", "xmm0", "cc");
+      if (n % 5 == 0)
+        copy(lazy + next(&s) % (LAZY_PAGES * 4096 - 5000), lazy + next(&s) % (LAZY_PAGES * 4096 - 5000), next(&s) % 4500);
       u32 q = (u32)s, r = 0, zero = (u32)(next(&s) & 3);
       __asm__ volatile("divl %%ecx" : "+a"(q), "+d"(r) : "c"(zero) : "cc");
       u64 counted = q;
@@ -500,9 +590,9 @@ static void user_mode(struct work *w) {
 }
 
 const struct program programs[] = {
-    {"sorting", sorting},     {"digests", digests},       {"compression", compression}, {"bignum", bignum},
-    {"floating", floating},   {"strings", strings},       {"bytecode", bytecode},       {"recursion", recursion},
-    {"conditions", conditions}, {"vectors", vectors},     {"written", written_code, true}, {"faults", faults, true},
+    {"sorting", sorting},       {"digests", digests}, {"compression", compression},    {"bignum", bignum},
+    {"floating", floating},     {"strings", strings}, {"bytecode", bytecode},          {"recursion", recursion},
+    {"conditions", conditions}, {"vectors", vectors}, {"written", written_code, true}, {"faults", faults, true},
     {"user", user_mode, true},
 };
 const unsigned n_programs = sizeof(programs) / sizeof(programs[0]);
