@@ -6,6 +6,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
+#include "base/fault.h"
 #include "core/memslot.h"
 #include "diff.h"
 #include "x86/block.h"
@@ -279,6 +280,7 @@ void engine_start_sequences(u8 *code, unsigned mode) {
     placed[kind] = make_vcpu(code, tables);
     set_mode(placed[kind], mode);
   }
+  fault_install();
 }
 
 /* The way out in the engine: the jump's target is nowhere, or the far jump finds no descriptor; INT3 finds no gate. */
@@ -312,13 +314,36 @@ static int run_until_end(struct x86_vcpu *c) {
   }
 }
 
-void engine_run_placed(enum engine_kind kind, const struct diff_case *k, struct diff_state *out) {
+/* As KVM_RUN does it: the state is that before the instruction that touched memory which the client has taken away. */
+static int run_guarded(struct x86_vcpu *c) {
+  struct fault_guard guard;
+  int r;
+  if (!fault_try(&guard)) {
+    guard.arg = c;
+    guard.recover = x86_code_recover;
+    r = run_until_end(c);
+    fault_end(&guard);
+  } else {
+    x86_mxcsr_lost(c, guard.fault_mxcsr);
+    x86_blocks_abandon(c);
+    r = DIFF_HOLE - DIFF_ENDLESS - 1;
+  }
+  return r;
+}
+
+static void hide(unsigned page, int protection) {
+  if (page < ARENA_PAGES) mprotect(guest_arena + (ARENA_PAGES - 1 - page) * PAGE_SIZE, PAGE_SIZE, protection);
+}
+
+void engine_run_placed(enum engine_kind kind, const struct diff_case *k, unsigned hole, struct diff_state *out) {
   struct x86_vcpu *c = running = placed[kind];
   load(c, k);
   vm_memory_changed(c->core.vm);
+  hide(hole, PROT_NONE);
   host_watch(stop);
-  int r = run_until_end(c);
+  int r = hole < ARENA_PAGES ? run_guarded(c) : run_until_end(c);
   host_watch(NULL);
+  hide(hole, PROT_READ | PROT_WRITE);
   x86_mxcsr_sync(c);
   x86_code_end(c);
   *out = (struct diff_state){.vector = r == X86_FAULT ? c->fault.vector : DIFF_ENDLESS + 1 + r, .ip = c->rip, .rflags = c->rflags};
@@ -360,4 +385,6 @@ void engine_reset(void) {
   x86_code_end(running);
   running->cur = NULL;
   running->stop = 0;
+  fault_top = NULL;
+  mprotect(guest_arena, ARENA_SIZE, PROT_READ | PROT_WRITE);
 }

@@ -15,12 +15,12 @@
 #define REPORTS 2 /* per last instruction */
 #define TRIALS  3 /* of translated code: warming up, translated, linked */
 
-enum verdict { SAME, HOST_DIFFERS, TRANSLATION_DIFFERS, CRASHED, ENDLESS };
+enum verdict { SAME, HOST_DIFFERS, TRANSLATION_DIFFERS, HOLE_DIFFERS, CRASHED, ENDLESS };
 
 static u8 blank[ARENA_SIZE], initial[ARENA_SIZE], interpreted[ARENA_SIZE]; /* contents of the arena's writable pages */
 static struct sequence seq;
 static struct diff_state host, interpreter, translator, judged /* by compare.c, which may take the host's part */;
-static u64 faults, translations;
+static u64 faults, holes, translations;
 static sigjmp_buf crash;
 
 /* ---- memory ---- */
@@ -63,9 +63,15 @@ static void on_crash(void) {
   siglongjmp(crash, 1);
 }
 
-static bool translation_same(void) {
+static void interpret(unsigned hole) {
   copy_pages(engine_arena, initial);
-  engine_run_placed(ENGINE_TRANSLATOR, &seq.k, &translator);
+  engine_run_placed(ENGINE_INTERPRETER, &seq.k, hole, &interpreter);
+  copy_pages(interpreted, engine_arena);
+}
+
+static bool translation_same(unsigned hole) {
+  copy_pages(engine_arena, initial);
+  engine_run_placed(ENGINE_TRANSLATOR, &seq.k, hole, &translator);
   return compare_engines(&seq.k, &interpreter, &translator) && pages_equal(engine_arena, interpreted);
 }
 
@@ -76,18 +82,22 @@ static enum verdict run(void) {
     return CRASHED;
   }
   host_on_crash = on_crash;
-  copy_pages(engine_arena, initial);
-  engine_run_placed(ENGINE_INTERPRETER, &seq.k, &interpreter);
+  interpret(ENGINE_WHOLE);
   if (interpreter.vector >= DIFF_ENDLESS) return ENDLESS;
-  copy_pages(interpreted, engine_arena);
   copy_pages((u8 *)ARENA_BASE, initial);
   host_run_placed(&seq.k, &host);
   blame(interpreter.ip);
   judged = interpreter;
   if (!compare_placed(&seq.k, &host, &judged)) return HOST_DIFFERS;
   for (unsigned n = 0; n < TRIALS && seq.k.mode == 64; n++) {
-    if (!translation_same()) return TRANSLATION_DIFFERS;
+    if (!translation_same(ENGINE_WHOLE)) return TRANSLATION_DIFFERS;
     engine_warm(seq.k.at, seq.len);
+  }
+  faults += interpreter.vector >= 0;
+  if (seq.k.mode == 64 && seq.hole != ENGINE_WHOLE) {
+    interpret(seq.hole);
+    holes += interpreter.vector == DIFF_HOLE;
+    if (!translation_same(seq.hole)) return HOLE_DIFFERS;
   }
   host_on_crash = NULL;
   return SAME;
@@ -152,6 +162,7 @@ static unsigned last_mnemonic(void) {
 static void tell(enum verdict v, u64 number) {
   static const char *const what[] = {[HOST_DIFFERS] = "host and interpreter differ",
                                      [TRANSLATION_DIFFERS] = "interpreter and translated code differ",
+                                     [HOLE_DIFFERS] = "interpreter and translated code differ where memory is missing",
                                      [CRASHED] = "crash"};
   static u8 told[ZYDIS_MNEMONIC_MAX_VALUE + 1][CRASHED + 1];
   if (told[last_mnemonic()][v]++ >= REPORTS) {
@@ -164,7 +175,8 @@ static void tell(enum verdict v, u64 number) {
   print_instructions();
   diff_side[0] = v == HOST_DIFFERS ? "host" : "interpreter";
   diff_side[1] = v == HOST_DIFFERS ? "interpreter" : "translator";
-  if (v == TRANSLATION_DIFFERS) copy_pages((u8 *)ARENA_BASE, interpreted);
+  if (v == HOLE_DIFFERS) printf("    missing: the page at %llx\n", (unsigned long long)(ARENA_BASE + seq.hole * PAGE_SIZE));
+  if (v != HOST_DIFFERS) copy_pages((u8 *)ARENA_BASE, interpreted);
   if (v != CRASHED)
     report_placed(&seq.k, v == HOST_DIFFERS ? &host : &interpreter, v == HOST_DIFFERS ? &interpreter : &translator);
   fflush(stdout);
@@ -227,7 +239,6 @@ u64 seq_run(const struct seq_options *o) {
     if (!(n & 0xff)) engine_forget();
     make_case(number, o->mode);
     enum verdict v = run();
-    faults += interpreter.vector >= 0 && v == SAME;
     endless += v == ENDLESS;
     if (o->mode == 64 && v == SAME) translations += engine_translated(seq.k.at, seq.len);
     if (v != SAME && v != ENDLESS) {
@@ -240,8 +251,8 @@ u64 seq_run(const struct seq_options *o) {
     fprintf(stderr, "%llu of %llu sequences, %llu differences, %.0f/s\n", (unsigned long long)n, (unsigned long long)o->cases,
             (unsigned long long)differences, (double)n / (last - begin));
   }
-  printf("%llu sequences in %.1f s, %llu differences; %llu with an exception, %llu without end; %llu blocks translated\n",
-         (unsigned long long)o->cases, now() - begin, (unsigned long long)differences, (unsigned long long)faults,
+  printf("%llu sequences in %.1f s, %llu differences; %llu with an exception, %llu with missing memory, %llu without end; %llu blocks translated\n",
+         (unsigned long long)o->cases, now() - begin, (unsigned long long)differences, (unsigned long long)faults, (unsigned long long)holes,
          (unsigned long long)endless, (unsigned long long)translations);
   print_undefined();
   if (o->mode == 64 && !translations) puts("nothing was translated");
