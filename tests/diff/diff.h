@@ -129,9 +129,9 @@ void engine_run(const struct diff_case *k, struct diff_state *out);
 enum engine_kind { ENGINE_INTERPRETER, ENGINE_TRANSLATOR, ENGINE_KINDS };
 void engine_start_sequences(u8 *code, unsigned mode);
 #define DIFF_HOLE    3000 /* vector: the host page was not there */
-#define ENGINE_WHOLE ARENA_PAGES
-/* hole: a page of the arena that the client has taken away, or ENGINE_WHOLE. */
-void engine_run_placed(enum engine_kind kind, const struct diff_case *k, unsigned hole, struct diff_state *out);
+void engine_run_placed(enum engine_kind kind, const struct diff_case *k, struct diff_state *out);
+/* The same while the client has taken a page of the arena away; where that is found (true), to the end when it is back. */
+bool engine_run_with_hole(enum engine_kind kind, const struct diff_case *k, unsigned hole, struct diff_state *stopped, struct diff_state *out);
 void engine_warm(u64 at, unsigned len); /* blocks of the code that just ran will be translated; */
 unsigned engine_translated(u64 at, unsigned len); /* how many of them have a translation */
 void engine_forget(void);                          /* all blocks: pages would collect those of earlier cases */
@@ -184,7 +184,7 @@ struct sequence {
   unsigned len;
   u16 offset[SEQ_MAX + 1];
   bool ext; /* extended state takes part */
-  u8 hole;  /* a page without memory in a further run of both engines, or ENGINE_WHOLE */
+  u8 hole;  /* a page without memory in a further run of both engines; 0: none */
 };
 unsigned gen_common(bool ext);          /* a mnemonic that compilers like */
 void seq_make(struct sequence *s);      /* random; pokes what operands hold into the arena */

@@ -332,18 +332,10 @@ static int run_guarded(struct x86_vcpu *c) {
 }
 
 static void hide(unsigned page, int protection) {
-  if (page < ARENA_PAGES) mprotect(guest_arena + (ARENA_PAGES - 1 - page) * PAGE_SIZE, PAGE_SIZE, protection);
+  mprotect(guest_arena + (ARENA_PAGES - 1 - page) * PAGE_SIZE, PAGE_SIZE, protection);
 }
 
-void engine_run_placed(enum engine_kind kind, const struct diff_case *k, unsigned hole, struct diff_state *out) {
-  struct x86_vcpu *c = running = placed[kind];
-  load(c, k);
-  vm_memory_changed(c->core.vm);
-  hide(hole, PROT_NONE);
-  host_watch(stop);
-  int r = hole < ARENA_PAGES ? run_guarded(c) : run_until_end(c);
-  host_watch(NULL);
-  hide(hole, PROT_READ | PROT_WRITE);
+static void save(struct x86_vcpu *c, const struct diff_case *k, int r, struct diff_state *out) {
   x86_mxcsr_sync(c);
   x86_code_end(c);
   *out = (struct diff_state){.vector = r == X86_FAULT ? c->fault.vector : DIFF_ENDLESS + 1 + r, .ip = c->rip, .rflags = c->rflags};
@@ -352,6 +344,33 @@ void engine_run_placed(enum engine_kind kind, const struct diff_case *k, unsigne
   memcpy(out->gpr, c->regs, sizeof(out->gpr));
   if (k->ext) ext_save(c, out);
   normalise_end(k, out);
+}
+
+static int run_watched(struct x86_vcpu *c, int (*run)(struct x86_vcpu *c)) {
+  vm_memory_changed(c->core.vm);
+  host_watch(stop);
+  int r = run(c);
+  host_watch(NULL);
+  return r;
+}
+
+void engine_run_placed(enum engine_kind kind, const struct diff_case *k, struct diff_state *out) {
+  struct x86_vcpu *c = running = placed[kind];
+  load(c, k);
+  save(c, k, run_watched(c, run_until_end), out);
+}
+
+bool engine_run_with_hole(enum engine_kind kind, const struct diff_case *k, unsigned hole, struct diff_state *stopped, struct diff_state *out) {
+  struct x86_vcpu *c = running = placed[kind];
+  load(c, k);
+  hide(hole, PROT_NONE);
+  int r = run_watched(c, run_guarded);
+  hide(hole, PROT_READ | PROT_WRITE);
+  bool hit = r == DIFF_HOLE - DIFF_ENDLESS - 1;
+  save(c, k, r, stopped);
+  if (hit) save(c, k, run_watched(c, run_until_end), out);
+  else *out = *stopped;
+  return hit;
 }
 
 void engine_forget(void) {

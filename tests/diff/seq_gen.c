@@ -333,7 +333,7 @@ void seq_make(struct sequence *s) {
   s->k.ext = s->ext;
   make_state(s, &r);
   s->k.at = place();
-  s->hole = (u8)(rnd_chance(40) ? 1 + rnd_below(6) : ENGINE_WHOLE);
+  s->hole = (u8)(rnd_chance(40) ? 1 + rnd_below(6) : 0);
   seq_layout(s);
 }
 
