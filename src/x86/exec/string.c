@@ -150,11 +150,12 @@ static int lods_one(struct x86_vcpu *c, const struct x86_insn *i) {
   advance(c, i, RSI, 1);
   return X86_OK;
 }
-/* Only the last element of a stretch is seen. */
+/* Only the last element of a stretch is seen; but the client may have taken its page away. */
 static u64 lods_bulk(struct x86_vcpu *c, const struct x86_insn *i, u64 n) {
   void *from;
   n = span(c, i, i->seg, at(c, i, RSI), n, ACC_READ, &from);
   if (n < 2) return 0;
+  (void)*(const volatile u8 *)from;
   advance(c, i, RSI, n - 1);
   return n - 1;
 }
