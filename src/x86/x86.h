@@ -74,7 +74,9 @@ void x86_cpuid_get(struct x86_vcpu *c, u32 leaf, u32 subleaf, u32 out[4]);
 bool x86_has(const struct x86_vcpu *c, enum x86_feature f);            /* shown to the guest */
 bool x86_cpuid_has(const struct x86_cpuid *id, enum x86_feature f);
 bool x86_is_amd(const struct x86_vcpu *c);
-void x86_cpuid_runtime_changed(struct x86_vcpu *c); /* CR4.OSXSAVE/PKE, XCR0, APIC enable, MISC_ENABLE */
+/* Bits that follow run-time state: all of them; the one of the APIC. */
+void x86_cpuid_runtime_changed(struct x86_vcpu *c);
+void x86_cpuid_apic_changed(struct x86_vcpu *c);
 
 /* ---- msr/ ---- */
 int x86_msr_create(struct x86_vcpu *c);

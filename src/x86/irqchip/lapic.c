@@ -245,6 +245,10 @@ bool x86_irq_pending(struct x86_vcpu *c) {
   return extint_pending(l) || deliverable(l) >= 0;
 }
 
+bool x86_irq_unannounced(const struct x86_vcpu *c) {
+  return !c->lapic || c->lapic->vapic;
+}
+
 int x86_irq_ack(struct x86_vcpu *c) {
   struct x86_lapic *l = c->lapic;
   if (!l) return -1;
@@ -586,7 +590,7 @@ static void set_base(struct x86_vcpu *c, u64 value) {
   u64 changed = c->apic_base ^ value;
   struct x86_lapic *l = c->lapic;
   c->apic_base = value;
-  if (changed & APIC_BASE_ENABLE) x86_cpuid_runtime_changed(c);
+  if (changed & APIC_BASE_ENABLE) x86_cpuid_apic_changed(c);
   if (!l) return;
   if (changed & value & APIC_BASE_ENABLE) l->regs[REG_ID] = c->core.id << 24;
   if (changed & value & APIC_BASE_X2) {

@@ -96,6 +96,7 @@ void t_interpret(struct translation *t) {
   t_lose_flags(t);
   call_interpreter(t, t->k);
   t->vectors = VECTORS_NONE;
+  t->x87 = false;
 }
 
 static void compare_level(struct emitter *e, unsigned level) {
@@ -113,14 +114,22 @@ void t_need_vectors(struct translation *t, unsigned level) {
   t->vectors = (u8)level;
 }
 
+static void exit_behind(struct translation *t, const struct t_slow *s, unsigned cc) {
+  em_align_displacement(&t->e, 2);
+  t_exit_to(t, em_jcc(&t->e, cc), t->start + t->b->insn[s->insn].next);
+}
+
 /* Its flags are saved when a slow path is taken, and when the interpreter is done. */
 static void emit_slow(struct translation *t, struct t_slow *s) {
   struct emitter *e = &t->e;
   if (s->load_from) {
     em_here(e, s->load_from);
-    call(e, GS_OF(code.load_vectors));
-    compare_level(e, s->load_level);
-    em_patch(e, em_jcc(e, CC_AE), s->load_back);
+    call(e, s->load_x87 ? GS_OF(code.load_x87) : GS_OF(code.load_vectors));
+    if (s->load_x87)
+      t_compare_x87(e);
+    else
+      compare_level(e, s->load_level);
+    em_patch(e, em_jcc(e, s->load_x87 ? CC_NE : CC_AE), s->load_back);
   }
   for (unsigned n = 0; n < s->n_from; n++) em_here(e, s->from[n]);
   call_interpreter(t, s->insn);
@@ -133,11 +142,16 @@ static void emit_slow(struct translation *t, struct t_slow *s) {
     leave_the_rest(t, s->insn + 1);
     em_here(e, over);
   }
+  t->saved = true;
   if (s->vectors) {
     call(e, GS_OF(code.load_vectors));
     compare_level(e, s->vectors);
-    t->saved = true;
-    t_exit_to(t, em_jcc(e, CC_B), t->start + t->b->insn[s->insn].next);
+    exit_behind(t, s, CC_B);
+  }
+  if (s->x87) {
+    call(e, GS_OF(code.load_x87));
+    t_compare_x87(e);
+    exit_behind(t, s, CC_E);
   }
   if (s->host_flags) restore(e);
   em_jmp_to(e, s->back);
@@ -181,8 +195,8 @@ static void emit_exit(struct translation *t, const struct t_exit *x) {
     leave_page(t);
     return;
   }
-  /* Low bit: which entry to link to. */
-  leave(t, (u32)((x->from + e->to_rx) - x86_code_arena(t->c)->rx) | x->saved);
+  /* Low bit: which entry to link to; the next: code for other rights. */
+  leave(t, (u32)((x->from + e->to_rx) - x86_code_arena(t->c)->rx) | x->saved | (x->smap ? 2u : 0));
 }
 
 /* ---- entries ---- */
@@ -241,7 +255,7 @@ static void emit_gate_exits(struct translation *t, u8 *fail[2]) {
 /* An attempt that is given up leaves nothing behind. */
 static bool attempt(struct translation *t, bool (*fn)(struct translation *t)) {
   u8 *p = t->e.p;
-  bool host = t->host, saved = t->saved;
+  bool host = t->host, saved = t->saved, x87 = t->x87;
   int first = t->first;
   u8 vectors = t->vectors;
   u32 ready = t->ready;
@@ -250,6 +264,7 @@ static bool attempt(struct translation *t, bool (*fn)(struct translation *t)) {
   t->e.p = p;
   t->host = host;
   t->saved = saved;
+  t->x87 = x87;
   t->first = first;
   t->vectors = vectors;
   t->ready = ready;
@@ -262,7 +277,9 @@ static bool attempt(struct translation *t, bool (*fn)(struct translation *t)) {
 static void one(struct translation *t) {
   bool ends = t->i->iflags & X86_I_END;
   t->at = NULL;
-  if (ends ? !attempt(t, t_branch) : !attempt(t, t_rewrite) && !attempt(t, t_special))
+  if (!t_x87_keeps_pointer(t)) t_flush_x87_pointer(t);
+  if (attempt(t, t_system)) return;
+  if (ends ? !attempt(t, t_branch) : !attempt(t, t_rewrite) && !attempt(t, t_special) && !attempt(t, t_x87))
     t_interpret(t);
   else
     t->ended = ends;
@@ -286,10 +303,12 @@ static bool translate_insns(struct translation *t, const struct x86_decoded_insn
       t->at->back = t->e.p;
       t->at->host_flags = t->host;
       t->at->vectors = t->vectors;
+      t->at->x87 = t->x87;
     }
   }
   t->k = t->b->n;
   t->code->at[t->k] = (u16)(t->e.p - t->code->start);
+  t_flush_x87_pointer(t);
   if (!t->ended) t_goto(t, t->start + t->b->len);
   return true;
 }
@@ -315,6 +334,7 @@ static bool decode(const struct x86_block *b, struct x86_decoded_insn *d) {
 
 static void begin(struct translation *t, struct x86_vcpu *c, struct jit_arena *a, const struct x86_block *b, unsigned right, struct x86_code *code) {
   t->host = t->saved = t->ended = t->lost_plan = false;
+  t->x87 = t->x87_page = t->x87_pointer_waits = false;
   t->first = FIRST_NONE;
   t->vectors = VECTORS_NONE;
   t->ready = t->interpreted = t->n_slow = t->n_exits = 0;

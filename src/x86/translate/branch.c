@@ -3,7 +3,7 @@
 
 /* ---- targets by linear address ---- */
 
-_Static_assert(sizeof(struct x86_code_target) == 32 && X86_TARGET_BITS == 12, "t_find_target()");
+_Static_assert(sizeof(struct x86_code_target) == 32 && X86_TARGET_BITS == 14, "t_find_target()");
 #define TARGET(field) EM_GS_AT(H_RCX, offsetof(struct x86_vcpu, code.targets) + offsetof(struct x86_code_target, field))
 
 /* ECX: where the target in RAX is in the table. */
@@ -11,7 +11,7 @@ static void target_index(struct emitter *e) {
   em_reg(e, 0, 0x8b, H_RCX, H_RAX);             /* mov ecx, eax */
   em_reg(e, 0, 0xc1, 5, H_RCX), em8(e, 10);     /* shr ecx, 10 */
   em_reg(e, 0, 0x33, H_RCX, H_RAX);             /* xor ecx, eax */
-  em_reg(e, 0, 0x81, 4, H_RCX), em32(e, 0xfff); /* and ecx */
+  em_reg(e, 0, 0x81, 4, H_RCX), em32(e, 0x3fff); /* and ecx */
   em_reg(e, 0, 0xc1, 4, H_RCX), em8(e, 5);      /* shl ecx, 5 */
 }
 
@@ -46,13 +46,6 @@ void t_indirect(struct translation *t, s32 add_to_rsp) {
 
 /* ---- direct branches ---- */
 
-/* The displacement is patched while others run: it must not straddle four bytes. */
-static void align_displacement(struct emitter *e, unsigned opcode_bytes) {
-  static const u8 nops[4][3] = {{0}, {0x90}, {0x66, 0x90}, {0x0f, 0x1f, 0x00}};
-  unsigned n = (unsigned)(-(uintptr_t)(e->p + opcode_bytes) & 3);
-  for (unsigned k = 0; k < n; k++) em8(e, nops[n][k]);
-}
-
 /* A jump to the block itself needs no link. */
 static bool to_itself(struct translation *t, u8 *rel32, s32 target) {
   if (target != t->start) return false;
@@ -61,7 +54,7 @@ static bool to_itself(struct translation *t, u8 *rel32, s32 target) {
 }
 
 void t_goto(struct translation *t, s32 target) {
-  align_displacement(&t->e, 1);
+  em_align_displacement(&t->e, 1);
   u8 *rel32 = em_jmp(&t->e);
   if (!to_itself(t, rel32, target)) t_exit_to(t, rel32, target);
 }
@@ -89,7 +82,7 @@ static bool conditional(struct translation *t) {
   } else {
     t_need_flags(t);
   }
-  align_displacement(e, 2);
+  em_align_displacement(e, 2);
   u8 *rel32 = em_jcc(e, cc);
   if (!to_itself(t, rel32, branch_target(t))) t_exit_to(t, rel32, branch_target(t));
   t_goto(t, t->start + t->i->next);

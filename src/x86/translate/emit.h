@@ -159,4 +159,11 @@ static inline void em_jmp_to(struct emitter *e, const u8 *target) {
 
 enum { CC_B = 2, CC_AE = 3, CC_E = 4, CC_NE = 5, CC_BE = 6, CC_A = 7 };
 
+/* The displacement behind so many bytes of opcode will be patched while others run it: it must not straddle four bytes. */
+static inline void em_align_displacement(struct emitter *e, unsigned opcode_bytes) {
+  static const u8 nops[4][3] = {{0}, {0x90}, {0x66, 0x90}, {0x0f, 0x1f, 0x00}};
+  unsigned n = (unsigned)(-(uintptr_t)(e->p + opcode_bytes) & 3);
+  for (unsigned k = 0; k < n; k++) em8(e, nops[n][k]);
+}
+
 #endif

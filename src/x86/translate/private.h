@@ -29,6 +29,8 @@ struct t_slow {
   s32 group_moved;           /* how far the group's registers have moved then */
   u8 *load_from, *load_back; /* vector registers have to be loaded: from where, and back when they are */
   u8 load_level;
+  bool load_x87; /* the x87 registers instead */
+  bool x87;      /* expected to be loaded there */
 };
 
 /* A way out of the block. */
@@ -36,6 +38,7 @@ struct t_exit {
   u8 *from;   /* the displacement of its jump */
   s32 target; /* offset from the start of the page */
   bool saved; /* flags are in memory */
+  bool smap;  /* SMAP comes into force, or ceases to be */
 };
 
 struct translation {
@@ -63,6 +66,10 @@ struct translation {
   enum { FIRST_NONE, FIRST_SAVED, FIRST_READ, FIRST_WRITTEN } first; /* how the block uses the flags it starts with */
 
   u8 vectors; /* level known to be loaded (enum x86_vector_level) */
+  bool x87;   /* known to be loaded */
+  bool x87_page;                        /* has been noted in the vCPU */
+  bool x87_pointer_waits;               /* to be noted there: */
+  s32 x87_pointer;                      /* offset from the start of the page */
   bool ended; /* by a branch */
   struct t_slow slow[MAX_SLOW];
   unsigned n_slow;
@@ -99,6 +106,17 @@ bool t_address(struct translation *t, struct em_mem *m);
 bool t_rewrite(struct translation *t);
 bool t_special(struct translation *t);
 bool t_branch(struct translation *t);
+bool t_x87(struct translation *t);
+bool t_system(struct translation *t);
+
+/* ---- x87.c ---- */
+/* Notes where the last x87 instruction was, if that waits.  RAX changes. */
+void t_flush_x87_pointer(struct translation *t);
+/* It neither stops nor shows the pointer. */
+bool t_x87_keeps_pointer(const struct translation *t);
+/* Whether they are loaded: NE. */
+void t_compare_x87(struct emitter *e);
+
 /* Jump to the linear address in RAX; commit: emitted when it is known to succeed.  Flags are saved. */
 void t_indirect(struct translation *t, s32 add_to_rsp);
 /* The target's entry for RAX into RCX (c->code.targets); jumps to *miss where there is none.  Then: goes there; RAX is the
@@ -130,7 +148,7 @@ static inline void t_write(struct translation *t, unsigned guest, unsigned host)
 
 /* ---- entry.c ---- */
 int x86_code_enter(struct x86_vcpu *c, const void *code);
-void x86_code_leave(void), x86_code_interpret(void), x86_code_rest(void), x86_code_load_vectors(void);
+void x86_code_leave(void), x86_code_interpret(void), x86_code_rest(void), x86_code_load_vectors(void), x86_code_load_x87(void);
 
 /* ---- a translation ---- */
 struct x86_code {
