@@ -153,6 +153,7 @@ bool guest_shows(struct guest *g, u32 leaf, unsigned reg, unsigned bit) {
 }
 
 void guest_add_slot(struct guest *g, unsigned space, u64 gpa, void *host, size_t size) {
+  if (g->slots < GUEST_SLOTS) g->slot[g->slots] = (struct guest_slot){space, gpa, host, size};
   struct kvm_userspace_memory_region region = {
       .slot = space << 16 | g->slots++, .guest_phys_addr = gpa, .memory_size = size, .userspace_addr = (u64)(uintptr_t)host};
   MUST(g->vm, KVM_SET_USER_MEMORY_REGION, &region);

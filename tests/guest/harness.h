@@ -68,6 +68,15 @@ typedef uint64_t u64;
 #define D_64     0x2
 #define D_G      0x8
 
+/* Those that copies of a guest (copy.h) get, too. */
+#define GUEST_SLOTS 8
+struct guest_slot {
+  unsigned space;
+  u64 gpa;
+  void *host;
+  size_t size;
+};
+
 struct guest {
   int sys, vm, vcpu;
   struct kvm_run *run;
@@ -76,6 +85,7 @@ struct guest {
   unsigned next_table; /* page tables handed out */
   u64 cr3;
   unsigned slots;
+  struct guest_slot slot[GUEST_SLOTS];
   unsigned id; /* of the vCPU */
   bool chips;
   int halts; /* descriptor of the statistics, and where the value is */

@@ -234,10 +234,13 @@ static void start_up(struct x86_vcpu *c, unsigned vector) {
 
 static bool is_bsp(const struct x86_vcpu *c) { return c->apic_base & (1u << 8); }
 
-/* INIT and SIPI.  INIT waits while in SMM; a SIPI counts only after INIT (table 8-1). */
+/* INIT and SIPI.  INIT waits while in SMM, a SIPI then is lost: it counts only after INIT (table 8-1). */
 static bool take_apic_events(struct x86_vcpu *c) {
   if (likely(!atomic_load_explicit(&c->apic_events, memory_order_acquire))) return false;
-  if (c->smm) return false;
+  if (c->smm) {
+    atomic_fetch_and(&c->apic_events, APIC_INIT);
+    return false;
+  }
   if (atomic_fetch_and(&c->apic_events, ~APIC_INIT) & APIC_INIT) {
     x86_reset(c, true);
     c->mp_state = is_bsp(c) ? KVM_MP_STATE_RUNNABLE : KVM_MP_STATE_INIT_RECEIVED;
@@ -247,6 +250,11 @@ static bool take_apic_events(struct x86_vcpu *c) {
   if (!(sipi & APIC_SIPI) || c->mp_state != KVM_MP_STATE_INIT_RECEIVED) return false;
   start_up(c, (sipi >> 8) & 0xff);
   return true;
+}
+
+void x86_accept_apic_events(struct x86_vcpu *c) {
+  while (take_apic_events(c)) {
+  }
 }
 
 /* What KVM_SET_VCPU_EVENTS put back, or an exit interrupted. */

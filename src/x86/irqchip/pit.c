@@ -71,6 +71,12 @@ static void inject(struct x86_pit *p) {
   x86_apic_lint0_nmi(p->vm->irqchip);
 }
 
+/* The chips between here and the guest were set anew: a tick that was on its way is gone, and nobody will acknowledge it. */
+void x86_pit_forget_tick(struct x86_vm *vm) {
+  struct x86_pit *p = __atomic_load_n(&vm->pit, __ATOMIC_ACQUIRE);
+  if (p) atomic_store(&p->irq_ack, true);
+}
+
 /* The guest took a tick: the next of those that wait. */
 static void acked(struct irq_ack_notifier *n) {
   struct x86_pit *p = container_of(n, struct x86_pit, ack);
