@@ -134,6 +134,7 @@ void x86_fpu_reset(struct x86_vcpu *c, bool init);
 void x86_fpu_to_xsave(struct x86_vcpu *c, void *area, size_t size, u64 mask);
 int x86_fpu_from_xsave(struct x86_vcpu *c, const void *area, size_t size); /* -EINVAL: reserved bits */
 u64 x86_xcr0_supported(void);               /* components this host and engine can run */
+u64 x86_xcr0_offered(void);                 /* of these, the ones that the host's own CPUID places: QEMU takes offsets from there */
 size_t x86_xsave_size(u64 xcr0);            /* standard layout */
 
 /* ---- api/sync_regs.c: KVM_CAP_SYNC_REGS ---- */

@@ -77,12 +77,16 @@ static void leaf_6(struct builder *b, u32 function) {
  * around them. */
 #define LEAF_7_2_BHI_CTRL 0x10u
 #define LEAF_7_2_MCDT_NO  0x20u
+/* Protection keys, and their register in the XSAVE area. */
+#define LEAF_7_PKU  0x8u
+#define LEAF_D_PKRU 0x200u
 
 static void leaf_7(struct builder *b, u32 function) {
   struct kvm_cpuid_entry2 *e = add(b, 7, 0, KVM_CPUID_FLAG_SIGNIFCANT_INDEX);
   e->eax = 2;
   e->ebx = x86_engine_word(7, 0, CPUID_EBX);
   e->ecx = x86_engine_word(7, 0, CPUID_ECX);
+  if (!(x86_xcr0_offered() & LEAF_D_PKRU)) e->ecx &= ~LEAF_7_PKU;
   e->edx = x86_engine_word(7, 0, CPUID_EDX) | X86_CPUID_7_EDX_SPEC_CTRL | X86_CPUID_7_EDX_STIBP | X86_CPUID_7_EDX_ARCH_CAPS |
            X86_CPUID_7_EDX_SSBD;
   add(b, 7, 1, KVM_CPUID_FLAG_SIGNIFCANT_INDEX)->eax = x86_engine_word(7, 1, CPUID_EAX);
@@ -99,7 +103,7 @@ static void leaf_a(struct builder *b, u32 function) {
 }
 
 static void leaf_d(struct builder *b, u32 function) {
-  u64 xcr0 = x86_xcr0_supported();
+  u64 xcr0 = x86_xcr0_offered();
   struct kvm_cpuid_entry2 *e = add(b, 0xd, 0, KVM_CPUID_FLAG_SIGNIFCANT_INDEX);
   if (!x86_engine_has(X86_FEATURE_XSAVE)) return;
   e->eax = (u32)xcr0;

@@ -34,6 +34,15 @@ struct kvm_cpuid_entry2 *cpuid_entry(struct cpuid_table *t, uint32_t function, u
   return NULL;
 }
 
+void guest_everything(struct guest *g, struct cpuid_table *t) {
+  guest_supported(g, t);
+  if (cpuid_entry(t, 0xd, 9)) return;
+  cpuid_entry(t, 7, 0)->ecx |= 1u << 3;
+  cpuid_entry(t, 0xd, 0)->eax |= 1u << 9;
+  t->entries[t->head.nent++] =
+      (struct kvm_cpuid_entry2){.function = 0xd, .index = 9, .flags = KVM_CPUID_FLAG_SIGNIFCANT_INDEX, .eax = 8, .ebx = 2688};
+}
+
 static void open_vm(struct guest *g, unsigned cpus, bool cpuid, bool irqchip) {
   static struct cpuid_table table;
   memset(g, 0, sizeof(*g));
@@ -46,7 +55,7 @@ static void open_vm(struct guest *g, unsigned cpus, bool cpuid, bool irqchip) {
   struct kvm_userspace_memory_region m = {.memory_size = GUEST_MEMORY, .userspace_addr = (uintptr_t)g->memory};
   assert_int_equal(guest_ioctl(g->vm, KVM_SET_USER_MEMORY_REGION, &m), 0);
   if (irqchip) assert_int_equal(guest_ioctl(g->vm, KVM_CREATE_IRQCHIP, NULL), 0);
-  if (cpuid) guest_supported(g, &table);
+  if (cpuid) guest_everything(g, &table);
   for (unsigned k = 0; k < cpus; k++) {
     g->cpu[k] = guest_ioctl(g->vm, KVM_CREATE_VCPU, (void *)(uintptr_t)k);
     assert_true(g->cpu[k] >= 0);
