@@ -75,6 +75,17 @@ def check(ok, what):
         raise Failure(what)
 
 
+def need(*guests):
+    """Ends the test as skipped if QEMU or a guest is not there."""
+    if not shutil.which(QEMU):
+        print("skip: no qemu-system-x86_64; script/setup --clients installs it")
+        sys.exit(77)
+    for guest in guests:
+        if not os.path.exists(os.path.join(GUEST, guest, "initrd")):
+            print(f"skip: no guest in {GUEST}/{guest}; script/guest {guest} makes it")
+            sys.exit(77)
+
+
 def sensible(machine, firmware, irqchip, cpus, devices):
     """Whether QEMU has such a machine."""
     if machine == "microvm":
@@ -162,13 +173,7 @@ def main():
     parser.add_argument("--jobs", type=int, default=1)
     options = parser.parse_args()
     names = options.machine or (everything() if options.full else QUICK)
-    if not shutil.which(QEMU):
-        print("skip: no qemu-system-x86_64; script/setup --clients installs it")
-        sys.exit(77)
-    for guest in {DEVICES[name.split(",")[4]][0] for name in names}:
-        if not os.path.exists(os.path.join(GUEST, guest, "initrd")):
-            print(f"skip: no guest in {GUEST}/{guest}; script/guest {guest} makes it")
-            sys.exit(77)
+    need(*{DEVICES[name.split(",")[4]][0] for name in names})
 
     def one(name):
         start = time.monotonic()
