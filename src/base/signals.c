@@ -65,10 +65,39 @@ static void queue_again(int sig, siginfo_t *info) {
   if (syscall(SYS_rt_tgsigqueueinfo, pid, tid, sig, info)) syscall(SYS_tgkill, pid, tid, sig);
 }
 
+#ifdef __SANITIZE_THREAD__
+/* The thread sanitizer calls handlers from within libc's functions and drops what they do to the interrupted mask: a signal that
+ * is put back would come again, and again.  It is kept here until the way out. */
+static __thread struct {
+  siginfo_t info[16];
+  unsigned n;
+} held __attribute__((tls_model("initial-exec")));
+
+static bool hold(int sig, const siginfo_t *info) {
+  for (unsigned n = 0; n < held.n && sig < SIGRTMIN; n++)
+    if (held.info[n].si_signo == sig) return true; /* pending once */
+  if (!signal_gate.depth || held.n == 16) return false;
+  held.info[held.n++] = *info;
+  return true;
+}
+static void let_go(void) {
+  siginfo_t info[16];
+  unsigned n = held.n;
+  memcpy(info, held.info, n * sizeof(info[0]));
+  held.n = 0;
+  for (unsigned k = 0; k < n; k++) queue_again(info[k].si_signo, &info[k]);
+}
+#else
+static inline bool hold(int sig, const siginfo_t *info) {
+  return false;
+}
+static inline void let_go(void) {}
+#endif
+
 void signals_put_back(int sig, siginfo_t *info, ucontext_t *uc) {
   sigaddset(&uc->uc_sigmask, sig);
   signal_gate.hidden &= ~fault_bit(sig);
-  queue_again(sig, info);
+  if (!hold(sig, info)) queue_again(sig, info);
 }
 
 static void defer(int sig, siginfo_t *info, ucontext_t *uc) {
@@ -257,4 +286,5 @@ void signals_restore(void) {
   signal_gate.restore = 0;
   signal_gate.deferred = 0;
   signals_sigmask(SIG_SETMASK, &mask, NULL);
+  let_go();
 }

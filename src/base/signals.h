@@ -53,8 +53,8 @@ void signals_take(void);
 void signals_changed(void);
 
 extern _Atomic unsigned signals_generation;
-static inline void signals_take_once(void) {
-  if (signal_gate.seen != atomic_load_explicit(&signals_generation, memory_order_relaxed)) signals_take();
+static inline bool signals_not_taken(void) {
+  return signal_gate.seen != atomic_load_explicit(&signals_generation, memory_order_relaxed);
 }
 
 /* sigaction(2) as the client means it: what it installs goes behind the gate (or behind base/fault.c), what it is told is what it

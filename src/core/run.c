@@ -1,12 +1,20 @@
 /* The neutral half of KVM_RUN: immediate exit, signals, cancellation, and the call of the architecture. */
 #include <errno.h>
 #include "base/evloop.h"
+#include "base/fault.h"
 #include "base/signals.h"
 #include "core/dirty_ring.h"
 #include "core/stats.h"
 #include "core/vm.h"
 
-#define CANCEL_LOOK_NS 10000000ull
+#define LOOK_NS 10000000ull
+
+/* The thread sanitizer keeps a signal back until the thread next calls something it knows of, which translated code never does. */
+#ifdef __SANITIZE_THREAD__
+enum { SIGNALS_COME_LATE = true };
+#else
+enum { SIGNALS_COME_LATE = false };
+#endif
 
 static void poke(void *arg) { vcpu_request(arg, REQ_EXIT); }
 
@@ -43,17 +51,17 @@ static int run_once(struct vcpu *vcpu) {
   return r;
 }
 
-/* ---- a thread that may be cancelled at any instruction ---- */
+/* ---- a thread that has to look up now and then: it may be cancelled at any instruction ---- */
 
-struct cancel_look {
+struct regular_look {
   struct evtimer timer;
   struct vcpu *vcpu;
 };
 
-static void look_for_cancel(struct evtimer *t) {
-  struct cancel_look *look = container_of(t, struct cancel_look, timer);
+static void look_up(struct evtimer *t) {
+  struct regular_look *look = container_of(t, struct regular_look, timer);
   vcpu_request(look->vcpu, REQ_EXIT);
-  evtimer_arm(t, clock_now_ns() + CANCEL_LOOK_NS);
+  evtimer_arm(t, clock_now_ns() + LOOK_NS);
 }
 
 /* The thread ends in pthread_testcancel(). */
@@ -63,9 +71,7 @@ static void cancelled(void *arg) {
   signal_gate.depth = 0;
 }
 
-/* Cancellation is disabled inside the library, so pthread_cancel() only leaves a note and sends no signal.  A thread that asked
- * for asynchronous cancellation expects to end inside KVM_RUN all the same: its vCPU is taken out every few milliseconds to look.
- * The mutex is free while the thread may end. */
+/* The mutex is free while the thread may end. */
 static void test_cancel(struct vcpu *vcpu) {
   int state;
   pthread_mutex_unlock(&vcpu->mutex);
@@ -77,22 +83,30 @@ static void test_cancel(struct vcpu *vcpu) {
   pthread_mutex_lock(&vcpu->mutex);
 }
 
-static int run_cancellable(struct vcpu *vcpu) {
-  struct cancel_look look = {.vcpu = vcpu};
+/* Cancellation is disabled inside the library, so pthread_cancel() only leaves a note and sends no signal.  A thread that asked
+ * for asynchronous cancellation expects to end inside KVM_RUN all the same: its vCPU is taken out every few milliseconds to look. */
+static int run_looking(struct vcpu *vcpu, bool cancellable) {
+  struct regular_look look = {.vcpu = vcpu};
   int r;
-  evtimer_init(&look.timer, vcpu->vm->evloop, look_for_cancel);
+  evtimer_init(&look.timer, vcpu->vm->evloop, look_up);
   do {
-    test_cancel(vcpu);
-    evtimer_arm(&look.timer, clock_now_ns() + CANCEL_LOOK_NS);
+    if (cancellable) test_cancel(vcpu);
+    evtimer_arm(&look.timer, clock_now_ns() + LOOK_NS);
     r = run_once(vcpu);
     evtimer_cancel(&look.timer, true);
   } while (r == -EINTR && !asked_to_leave(vcpu));
   return r;
 }
 
+/* The client may have installed handlers of its own since the VM was made. */
+static __attribute__((noinline)) void take_signals(void) {
+  signals_take();
+  fault_install();
+}
+
 int vcpu_run(struct vcpu *vcpu) {
   int cancel_type;
-  signals_take_once();
+  if (unlikely(signals_not_taken())) take_signals();
   vcpu->thread = pthread_self();
   /* What asked the last KVM_RUN to end came too late for it and is no reason for this one. */
   if (unlikely(atomic_load_explicit(&vcpu->requests, memory_order_relaxed) & BIT(REQ_EXIT)))
@@ -103,8 +117,9 @@ int vcpu_run(struct vcpu *vcpu) {
   atomic_signal_fence(memory_order_seq_cst);
   if (unlikely(vcpu->sigset_active)) signals_set_mask(&vcpu->sigset);
   pthread_setcanceltype(PTHREAD_CANCEL_DEFERRED, &cancel_type); /* no cost when it is that already */
-  int r = likely(cancel_type == PTHREAD_CANCEL_DEFERRED) ? run_once(vcpu) : run_cancellable(vcpu);
-  if (unlikely(cancel_type != PTHREAD_CANCEL_DEFERRED)) pthread_setcanceltype(cancel_type, NULL);
+  bool cancellable = cancel_type != PTHREAD_CANCEL_DEFERRED;
+  int r = unlikely(cancellable || SIGNALS_COME_LATE) ? run_looking(vcpu, cancellable) : run_once(vcpu);
+  if (unlikely(cancellable)) pthread_setcanceltype(cancel_type, NULL);
   signal_gate.poke = NULL;
   return r;
 }

@@ -8,8 +8,8 @@
 struct jit_arena {
   u8 *rw, *rx;
   size_t size;
-  size_t used;  /* bytes of code */
-  size_t words; /* bytes of words at the end */
+  _Atomic size_t used;  /* bytes of code */
+  _Atomic size_t words; /* bytes of words at the end; both are looked at without the lock that protects them */
 };
 
 /* size: bytes, at most 1 GiB, so that 32-bit displacements reach.  Pages are taken as used.  -errno. */

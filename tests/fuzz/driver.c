@@ -1,12 +1,13 @@
 /* Runs a libFuzzer-style target without libFuzzer: replays files, or feeds it random and mutated inputs.
  *
- * usage: fuzz_X [-n ITERATIONS] [-t SECONDS] [-s SEED] [-l MAX_LENGTH] [-d DEADLINE] [FILE...]
+ * usage: fuzz_X [-n ITERATIONS] [-t SECONDS] [-s SEED] [-l MAX_LENGTH] [-d DEADLINE] [-w] [FILE...]
  * Without -n and -t the files are replayed as they are; with them they are what mutations start from.  When a signal ends the
  * program, or an input takes longer than DEADLINE seconds, the input is kept in fuzz-last-input of the working directory, so that
- * it can be replayed. */
+ * it can be replayed.  With -w it then waits for a debugger. */
 #include <fcntl.h>
 #include <pthread.h>
 #include <signal.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -27,9 +28,9 @@ struct input {
 
 static struct input seeds[MAX_SEEDS];
 static unsigned seed_count;
-static const uint8_t *volatile current;
-static volatile size_t current_len;
-static volatile unsigned long inputs; /* run so far */
+static const uint8_t *_Atomic current;
+static _Atomic size_t current_len;
+static _Atomic unsigned long inputs; /* run so far */
 static uint64_t rng_state = 1;
 
 /* xorshift64* */
@@ -44,6 +45,8 @@ static size_t below(size_t n) {
   return n ? (size_t)(rnd() % n) : 0;
 }
 
+static bool wait_for_debugger;
+
 /* Async-signal-safe. */
 static void on_crash(int sig) {
   int fd = open("fuzz-last-input", O_WRONLY | O_CREAT | O_TRUNC, 0666);
@@ -52,6 +55,7 @@ static void on_crash(int sig) {
     (void)ignored;
     close(fd);
   }
+  while (wait_for_debugger) pause();
   signal(sig, SIG_DFL);
   raise(sig);
 }
@@ -196,9 +200,10 @@ static unsigned long fuzz(unsigned long iterations, unsigned seconds, size_t max
 }
 
 static int usage(void) {
-  fputs("usage: fuzz-TARGET [-n ITERATIONS] [-t SECONDS] [-s SEED] [-l MAX_LENGTH] [-d DEADLINE] [FILE...]\n"
+  fputs("usage: fuzz-TARGET [-n ITERATIONS] [-t SECONDS] [-s SEED] [-l MAX_LENGTH] [-d DEADLINE] [-w] [FILE...]\n"
         "Replays the target's own inputs and FILEs, then runs ITERATIONS mutations of them, or SECONDS of them.\n"
-        "An input that takes longer than DEADLINE seconds (30) is a failure.\n",
+        "An input that takes longer than DEADLINE seconds (30) is a failure.\n"
+        "-w: a crash waits for a debugger.\n",
         stderr);
   return 2;
 }
@@ -209,13 +214,15 @@ int main(int argc, char **argv) {
   unsigned seconds = 0;
   size_t max = 1 << 16;
   int opt;
-  while ((opt = getopt(argc, argv, "n:t:s:l:d:")) != -1) {
+  while ((opt = getopt(argc, argv, "n:t:s:l:d:w")) != -1) {
     if (opt == 'n')
       iterations = strtoul(optarg, NULL, 10);
     else if (opt == 't')
       seconds = (unsigned)strtoul(optarg, NULL, 10);
     else if (opt == 'd')
       deadline = (unsigned)strtoul(optarg, NULL, 10);
+    else if (opt == 'w')
+      wait_for_debugger = true;
     else if (opt == 's')
       rng_state = strtoull(optarg, NULL, 10) | 1;
     else if (opt == 'l')

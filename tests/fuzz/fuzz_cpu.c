@@ -113,7 +113,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
                             .it_interval.tv_usec = SLICE_US}; /* again: one may hit between two runs */
   setitimer(ITIMER_REAL, &slice, NULL);
   for (unsigned k = 0; k < EXITS; k++) {
-    if (guest_ioctl(g->vcpu, KVM_RUN, NULL) < 0 || g->run->exit_reason == KVM_EXIT_SHUTDOWN || g->run->exit_reason == KVM_EXIT_INTERNAL_ERROR) break;
+    if (guest_ioctl(g->vcpu, KVM_RUN, NULL) < 0 || g->run->exit_reason == KVM_EXIT_SHUTDOWN ||
+        g->run->exit_reason == KVM_EXIT_INTERNAL_ERROR)
+      break;
     if (g->run->exit_reason == KVM_EXIT_IO || g->run->exit_reason == KVM_EXIT_MMIO) continue;
     if (g->run->exit_reason == KVM_EXIT_HLT) break;
   }

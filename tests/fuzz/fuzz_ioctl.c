@@ -1,8 +1,9 @@
-/* Fuzz target: every ioctl of the tables, from several threads at once, with guests that run and client memory that changes and goes.
+/* Fuzz target: every ioctl of the tables, from several threads at once, with guests that run and client memory that changes and
+ * goes.
  *
- * An input makes a VM (without chips, with them, or with local APICs alone), gives it memory and vCPUs, and then each thread does what the input's
- * bytes say, and what follows from them when they are used up.  Nothing may crash, hang or touch the program's own memory, and when all
- * descriptors are closed none of the library's own and none of its mappings is left. */
+ * An input makes a VM (without chips, with them, or with local APICs alone), gives it memory and vCPUs, and then each thread does
+ * what the input's bytes say, and what follows from them when they are used up.  Nothing may crash, hang or touch the program's
+ * own memory, and when all descriptors are closed none of the library's own and none of its mappings is left. */
 #include <dirent.h>
 #include <fcntl.h>
 #include <pthread.h>
@@ -19,9 +20,14 @@
 #include "uvirt.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+/* For the thread sanitizer: to close a descriptor that another thread uses is this program's intention. */
+__attribute__((visibility("default"))) const char *__tsan_default_suppressions(void);
+const char *__tsan_default_suppressions(void) {
+  return "race_top:close\n";
+}
 const uint8_t *fuzz_seed_input(unsigned i, size_t *size);
 
-enum { THREADS = 3, OPS = 200, PLACES = 6, KICK_NS = 1000000, CODE = 0x8000, TABLES = 0x2000, CHECK_MAPS_EVERY = 64 };
+enum { THREADS = 3, OPS = 200, PLACES = 6, RUNS = 8, KICK_NS = 1000000, CHECK_MAPS_EVERY = 64 };
 
 /* ---- choices ---- */
 
@@ -92,112 +98,7 @@ static void duplicate(struct source *s, enum fd_kind kind) {
   if (other >= 0) uvirt_close(other);
 }
 
-/* ---- guests ---- */
-
-#define BYTES(...) {sizeof((const u8[]){__VA_ARGS__}), {__VA_ARGS__}}
-
-/* Pieces of guest code; most mean something in 16, 32 and 64 bits. */
-static const struct piece {
-  u8 len, bytes[15];
-} pieces[] = {
-    BYTES(0x90),
-    BYTES(0xff, 0xc0),                                        /* inc %eax */
-    BYTES(0x01, 0x07),                                        /* add %eax, (%rdi) */
-    BYTES(0xf0, 0x01, 0x07),                                  /* lock add */
-    BYTES(0x8b, 0x06),                                        /* mov (%rsi), %eax */
-    BYTES(0xa4),                                              /* movsb */
-    BYTES(0xf3, 0xa4),                                        /* rep movsb */
-    BYTES(0xf3, 0xab),                                        /* rep stos */
-    BYTES(0xe6, 0x10),                                        /* out %al, $0x10 */
-    BYTES(0xe4, 0x20),                                        /* in $0x20, %al */
-    BYTES(0xe6, 0x20),                                        /* EOI of the PIC */
-    BYTES(0xe6, 0x21),                                        /* its mask */
-    BYTES(0xe6, 0x43),                                        /* the PIT */
-    BYTES(0xe6, 0x40),
-    BYTES(0x6c), BYTES(0x6e), BYTES(0xf3, 0x6e),              /* ins, outs, rep outs */
-    BYTES(0xf4),                                              /* hlt */
-    BYTES(0xfb, 0xf4),                                        /* sti; hlt */
-    BYTES(0xfa),                                              /* cli */
-    BYTES(0xcd, 0x40),                                        /* int $0x40 */
-    BYTES(0x0f, 0x32),                                        /* rdmsr */
-    BYTES(0x0f, 0x30),                                        /* wrmsr */
-    BYTES(0x0f, 0xa2),                                        /* cpuid */
-    BYTES(0x0f, 0x01, 0xc1),                                  /* vmcall */
-    BYTES(0x0f, 0x01, 0x3f),                                  /* invlpg (%rdi) */
-    BYTES(0x0f, 0x20, 0xd8), BYTES(0x0f, 0x22, 0xd8),         /* mov %cr3, %rax and back */
-    BYTES(0x0f, 0x31),                                        /* rdtsc */
-    BYTES(0x0f, 0x11, 0x07), BYTES(0x0f, 0x10, 0x06),         /* movups */
-    BYTES(0xc6, 0x05, 1, 0, 0, 0, 0x90),                      /* movb $nop, 1(%rip): code */
-    BYTES(0x0f, 0xc7, 0x0f),                                  /* cmpxchg8b (%rdi) */
-    BYTES(0x50), BYTES(0x58), BYTES(0x9c), BYTES(0x9d),       /* push, pop, pushf, popf */
-    BYTES(0x0f, 0xaa),                                        /* rsm */
-    BYTES(0xeb, 0xfe),                                        /* jmp . */
-    BYTES(0x0f, 0xae, 0x07), BYTES(0x0f, 0xae, 0x0f),         /* fxsave, fxrstor */
-    BYTES(0xd8, 0x06), BYTES(0xdd, 0x1f),                     /* fadds, fstpl */
-    BYTES(0xba, 0, 0, 0xe0, 0xfe),                            /* mov $0xfee00000, %edx */
-    BYTES(0x89, 0x42, 0x30), BYTES(0x8b, 0x82, 0x90, 3, 0, 0) /* its registers */
-};
-
-static void put_code(struct source *s, u64 at) {
-  u8 code[256];
-  size_t n = 0, limit = 16 + choose_below(s, 200);
-  while (n < limit) {
-    const struct piece *p = &pieces[choose_below(s, ARRAY_SIZE(pieces))];
-    if (choose_below(s, 8))
-      memcpy(code + n, p->bytes, p->len), n += p->len;
-    else
-      choose_bytes(s, code + n, 4), n += 4;
-  }
-  code[n] = 0xe9; /* back to the start */
-  s32 back = -(s32)(n + 5);
-  memcpy(code + n + 1, &back, 4);
-  memory_put(memory_piece(0) + at, code, n + 5);
-}
-
-/* Guest memory that begins at address 0: real mode's vectors, which return; 4-level tables that map the first 4 MiB and the local APIC. */
-static void put_tables(void) {
-  u64 pml4[1] = {(TABLES + 0x1000) | 7}, pdpt[4] = {(TABLES + 0x2000) | 7, 0, 0, (TABLES + 0x3000) | 7};
-  u64 low[4] = {0x83 | 4, 0x200087, 0x400087, 0x600087}, apic = 0xfee00087;
-  u32 vectors[256];
-  for (unsigned n = 0; n < 256; n++) vectors[n] = 0x600;
-  memory_put(memory_piece(0), vectors, sizeof(vectors));
-  memory_put(memory_piece(0) + 0x600, "\xcf", 1);
-  memory_put(memory_piece(0) + TABLES, pml4, sizeof(pml4));
-  memory_put(memory_piece(0) + TABLES + 0x1000, pdpt, sizeof(pdpt));
-  memory_put(memory_piece(0) + TABLES + 0x2000, low, sizeof(low));
-  memory_put(memory_piece(0) + TABLES + 0x3000 + 8 * 503, &apic, 8);
-}
-
-static void set_mode(struct source *s, int vcpu) {
-  struct kvm_sregs r;
-  if (uvirt_ioctl(vcpu, KVM_GET_SREGS, &r)) return;
-  struct kvm_segment flat = {.limit = 0xffff, .type = 3, .present = 1, .s = 1};
-  unsigned mode = (unsigned)choose_below(s, 3);
-  r.cr0 = 0x10, r.cr4 = 0x600, r.efer = 0;
-  if (mode) flat.limit = ~0u, flat.g = 1, flat.db = 1, flat.selector = 0x10, r.cr0 |= 1;
-  r.ds = r.es = r.fs = r.gs = r.ss = r.cs = flat;
-  if (mode) r.cs.type = 11, r.cs.selector = 8;
-  if (mode == 2) {
-    r.cr0 |= 0x80000000u, r.cr4 |= 0x20, r.efer = 0x500, r.cr3 = TABLES;
-    r.cs.l = 1, r.cs.db = 0;
-  }
-  uvirt_ioctl(vcpu, KVM_SET_SREGS, &r);
-}
-
-static void restart(struct source *s, int vcpu) {
-  struct kvm_regs r;
-  u64 at = CODE + choose_below(s, 4) * 0x200;
-  if (!choose_below(s, 4)) put_tables();
-  if (choose_below(s, 2)) put_code(s, at);
-  set_mode(s, vcpu);
-  for (unsigned k = 0; k < sizeof(r) / 8; k++) ((u64 *)&r)[k] = choose_below(s, 2) ? choose_below(s, 1 << 20) : choose_below(s, 64);
-  if (!choose_below(s, 4)) r.rcx = 0x4b564d00 + choose_below(s, 8), r.rdx = 0;
-  r.rip = at;
-  r.rflags = 2 | (choose_below(s, 2) << 9);
-  uvirt_ioctl(vcpu, KVM_SET_REGS, &r);
-  struct kvm_mp_state runnable = {KVM_MP_STATE_RUNNABLE};
-  uvirt_ioctl(vcpu, KVM_SET_MP_STATE, &runnable);
-}
+/* ---- machines ---- */
 
 static void map_vcpu(struct source *s, int vcpu) {
   u8 *at = memory_window((unsigned)choose_below(s, WINDOWS));
@@ -211,7 +112,8 @@ static int add_vcpu(struct source *s, int vm, unsigned id) {
   int vcpu = uvirt_ioctl(vm, KVM_CREATE_VCPU, (void *)(uintptr_t)id);
   if (vcpu < 0) return vcpu;
   map_vcpu(s, vcpu);
-  restart(s, vcpu);
+  if (choose_below(s, 8)) args_set_cpuid(vcpu);
+  guest_restart(s, vcpu);
   put(s, FD_VCPU, vcpu);
   return vcpu;
 }
@@ -228,7 +130,8 @@ static void add_vm(struct source *s) {
   if (chips == 2) uvirt_ioctl(vm, KVM_ENABLE_CAP, &split);
   if (!choose_below(s, 3)) uvirt_ioctl(vm, KVM_ENABLE_CAP, &ring);
   for (u32 n = 0; n < 4; n++) {
-    struct kvm_userspace_memory_region m = {.slot = n, .guest_phys_addr = (u64)n << 20, .memory_size = PIECE_SIZE, .userspace_addr = (u64)(uintptr_t)memory_piece(n)};
+    struct kvm_userspace_memory_region m = {
+        .slot = n, .guest_phys_addr = (u64)n << 20, .memory_size = PIECE_SIZE, .userspace_addr = (u64)(uintptr_t)memory_piece(n)};
     if (n) m.flags = (u32)choose_below(s, 4);
     uvirt_ioctl(vm, KVM_SET_USER_MEMORY_REGION, &m);
   }
@@ -251,20 +154,24 @@ static void any_ioctl(struct caller *c) {
   void *arg = args_make(c, fd, row);
   if (!choose_below(s, 64)) request ^= 1u << choose_below(s, 32);
   int r = uvirt_ioctl(fd, request | (u64)choose_byte(s) << 32, arg);
-  if (r < 0 || request != (u32)row->request) return;
+  if (r < 0) return;
   /* A new descriptor has an owner. */
   if (request == KVM_CREATE_VM) put(s, FD_VM, r);
   if (request == KVM_CREATE_VCPU) put(s, FD_VCPU, r);
   if (request == KVM_GET_STATS_FD) put(s, FD_STATS, r);
   struct kvm_create_device device;
-  if (request == KVM_CREATE_DEVICE && memory_get(&device, arg, sizeof(device)) && !(device.flags & KVM_CREATE_DEVICE_TEST)) put(s, FD_DEVICE, (int)device.fd);
+  if (request == KVM_CREATE_DEVICE && memory_get(&device, arg, sizeof(device)) && !(device.flags & KVM_CREATE_DEVICE_TEST))
+    put(s, FD_DEVICE, (int)device.fd);
 }
 
+/* On and on while it exits for a device and the like. */
 static void run(struct caller *c) {
-  uvirt_ioctl(look(&c->source, FD_VCPU), KVM_RUN, NULL);
+  int vcpu = look(&c->source, FD_VCPU);
+  for (unsigned n = 0; n < RUNS && !uvirt_ioctl(vcpu, KVM_RUN, NULL); n++) {
+  }
 }
 static void start_again(struct caller *c) {
-  restart(&c->source, look(&c->source, FD_VCPU));
+  guest_restart(&c->source, look(&c->source, FD_VCPU));
 }
 static void disturb(struct caller *c) {
   memory_disturb(&c->source);
@@ -322,7 +229,8 @@ static void map_window(struct caller *c) {
   else
     munmap(memory_window((unsigned)choose_below(s, WINDOWS)), (1 + choose_below(s, 4)) * PAGE_SIZE);
   int kind = (int)choose_below(s, FD_KINDS); /* not mapped: refused */
-  if (kind != FD_VCPU && uvirt_mmap(NULL, PAGE_SIZE, PROT_READ, MAP_SHARED, look(s, (enum fd_kind)kind), 0) != MAP_FAILED) abort();
+  if (kind != FD_VCPU && uvirt_mmap(NULL, PAGE_SIZE, PROT_READ, MAP_SHARED, look(s, (enum fd_kind)kind), 0) != MAP_FAILED)
+    abort();
 }
 
 static void close_one(struct caller *c) {
@@ -364,8 +272,8 @@ static const struct {
   unsigned weight;
   void (*fn)(struct caller *c);
 } deeds[] = {
-    {32, any_ioctl}, {16, run}, {6, start_again}, {4, disturb}, {3, write_memory}, {4, write_run}, {2, collect},
-    {2, map_window}, {2, close_one}, {2, read_stats}, {3, signal_event}, {1, new_vm}, {1, new_vcpu},
+    {32, any_ioctl}, {16, run},      {6, start_again}, {4, disturb},      {3, write_memory}, {4, write_run}, {2, collect},
+    {2, map_window}, {2, close_one}, {2, read_stats},  {3, signal_event}, {1, new_vm},       {1, new_vcpu},
 };
 
 static void do_something(struct caller *c) {
@@ -464,7 +372,7 @@ static void one_input(const uint8_t *data, size_t size) {
   }
   struct source first = {.state = mix(&seed)};
   memory_start(&first);
-  put_tables();
+  guest_put_tables();
   place[FD_SYSTEM][0] = uvirt_open("/dev/kvm", O_RDWR | O_CLOEXEC);
   for (unsigned n = 1; n < PLACES; n++) place[FD_SYSTEM][n] = uvirt_open("/dev/kvm", O_RDWR);
   add_vm(&first);

@@ -11,17 +11,17 @@ struct source {
   size_t left;
   u64 state;
 };
-u64 choose(struct source *s);             /* any value */
+u64 choose(struct source *s); /* any value */
 size_t choose_below(struct source *s, size_t n);
-u64 choose_odd(struct source *s);         /* at which checks go wrong */
+u64 choose_odd(struct source *s); /* at which checks go wrong */
 void choose_bytes(struct source *s, void *to, size_t len);
 
 /* ---- memory of the client (ioctl_memory.c) ---- */
 
 enum { PIECES = 16, WINDOWS = 8, PIECE_SIZE = 1 << 20, WINDOW_SIZE = 2 << 20 };
 
-/* All addresses lie in one range in which nothing else is ever mapped, so that a guest or an ioctl that reaches memory which is gone cannot reach
- * the program's own. */
+/* All addresses lie in one range in which nothing else is ever mapped, so that a guest or an ioctl that reaches memory which is
+ * gone cannot reach the program's own. */
 void memory_start(struct source *s);
 void memory_end(void);
 bool memory_contains(u64 addr, u64 len);
@@ -33,6 +33,13 @@ bool memory_put(void *to, const void *from, size_t len);
 bool memory_get(void *to, const void *from, size_t len);
 /* Something happens to a piece: it goes, loses rights or contents, is replaced, its file is cut. */
 void memory_disturb(struct source *s);
+
+/* ---- guests (ioctl_guest.c) ---- */
+
+/* Piece 0 is guest memory from address 0: descriptor and page tables, handlers. */
+void guest_put_tables(void);
+/* The vCPU begins anew, in some mode, perhaps with new code. */
+void guest_restart(struct source *s, int vcpu);
 
 /* ---- arguments (ioctl_args.c) ---- */
 
@@ -46,8 +53,9 @@ struct caller {
 bool caller_start(struct caller *c);
 void caller_end(struct caller *c);
 
-/* Learns from the system descriptor what valid arguments look like. */
+/* First of all: collects the rows, and learns from the system descriptor what valid arguments look like. */
 void args_learn(int system_fd);
+void args_set_cpuid(int vcpu);
 /* An argument for the row: valid, nearly valid, or nothing like it. */
 void *args_make(struct caller *c, int fd, const struct ioctl_row *row);
 

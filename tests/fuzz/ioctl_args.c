@@ -1,7 +1,7 @@
 /* Arguments of the ioctl fuzzer.
  *
- * Every row of the tables gets an argument without further work: zeroes, random bytes, or, for KVM_SET_x, what KVM_GET_x has just answered, all with
- * a few fields changed.  `fills` makes better ones where random bytes seldom pass the first check. */
+ * Every row of the tables gets an argument without further work: zeroes, random bytes, or, for KVM_SET_x, what KVM_GET_x has just
+ * answered, all with a few fields changed.  `fills` makes better ones where random bytes seldom pass the first check. */
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -18,6 +18,43 @@ static unsigned n_msrs;
 static struct kvm_cpuid_entry2 cpuid[MAX_CPUID];
 static unsigned n_cpuid;
 
+/* ---- rows ---- */
+
+struct row_list {
+  const struct ioctl_row *row[MAX_ROWS];
+  unsigned n;
+};
+
+static void add_rows(struct row_list *list, const struct ioctl_row *row, unsigned n) {
+  for (unsigned k = 0; k < n && list->n < MAX_ROWS; k++) list->row[list->n++] = &row[k];
+}
+
+static struct row_list lists[FD_KINDS];
+
+static void collect_rows(void) {
+  add_rows(&lists[FD_SYSTEM], x86_arch.system_ioctls, x86_arch.n_system_ioctls);
+  add_rows(&lists[FD_SYSTEM], kvm_system_rows.row, kvm_system_rows.n);
+  add_rows(&lists[FD_VM], x86_arch.vm_ioctls, x86_arch.n_vm_ioctls);
+  add_rows(&lists[FD_VM], kvm_vm_rows.row, kvm_vm_rows.n);
+  add_rows(&lists[FD_VCPU], x86_arch.vcpu_ioctls, x86_arch.n_vcpu_ioctls);
+  add_rows(&lists[FD_VCPU], kvm_vcpu_rows.row, kvm_vcpu_rows.n);
+  add_rows(&lists[FD_DEVICE], kvm_device_rows.row, kvm_device_rows.n);
+}
+
+unsigned rows_of(enum fd_kind kind, const struct ioctl_row *const **rows) {
+  *rows = lists[kind].row;
+  return lists[kind].n;
+}
+
+/* KVM_GET_x for KVM_SET_x, with an argument of the same size. */
+static const struct ioctl_row *twin(enum fd_kind kind, const struct ioctl_row *row) {
+  const struct ioctl_row *const *rows;
+  unsigned n = strncmp(row->name, "KVM_SET_", 8) ? 0 : rows_of(kind, &rows);
+  for (unsigned k = 0; k < n; k++)
+    if (!strncmp(rows[k]->name, "KVM_GET_", 8) && !strcmp(rows[k]->name + 8, row->name + 8)) return rows[k];
+  return NULL;
+}
+
 void args_learn(int system_fd) {
   struct {
     struct kvm_msr_list head;
@@ -32,47 +69,24 @@ void args_learn(int system_fd) {
   n_cpuid = answer.head.nent;
   memcpy(msrs, list.index, sizeof(msrs));
   memcpy(cpuid, answer.entry, sizeof(cpuid));
+  collect_rows();
 }
 
-/* ---- rows ---- */
-
-struct row_list {
-  const struct ioctl_row *row[MAX_ROWS];
-  unsigned n;
-};
-
-static void add_rows(struct row_list *list, const struct ioctl_row *row, unsigned n) {
-  for (unsigned k = 0; k < n && list->n < MAX_ROWS; k++) list->row[list->n++] = &row[k];
-}
-
-unsigned rows_of(enum fd_kind kind, const struct ioctl_row *const **rows) {
-  static struct row_list lists[FD_KINDS];
-  if (!lists[FD_SYSTEM].n) {
-    add_rows(&lists[FD_VM], x86_arch.vm_ioctls, x86_arch.n_vm_ioctls);
-    add_rows(&lists[FD_VM], kvm_vm_rows.row, kvm_vm_rows.n);
-    add_rows(&lists[FD_VCPU], x86_arch.vcpu_ioctls, x86_arch.n_vcpu_ioctls);
-    add_rows(&lists[FD_VCPU], kvm_vcpu_rows.row, kvm_vcpu_rows.n);
-    add_rows(&lists[FD_DEVICE], kvm_device_rows.row, kvm_device_rows.n);
-    add_rows(&lists[FD_SYSTEM], x86_arch.system_ioctls, x86_arch.n_system_ioctls);
-    add_rows(&lists[FD_SYSTEM], kvm_system_rows.row, kvm_system_rows.n);
-  }
-  *rows = lists[kind].row;
-  return lists[kind].n;
-}
-
-/* KVM_GET_x for KVM_SET_x, with an argument of the same size. */
-static const struct ioctl_row *twin(enum fd_kind kind, const struct ioctl_row *row) {
-  const struct ioctl_row *const *rows;
-  unsigned n = strncmp(row->name, "KVM_SET_", 8) ? 0 : rows_of(kind, &rows);
-  for (unsigned k = 0; k < n; k++)
-    if (!strncmp(rows[k]->name, "KVM_GET_", 8) && !strcmp(rows[k]->name + 8, row->name + 8)) return rows[k];
-  return NULL;
+/* The processor shows everything it has. */
+void args_set_cpuid(int vcpu) {
+  struct {
+    struct kvm_cpuid2 head;
+    struct kvm_cpuid_entry2 entry[MAX_CPUID];
+  } id = {.head.nent = n_cpuid};
+  memcpy(id.entry, cpuid, sizeof(cpuid));
+  uvirt_ioctl(vcpu, KVM_SET_CPUID2, &id);
 }
 
 /* ---- fills ---- */
 
 static u64 pointer(struct caller *c) {
-  static const u64 bad[] = {0, 1, 0xfff, 0x1000, 1ull << 47, (1ull << 47) - 0x1000, 1ull << 63, 0xffff800000000000, ~0ull, ~0xfffull};
+  static const u64 bad[] = {0,     1,        0xfff, 0x1000, 1ull << 47, (1ull << 47) - 0x1000, 1ull << 63, 0xffff800000000000,
+                            ~0ull, ~0xfffull};
   struct source *s = &c->source;
   switch (choose_below(s, 4)) {
   case 0:
@@ -135,7 +149,8 @@ static void fill_log(struct caller *c, void *data) {
 static void fill_clear(struct caller *c, void *data) {
   struct kvm_clear_dirty_log *l = data;
   struct source *s = &c->source;
-  *l = (struct kvm_clear_dirty_log){.slot = (u32)choose_below(s, 8), .num_pages = choose_below(s, 3) ? 64 * choose_below(s, 5) : (u32)choose_odd(s)};
+  *l = (struct kvm_clear_dirty_log){.slot = (u32)choose_below(s, 8),
+                                    .num_pages = choose_below(s, 3) ? 64 * choose_below(s, 5) : (u32)choose_odd(s)};
   l->first_page = 64 * choose_below(s, 5);
   l->dirty_bitmap = (void *)(uintptr_t)pointer(c);
 }
@@ -143,13 +158,17 @@ static void fill_clear(struct caller *c, void *data) {
 static void fill_irqfd(struct caller *c, void *data) {
   struct kvm_irqfd *i = data;
   struct source *s = &c->source;
-  *i = (struct kvm_irqfd){.fd = (u32)eventfd_of(c), .gsi = (u32)choose_below(s, 26), .flags = (u32)choose_below(s, 4), .resamplefd = (u32)eventfd_of(c)};
+  *i = (struct kvm_irqfd){.fd = (u32)eventfd_of(c),
+                          .gsi = (u32)choose_below(s, 26),
+                          .flags = (u32)choose_below(s, 4),
+                          .resamplefd = (u32)eventfd_of(c)};
 }
 
 static void fill_ioeventfd(struct caller *c, void *data) {
   struct kvm_ioeventfd *i = data;
   struct source *s = &c->source;
-  *i = (struct kvm_ioeventfd){.datamatch = choose_below(s, 3), .len = 1u << choose_below(s, 4), .fd = eventfd_of(c), .flags = (u32)choose_below(s, 8)};
+  *i = (struct kvm_ioeventfd){
+      .datamatch = choose_below(s, 3), .len = 1u << choose_below(s, 4), .fd = eventfd_of(c), .flags = (u32)choose_below(s, 8)};
   i->addr = i->flags & KVM_IOEVENTFD_FLAG_PIO ? choose_below(s, 256) : gpa(s);
   if (!choose_below(s, 8)) i->len = 0;
 }
@@ -176,8 +195,12 @@ static void fill_msrs(struct caller *c, void *data) {
   struct source *s = &c->source;
   m->nmsrs = (u32)(choose_below(s, 8) ? choose_below(s, 32) : choose_below(s, 1000));
   for (u32 k = 0; k < MIN(m->nmsrs, (ARG_ROOM - 8) / 16); k++) {
-    u32 index = choose_below(s, 4) ? msrs[choose_below(s, n_msrs)] : more[choose_below(s, ARRAY_SIZE(more))] + (u32)choose_below(s, 64);
-    m->entries[k] = (struct kvm_msr_entry){.index = index, .data = choose_below(s, 2) ? choose_below(s, 256) : choose_below(s, 2) ? gpa(s) | 1 : choose(s)};
+    u32 index =
+        choose_below(s, 4) ? msrs[choose_below(s, n_msrs)] : more[choose_below(s, ARRAY_SIZE(more))] + (u32)choose_below(s, 64);
+    m->entries[k] = (struct kvm_msr_entry){.index = index,
+                                           .data = choose_below(s, 2)   ? choose_below(s, 256)
+                                                   : choose_below(s, 2) ? gpa(s) | 1
+                                                                        : choose(s)};
   }
 }
 
@@ -207,7 +230,8 @@ static void fill_msr_filter(struct caller *c, void *data) {
 static void fill_pmu_filter(struct caller *c, void *data) {
   struct kvm_pmu_event_filter *f = data;
   struct source *s = &c->source;
-  *f = (struct kvm_pmu_event_filter){.action = (u32)choose_below(s, 3), .nevents = (u32)choose_below(s, 320), .fixed_counter_bitmap = (u32)choose_below(s, 8)};
+  *f = (struct kvm_pmu_event_filter){
+      .action = (u32)choose_below(s, 3), .nevents = (u32)choose_below(s, 320), .fixed_counter_bitmap = (u32)choose_below(s, 8)};
   for (unsigned k = 0; k < f->nevents; k++) f->events[k] = choose_below(s, 0x10000);
 }
 
@@ -217,7 +241,8 @@ static void fill_routing(struct caller *c, void *data) {
   *r = (struct kvm_irq_routing){.nr = (u32)choose_below(s, ROUTES)};
   for (u32 k = 0; k < r->nr; k++) {
     struct kvm_irq_routing_entry *e = &r->entries[k];
-    *e = (struct kvm_irq_routing_entry){.gsi = choose_below(s, 8) ? k : (u32)choose_below(s, 64), .type = choose_below(s, 8) ? 1 + (u32)choose_below(s, 2) : (u32)choose_below(s, 6)};
+    *e = (struct kvm_irq_routing_entry){.gsi = choose_below(s, 8) ? k : (u32)choose_below(s, 64),
+                                        .type = choose_below(s, 8) ? 1 + (u32)choose_below(s, 2) : (u32)choose_below(s, 6)};
     if (e->type == KVM_IRQ_ROUTING_MSI) {
       e->u.msi.address_lo = 0xfee00000 | (u32)choose_below(s, 4) << 12 | (u32)choose_below(s, 16);
       e->u.msi.data = (u32)choose_below(s, 0x10000);
@@ -235,7 +260,8 @@ static void fill_line(struct caller *c, void *data) {
 
 static void fill_msi(struct caller *c, void *data) {
   struct kvm_msi *m = data;
-  *m = (struct kvm_msi){.address_lo = 0xfee00000 | (u32)choose_below(&c->source, 0x10000), .data = (u32)choose_below(&c->source, 0x10000)};
+  *m = (struct kvm_msi){.address_lo = 0xfee00000 | (u32)choose_below(&c->source, 0x10000),
+                        .data = (u32)choose_below(&c->source, 0x10000)};
 }
 
 /* SIGUSR1 takes vCPUs out of KVM_RUN: it stays open. */
@@ -253,7 +279,8 @@ static void fill_small(struct caller *c, void *data) {
 
 static void fill_attr(struct caller *c, void *data) {
   struct kvm_device_attr *a = data;
-  *a = (struct kvm_device_attr){.group = (u32)choose_below(&c->source, 3), .attr = choose_below(&c->source, 3), .addr = pointer(c)};
+  *a = (struct kvm_device_attr){
+      .group = (u32)choose_below(&c->source, 3), .attr = choose_below(&c->source, 3), .addr = pointer(c)};
 }
 
 static void fill_debug(struct caller *c, void *data) {
@@ -372,7 +399,8 @@ void *args_make(struct caller *c, int fd, const struct ioctl_row *row) {
   size_t size = row->arg == ARG_USER ? ARG_ROOM : _IOC_SIZE(row->request);
   if (row->arg == ARG_NONE || row->arg == ARG_VALUE) return (void *)(uintptr_t)make_value(c, row);
   fill(c, fd, row, data, size);
-  /* Where it lies: its last byte is the last of the page; too close to the end; in memory that others change or that is nowhere. */
+  /* Where it lies: its last byte is the last of the page; too close to the end; in memory that others change or that is nowhere.
+   */
   u8 *to = c->room + ARG_ROOM - size;
   if (!choose_below(s, 16) && !(better && better->own)) to = (u8 *)(uintptr_t)pointer(c);
   if (!choose_below(s, 32)) to = c->room + ARG_ROOM - choose_below(s, size);

@@ -1,4 +1,5 @@
-/* The client's memory in the ioctl fuzzer: pieces of every kind in a range of their own, and what may happen to them meanwhile. */
+/* The client's memory in the ioctl fuzzer: pieces of every kind in a range of their own, and what may happen to them meanwhile.
+ */
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>

@@ -1,8 +1,12 @@
 /* Loads, stores and read-modify-write off the fast path: TLB misses, page crossings, devices, code pages, #AC, data breakpoints.
  *
- * Order in every function: canonical and alignment checks, translation of all pages touched, then the data; so nothing is half done when a fault comes.
+ * Order in every function: canonical and alignment checks, translation of all pages touched, then the data; so nothing is half done when a fault comes.  A fault of the host is known only
+ * when it comes: x86_mmu_untear() undoes the half
+ * then, or before the next instruction when the first page is refused, too.
  */
 #include <string.h>
+#include "base/fault.h"
+#include "core/memslot.h"
 #include "x86/block.h"
 #include "x86/mmu/walk.h"
 #include "x86/x86.h"
@@ -84,10 +88,40 @@ static int read_part(struct x86_vcpu *c, const struct x86_xlat *x, u8 *data, uns
 static void write_part(struct x86_vcpu *c, const struct x86_xlat *x, const u8 *data, unsigned len) {
   if (likely(x->host)) {
     copy(x->host, data, len);
-    if (x->code) x86_blocks_written(x86_vm_of(c), x->gpa, len);
+    if (x->code) x86_blocks_written(x86_vm_of(c), x->host, len);
     return;
   }
   for (unsigned done = 0; done < len; done += 8) x86_io_write(c, x->gpa + done, data + done, MIN(8u, len - done));
+}
+
+/* A host fault on the second page takes the store on the first one back: the instruction will run again from its start.  A store
+ * to a device cannot fault: memory beside it comes first. */
+static void write_parts(struct x86_vcpu *c, const struct x86_xlat x[2], const u8 *data, const unsigned len[2]) {
+  if (!x[0].host) {
+    bool first = x[1].host;
+    write_part(c, &x[first], data + (first ? len[0] : 0), len[first]);
+    write_part(c, &x[!first], data + (first ? 0 : len[0]), len[!first]);
+    return;
+  }
+  copy(c->torn.old, x[0].host, len[0]);
+  c->torn.host = x[0].host;
+  c->torn.gpa = x[0].gpa;
+  atomic_signal_fence(memory_order_seq_cst);
+  c->torn.len = (u8)len[0];
+  write_part(c, &x[0], data, len[0]);
+  write_part(c, &x[1], data + len[0], len[1]);
+  atomic_signal_fence(memory_order_seq_cst);
+  c->torn.len = 0;
+}
+
+bool x86_mmu_untear(struct x86_vcpu *c) {
+  gfn_t gfn = c->torn.gpa >> PAGE_SHIFT;
+  const struct memslot *slot = x86_memslot(c, gfn);
+  bool same = slot && memslot_hva(slot, gfn) == ((hva_t)(uintptr_t)c->torn.host & PAGE_MASK);
+  if (same && fault_copy(c->torn.host, c->torn.old, c->torn.len)) return false;
+  if (same && x86_page_has_code(c->core.vm, c->torn.host)) x86_blocks_written(x86_vm_of(c), c->torn.host, c->torn.len);
+  c->torn.len = 0;
+  return true;
 }
 
 static int read_with(struct x86_vcpu *c, u64 lin, void *data, unsigned size, unsigned table) {
@@ -103,8 +137,10 @@ static int write_with(struct x86_vcpu *c, u64 lin, const void *data, unsigned si
   struct parts p;
   int r = translate_parts(c, lin, size, ACC_WRITE, table, &p);
   if (r) return r;
-  write_part(c, &p.x[0], data, p.len[0]);
-  if (p.n == 2) write_part(c, &p.x[1], (const u8 *)data + p.len[0], p.len[1]);
+  if (p.n == 2)
+    write_parts(c, p.x, data, p.len);
+  else
+    write_part(c, &p.x[0], data, p.len[0]);
   return X86_OK;
 }
 
@@ -164,6 +200,7 @@ int x86_rmw_begin_slow(struct x86_vcpu *c, unsigned seg, u64 lin, unsigned size,
     c->rmw.n[k] = (u8)p.len[k];
   }
   if (p.n == 1) c->rmw.n[1] = 0;
+  if (locked && p.x[0].host && (p.n == 1 || p.x[1].host)) x86_note_lock(c, lin, size);
   if (p.n == 1 && p.x[0].host) {
     c->rmw.kind = p.x[0].code ? RMW_CODE : RMW_DIRECT;
     *host = p.x[0].host;
@@ -182,14 +219,19 @@ void x86_rmw_end_slow(struct x86_vcpu *c) {
   unsigned kind = c->rmw.kind;
   c->rmw.kind = RMW_DIRECT;
   if (kind == RMW_CODE) {
-    x86_blocks_written(x86_vm_of(c), c->rmw.gpa[0], c->rmw.len);
+    x86_blocks_written(x86_vm_of(c), c->rmw.host[0], c->rmw.len);
     return;
   }
-  for (unsigned k = 0, at = 0; k < 2 && c->rmw.n[k]; at += c->rmw.n[k], k++) {
-    struct x86_xlat x = {.host = c->rmw.host[k], .gpa = c->rmw.gpa[k]};
-    x.code = x.host && x86_page_has_code(c->core.vm, x.gpa >> PAGE_SHIFT);
-    write_part(c, &x, c->rmw.buf + at, c->rmw.n[k]);
+  struct x86_xlat x[2];
+  unsigned len[2] = {c->rmw.n[0], c->rmw.n[1]};
+  for (unsigned k = 0; k < 2; k++) {
+    x[k] = (struct x86_xlat){.host = c->rmw.host[k], .gpa = c->rmw.gpa[k]};
+    x[k].code = x[k].host && x86_page_has_code(c->core.vm, x[k].host);
   }
+  if (len[1])
+    write_parts(c, x, c->rmw.buf, len);
+  else
+    write_part(c, &x[0], c->rmw.buf, len[0]);
 }
 
 unsigned x86_host_span(struct x86_vcpu *c, u64 lin, unsigned max, enum x86_access acc, void **host) {

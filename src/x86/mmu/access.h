@@ -86,6 +86,17 @@ int x86_write(struct x86_vcpu *c, unsigned seg, u64 ea, const void *data, unsign
  * x86_rmw_end() must follow once the operation was done (also when nothing changed: CMPXCHG); it cannot fail. */
 int x86_rmw_begin_slow(struct x86_vcpu *c, unsigned seg, u64 lin, unsigned size, bool locked, void **host);
 void x86_rmw_end_slow(struct x86_vcpu *c);
+/* After a host fault (c->torn.len): a store of which one page was written already is taken back.  false: not now, that page is
+ * refused, too. */
+bool x86_mmu_untear(struct x86_vcpu *c);
+
+/* A locked operation on RAM will happen: where it crosses a cache line a processor locks the bus (SDM Vol. 3A 9.1.2.3).  All memory is
+ * write-back, as KVM's EPT maps it. */
+static inline void x86_note_lock(struct x86_vcpu *c, u64 lin, unsigned size) {
+  if (likely((lin & 63) + size <= 64) || !c->bus_lock_exits) return;
+  c->bus_lock = true;
+  c->stop |= X86_STOP_LOCK;
+}
 
 static inline int x86_rmw_begin(struct x86_vcpu *c, unsigned seg, u64 ea, unsigned size, bool locked, void **host) {
   u64 lin;
@@ -95,6 +106,7 @@ static inline int x86_rmw_begin(struct x86_vcpu *c, unsigned seg, u64 ea, unsign
   if (likely(((lin + size - 1) & PAGE_MASK) == e->write && e->write == e->read)) {
     *host = x86_tlb_host(e, lin);
     c->rmw.kind = 0;
+    if (locked) x86_note_lock(c, lin, size);
     return X86_OK;
   }
   return x86_rmw_begin_slow(c, seg, lin, size, locked, host);
@@ -138,7 +150,7 @@ void x86_mmu_flush_all(struct x86_vcpu *c, bool globals);
 void x86_mmu_forget_pcid(struct x86_vcpu *c, unsigned pcid);
 void x86_mmu_forget_pcids(struct x86_vcpu *c);
 /* No vCPU may write the page the fast way any more: for one's own. */
-void x86_mmu_protect_page(struct x86_vcpu *c, gpa_t page);
+void x86_mmu_protect_page(struct x86_vcpu *c, hva_t page);
 /* The generation of code addresses in force, and that code was found at one. */
 static inline u64 x86_code_generation(const struct x86_vcpu *c) { return c->mmu.gen.now[c->cpl == 3]; }
 void x86_mmu_executed(struct x86_vcpu *c, u64 lin);

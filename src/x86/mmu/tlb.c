@@ -45,7 +45,7 @@ void x86_tlb_fill(struct x86_vcpu *c, u64 lin, unsigned table, gpa_t gpa, bool g
       .read = perms & PERM_R ? page : none,
       .write = perms & PERM_W ? page : none,
       .exec = perms & PERM_X ? page : none,
-      .host = host,
+      .delta = host - page,
   };
   c->mmu.meta[n] = (struct x86_tlb_meta){.gpa = gpa, .global = global};
   if (c->mmu.logged < X86_TLB_LOG) c->mmu.log[c->mmu.logged] = (u16)n;
@@ -82,7 +82,7 @@ static unsigned executed_bit(u64 lin) { return (unsigned)((lin >> PAGE_SHIFT) * 
 void x86_mmu_executed(struct x86_vcpu *c, u64 lin) {
   struct x86_generations *g = &c->mmu.gen;
   unsigned bit = executed_bit(lin), n = c->mmu.right * X86_TLB_SIZE + ((lin >> PAGE_SHIFT) & (X86_TLB_SIZE - 1));
-  g->executed[bit / 64] |= BIT(bit % 64);
+  g->executed[c->cpl == 3][bit / 64] |= BIT(bit % 64);
   bool global = c->mmu.tables[n].exec == (lin & PAGE_MASK) && c->mmu.meta[n].global;
   if (c->cpl != 3 && !global) g->super_local = true;
 }
@@ -101,9 +101,9 @@ static void renew(struct x86_vcpu *c, bool globals) {
 static void renew_for_page(struct x86_vcpu *c, u64 lin) {
   struct x86_generations *g = &c->mmu.gen;
   unsigned bit = executed_bit(lin);
-  if (!(g->executed[bit / 64] >> (bit % 64) & 1)) return;
+  if (g->executed[0][bit / 64] >> (bit % 64) & 1) new_super(g);
+  if (!(g->executed[1][bit / 64] >> (bit % 64) & 1)) return;
   x86_mmu_forget_pcids(c);
-  new_super(g);
   new_user(c);
 }
 
@@ -132,14 +132,16 @@ void x86_mmu_flush_all(struct x86_vcpu *c, bool globals) {
 }
 
 /* Write tags with this guest-physical page. */
-void x86_mmu_protect_page(struct x86_vcpu *c, gpa_t page) {
+void x86_mmu_protect_page(struct x86_vcpu *c, hva_t page) {
   struct x86_mmu *m = &c->mmu;
   if (m->logged > X86_TLB_LOG) {
     flush_entries(c, true);
     return;
   }
-  for (unsigned k = 0; k < m->logged; k++)
-    if (m->meta[m->log[k]].gpa == page) m->tables[m->log[k]].write = x86_tlb_none(m->log[k]);
+  for (unsigned k = 0; k < m->logged; k++) {
+    struct x86_tlb_entry *e = &m->tables[m->log[k]];
+    if (e->write + e->delta == page) e->write = x86_tlb_none(m->log[k]);
+  }
 }
 
 void x86_mmu_flush_page(struct x86_vcpu *c, u64 lin) {

@@ -8,17 +8,17 @@
 #define X86_TLB_SIZE (1u << X86_TLB_BITS)
 
 /* A tag holds the linear page address where that access may go the fast way (RAM, rights checked, accessed and dirty bits set, no code on
- * a writable page, dirty logging done), else x86_tlb_none().  `host` is the page's host address. */
+ * a writable page, dirty logging done), else x86_tlb_none().  Linear plus `delta` is the host address. */
 struct x86_tlb_entry {
   u64 read, write, exec;
-  u64 host;
+  u64 delta;
 };
 
 /* The tag of an empty entry at this index: a page that belongs to another one, so that neither an address that leads here nor the one after a page's
  * end equals it, and their exclusive or is not below a page's size either (which is how translated code compares). */
 static inline u64 x86_tlb_none(unsigned index) { return 1ull << 63 | (u64)((index ^ X86_TLB_SIZE / 2) & (X86_TLB_SIZE - 1)) << 12; }
 
-static inline void *x86_tlb_host(const struct x86_tlb_entry *e, u64 lin) { return (void *)(uintptr_t)(e->host + (lin & 0xfff)); }
+static inline void *x86_tlb_host(const struct x86_tlb_entry *e, u64 lin) { return (void *)(uintptr_t)(e->delta + lin); }
 
 /* Access rights differ by these; x86_vcpu.tlb points at the current table. */
 enum x86_tlb_index {
@@ -51,7 +51,7 @@ struct x86_generations {
     u16 pcid;
   } known[X86_PCID_SLOTS];
   bool super_local;     /* supervisor code was found on a page that is not global */
-  u64 executed[(1u << X86_EXECUTED_BITS) / 64]; /* pages on which code was found, hashed: INVLPG of any other matters to no code */
+  u64 executed[2][(1u << X86_EXECUTED_BITS) / 64]; /* [CPL == 3] pages on which code was found, hashed: INVLPG of any other matters to no code */
 };
 
 struct x86_mmu {

@@ -3,7 +3,7 @@
 
 /* ---- targets by linear address ---- */
 
-_Static_assert(sizeof(struct x86_code_target) == 32 && X86_TARGET_BITS == 12, "t_find_target()");
+_Static_assert(sizeof(struct x86_code_target) == 32 && X86_TARGET_BITS == 14, "t_find_target()");
 #define TARGET(field) EM_GS_AT(H_RCX, offsetof(struct x86_vcpu, code.targets) + offsetof(struct x86_code_target, field))
 
 /* ECX: where the target in RAX is in the table. */
@@ -11,7 +11,7 @@ static void target_index(struct emitter *e) {
   em_reg(e, 0, 0x8b, H_RCX, H_RAX);             /* mov ecx, eax */
   em_reg(e, 0, 0xc1, 5, H_RCX), em8(e, 10);     /* shr ecx, 10 */
   em_reg(e, 0, 0x33, H_RCX, H_RAX);             /* xor ecx, eax */
-  em_reg(e, 0, 0x81, 4, H_RCX), em32(e, 0xfff); /* and ecx */
+  em_reg(e, 0, 0x81, 4, H_RCX), em32(e, 0x3fff); /* and ecx */
   em_reg(e, 0, 0xc1, 4, H_RCX), em8(e, 5);      /* shl ecx, 5 */
 }
 
@@ -46,22 +46,16 @@ void t_indirect(struct translation *t, s32 add_to_rsp) {
 
 /* ---- direct branches ---- */
 
-/* The displacement is patched while others run: it must not straddle four bytes. */
-static void align_displacement(struct emitter *e, unsigned opcode_bytes) {
-  static const u8 nops[4][3] = {{0}, {0x90}, {0x66, 0x90}, {0x0f, 0x1f, 0x00}};
-  unsigned n = (unsigned)(-(uintptr_t)(e->p + opcode_bytes) & 3);
-  for (unsigned k = 0; k < n; k++) em8(e, nops[n][k]);
-}
-
 /* A jump to the block itself needs no link. */
 static bool to_itself(struct translation *t, u8 *rel32, s32 target) {
   if (target != t->start) return false;
-  em_patch(&t->e, rel32, t->saved ? t->entry_saved : t->entry_host);
+  em_patch(&t->e, rel32, t->f.saved ? t->entry_saved : t->entry_host);
   return true;
 }
 
 void t_goto(struct translation *t, s32 target) {
-  align_displacement(&t->e, 1);
+  if (!t->f.host) t_save_flags(t);
+  em_align_displacement(&t->e, 1);
   u8 *rel32 = em_jmp(&t->e);
   if (!to_itself(t, rel32, target)) t_exit_to(t, rel32, target);
 }
@@ -81,7 +75,14 @@ static const u16 saved_bits[8] = {1, 1u << 8, 1u << 14, 1u << 14 | 1u << 8, 1u <
 static bool conditional(struct translation *t) {
   unsigned cc = t->z->opcode & 15;
   struct emitter *e = &t->e;
-  if (!t->host && saved_bits[cc >> 1]) {
+  if (t->copies > 1 && branch_target(t) == t->start) {
+    t_need_flags(t);
+    em_align_displacement(e, 2);
+    t_exit_to(t, em_jcc(e, cc ^ 1), t->start + t->i->next);
+    if (t->copy + 1 == t->copies) t_loop(t);
+    return true;
+  }
+  if (!t->f.host && t->f.producer.op == PRODUCER_NONE && saved_bits[cc >> 1]) {
     t_save_flags(t);
     em8(e, 0x66), em_mem(e, 0, 0xf7, 0, EM_GS(offsetof(struct x86_vcpu, code.flags)));
     em8(e, saved_bits[cc >> 1] & 0xff), em8(e, saved_bits[cc >> 1] >> 8);
@@ -89,7 +90,7 @@ static bool conditional(struct translation *t) {
   } else {
     t_need_flags(t);
   }
-  align_displacement(e, 2);
+  em_align_displacement(e, 2);
   u8 *rel32 = em_jcc(e, cc);
   if (!to_itself(t, rel32, branch_target(t))) t_exit_to(t, rel32, branch_target(t));
   t_goto(t, t->start + t->i->next);
@@ -98,18 +99,20 @@ static bool conditional(struct translation *t) {
 
 /* ---- calls ---- */
 
-static void push_return(struct translation *t) {
+/* n: which memory access of the instruction it is. */
+static bool push_return(struct translation *t, unsigned n) {
   struct emitter *e = &t->e;
+  struct em_mem m;
+  if (!t_access(t, n, &m)) return false;
   t_lose_flags(t);
-  em_lea(e, H_RAX, EM_AT(T_HOME(RSP), -8));
-  t_translate(t, 8, true);
-  em_load(e, H_RCX, EM_GS(offsetof(struct x86_vcpu, code.page)));
-  em_lea(e, H_RCX, EM_AT(H_RCX, t->start + t->i->next));
-  em_store(e, EM_AT(H_RAX, 0), H_RCX);
+  em_load(e, H_RAX, EM_GS(offsetof(struct x86_vcpu, code.page)));
+  em_lea(e, H_RAX, EM_AT(H_RAX, t->start + t->i->next));
+  em_store(e, m, H_RAX);
+  return true;
 }
 
 static bool call_direct(struct translation *t) {
-  push_return(t);
+  if (!push_return(t, 0)) return false;
   em_lea(&t->e, T_HOME(RSP), EM_AT(T_HOME(RSP), -8));
   t_goto(t, branch_target(t));
   return true;
@@ -119,11 +122,13 @@ static bool call_direct(struct translation *t) {
 static bool indirect_target(struct translation *t) {
   const ZydisDecodedOperand *op = &t->ops[0];
   if (op->type == ZYDIS_OPERAND_TYPE_MEMORY) {
-    if (!t_operand(t, 8, false)) return false;
-    em_load(&t->e, H_RAX, EM_AT(H_RAX, 0));
+    struct em_mem m;
+    if (!t_access(t, 0, &m)) return false;
+    t_store_flags(t);
+    em_load(&t->e, H_RAX, m);
   } else {
     if (op->type != ZYDIS_OPERAND_TYPE_REGISTER) return false;
-    t_lose_flags(t);
+    t_store_flags(t);
     em_mov(&t->e, H_RAX, t_read(t, (unsigned)ZydisRegisterGetId(op->reg.value), H_RAX));
   }
   return true;
@@ -139,7 +144,7 @@ static bool call_indirect(struct translation *t) {
   t_find_target(t, miss);
   s->from[s->n_from++] = miss[0];
   s->from[s->n_from++] = miss[1];
-  push_return(t);
+  if (!push_return(t, t->ops[0].type == ZYDIS_OPERAND_TYPE_MEMORY)) return false;
   em_lea(e, T_HOME(RSP), EM_AT(T_HOME(RSP), -8));
   em_load(e, H_RAX, EM_GS(offsetof(struct x86_vcpu, code.scratch)));
   target_index(e);
@@ -155,10 +160,10 @@ static bool jump_indirect(struct translation *t) {
 
 static bool near_return(struct translation *t) {
   s32 more = t->ops[0].type == ZYDIS_OPERAND_TYPE_IMMEDIATE && t->z->operand_count_visible ? (s32)(u16)t->i->imm : 0;
-  t_lose_flags(t);
-  em_mov(&t->e, H_RAX, T_HOME(RSP));
-  t_translate(t, 8, false);
-  em_load(&t->e, H_RAX, EM_AT(H_RAX, 0));
+  struct em_mem m;
+  if (!t_access(t, 0, &m)) return false;
+  t_store_flags(t);
+  em_load(&t->e, H_RAX, m);
   t_indirect(t, 8 + more);
   return true;
 }

@@ -65,8 +65,8 @@ static inline void em_opcode(struct emitter *e, u32 opcode) {
   em8(e, opcode & 0xff);
 }
 
-/* ModRM, SIB and displacement of a memory operand. */
-static inline void em_modrm_mem(struct emitter *e, unsigned reg, struct em_mem m) {
+/* ModRM, SIB and displacement of a memory operand.  wide: no displacement of 8 bits (EVEX would scale it). */
+static inline void em_modrm_disp(struct emitter *e, unsigned reg, struct em_mem m, bool wide) {
   unsigned r = (reg & 7) << 3;
   if (m.base == H_NONE && m.index == H_NONE) { /* no base: absolute */
     em8(e, r | 4);
@@ -81,11 +81,15 @@ static inline void em_modrm_mem(struct emitter *e, unsigned reg, struct em_mem m
     return;
   }
   bool sib = m.index != H_NONE || (m.base & 7) == 4;
-  unsigned mod = !m.disp && (m.base & 7) != 5 ? 0 : m.disp >= -128 && m.disp <= 127 ? 0x40 : 0x80;
+  unsigned mod = !m.disp && (m.base & 7) != 5 ? 0 : !wide && m.disp >= -128 && m.disp <= 127 ? 0x40 : 0x80;
   em8(e, mod | r | (sib ? 4u : m.base & 7u));
   if (sib) em8(e, (unsigned)m.shift << 6 | (m.index == H_NONE ? 4u : m.index & 7u) << 3 | (m.base & 7u));
   if (mod == 0x40) em8(e, (u8)m.disp);
   if (mod == 0x80) em32(e, (u32)m.disp);
+}
+
+static inline void em_modrm_mem(struct emitter *e, unsigned reg, struct em_mem m) {
+  em_modrm_disp(e, reg, m, false);
 }
 
 static inline unsigned em_rex_mem(unsigned reg, struct em_mem m) {
@@ -103,6 +107,15 @@ static inline void em_mem(struct emitter *e, unsigned w, u32 opcode, unsigned re
 static inline void em_reg(struct emitter *e, unsigned w, u32 opcode, unsigned reg, unsigned rm) {
   unsigned rex = (w ? 8 : 0) | (reg & 8) >> 1 | (rm & 8) >> 3;
   if (rex) em8(e, 0x40 | rex);
+  em_opcode(e, opcode);
+  em8(e, 0xc0 | (reg & 7) << 3 | (rm & 7));
+}
+
+/* The same with operands of 8 to 64 bits. */
+static inline void em_sized_reg(struct emitter *e, unsigned bits, u32 opcode, unsigned reg, unsigned rm) {
+  unsigned rex = (bits == 64 ? 8 : 0) | (reg & 8) >> 1 | (rm & 8) >> 3;
+  if (bits == 16) em8(e, 0x66);
+  if (rex || bits == 8) em8(e, 0x40 | rex);
   em_opcode(e, opcode);
   em8(e, 0xc0 | (reg & 7) << 3 | (rm & 7));
 }
@@ -154,5 +167,12 @@ static inline void em_jmp_to(struct emitter *e, const u8 *target) {
 }
 
 enum { CC_B = 2, CC_AE = 3, CC_E = 4, CC_NE = 5, CC_BE = 6, CC_A = 7 };
+
+/* The displacement behind so many bytes of opcode will be patched while others run it: it must not straddle four bytes. */
+static inline void em_align_displacement(struct emitter *e, unsigned opcode_bytes) {
+  static const u8 nops[4][3] = {{0}, {0x90}, {0x66, 0x90}, {0x0f, 0x1f, 0x00}};
+  unsigned n = (unsigned)(-(uintptr_t)(e->p + opcode_bytes) & 3);
+  for (unsigned k = 0; k < n; k++) em8(e, nops[n][k]);
+}
 
 #endif

@@ -1,7 +1,11 @@
-/* Memory operands: effective address, linear address, and the look into the software TLB. */
+/* Memory operands: linear address, the look into the software TLB, and the operand that the host's instruction gets.
+ *
+ * A TLB entry holds what to add to a linear address.  The first access of a group (plan.h) checks that all bytes of the group lie in one page that may be
+ * accessed, and keeps that number; the others only add it.
+ */
 #include "x86/translate/private.h"
 
-_Static_assert(sizeof(struct x86_tlb_entry) == 32 && X86_TLB_BITS == 12, "t_translate()");
+_Static_assert(sizeof(struct x86_tlb_entry) == 32 && X86_TLB_BITS == 12, "look_up()");
 
 bool t_address(struct translation *t, struct em_mem *m) {
   const struct x86_insn *i = t->i;
@@ -20,40 +24,114 @@ bool t_address(struct translation *t, struct em_mem *m) {
   return m->disp == disp;
 }
 
-static void add_segment(struct translation *t) {
-  if (t->i->seg < SEG_FS) return;
-  em_mem(&t->e, 1, 0x03, H_RAX,
-         EM_GS(offsetof(struct x86_vcpu, seg) + t->i->seg * sizeof(struct x86_seg) + offsetof(struct x86_seg, base)));
+static struct em_mem segment_base(unsigned seg) {
+  return EM_GS(offsetof(struct x86_vcpu, seg) + seg * sizeof(struct x86_seg) + offsetof(struct x86_seg, base));
 }
 
-bool t_linear(struct translation *t) {
-  struct em_mem m;
-  if (t->i->adsize != 8) return false;
-  t_lose_flags(t);
-  if (!t_address(t, &m)) return false;
+/* The base: its host register, or `scratch` with it; H_NONE where there is none. */
+static unsigned base_register(struct translation *t, const struct plan_address *a, unsigned scratch) {
+  if (a->base == X86_REG_NONE) return H_NONE;
+  if (a->base != X86_REG_RIP) return t_read(t, a->base, scratch);
+  em_load(&t->e, scratch, EM_GS(offsetof(struct x86_vcpu, code.page)));
+  return scratch;
+}
+
+/* RAX: the linear address.  Flags are lost. */
+static void linear(struct translation *t, const struct plan_address *a) {
+  struct em_mem m = {.index = H_NONE, .shift = a->shift, .disp = a->disp};
+  m.base = (u8)base_register(t, a, H_RAX);
+  if (a->index != X86_REG_NONE) m.index = (u8)t_read(t, a->index, H_RCX);
   if (m.index == H_NONE && !m.disp && m.base != H_NONE)
     em_mov(&t->e, H_RAX, m.base);
   else
     em_lea(&t->e, H_RAX, m);
-  add_segment(t);
-  return true;
+  if (a->seg) em_mem(&t->e, 1, 0x03, H_RAX, segment_base(a->seg));
 }
 
-void t_translate(struct translation *t, unsigned size, bool write) {
+/* RCX: what to add to the linear address in RAX, when all bytes lie in a page with the right; the displacement of the jump where not. */
+static u8 *look_up(struct translation *t, s32 bytes, bool write) {
   struct emitter *e = &t->e;
   s32 table = GS_OF(mmu.tables) + (s32)(t->right * X86_TLB_SIZE * sizeof(struct x86_tlb_entry));
-  em_reg(e, 0, 0x8b, H_RCX, H_RAX);              /* mov ecx, eax */
-  em_reg(e, 0, 0xc1, 5, H_RCX), em8(e, 7);       /* shr ecx, 7 */
-  em_reg(e, 0, 0x81, 4, H_RCX), em32(e, 0x1ffe0);/* and ecx: 32 * index */
+  em_reg(e, 0, 0x8b, H_RCX, H_RAX);               /* mov ecx, eax */
+  em_reg(e, 0, 0xc1, 5, H_RCX), em8(e, 7);        /* shr ecx, 7 */
+  em_reg(e, 0, 0x81, 4, H_RCX), em32(e, 0x1ffe0); /* and ecx: 32 * index */
   em_mem(e, 1, 0x33, H_RAX,
          EM_GS_AT(H_RCX, table + (s32)(write ? offsetof(struct x86_tlb_entry, write) : offsetof(struct x86_tlb_entry, read))));
-  em8(e, 0x48), em8(e, 0x3d), em32(e, 4096 - size); /* cmp rax: the offset in the page, when it is that page */
-  t_slow_if(t, CC_A);
-  em_mem(e, 1, 0x03, H_RAX, EM_GS_AT(H_RCX, table + (s32)offsetof(struct x86_tlb_entry, host)));
+  em_load(e, H_RCX, EM_GS_AT(H_RCX, table + (s32)offsetof(struct x86_tlb_entry, delta)));
+  em8(e, 0x48), em8(e, 0x3d), em32(e, (u32)(PAGE_SIZE - bytes)); /* cmp rax: the offset in the page, when it is that page */
+  return em_jcc(e, CC_A);
 }
 
-bool t_operand(struct translation *t, unsigned size, bool write) {
-  if (!t_linear(t)) return false;
-  t_translate(t, size, write);
+static struct em_mem delta(unsigned group) {
+  return EM_GS(offsetof(struct x86_vcpu, code.delta) + 8 * group);
+}
+
+/* The operand, with what RCX says is to be added. */
+static struct em_mem operand(struct translation *t, const struct plan_address *a) {
+  struct emitter *e = &t->e;
+  struct em_mem m = {.base = H_RCX, .index = H_NONE, .disp = a->disp};
+  if (a->seg) {
+    em_load(e, H_RAX, segment_base(a->seg));
+    em_lea(e, H_RCX, (struct em_mem){.base = H_RCX, .index = H_RAX});
+  }
+  unsigned base = base_register(t, a, H_RAX);
+  if (base == H_RAX || (base != H_NONE && a->index != X86_REG_NONE)) {
+    em_lea(e, H_RCX, (struct em_mem){.base = H_RCX, .index = (u8)(base == H_RSP ? H_NONE : base)});
+    base = H_NONE;
+  }
+  if (a->index == X86_REG_NONE) {
+    if (base != H_NONE) m.base = (u8)base, m.index = H_RCX;
+    return m;
+  }
+  unsigned index = t_read(t, a->index, H_RAX);
+  if (index == H_RAX) {
+    em_lea(e, H_RCX, (struct em_mem){.base = H_RCX, .index = H_RAX, .shift = a->shift});
+    return m;
+  }
+  m.index = (u8)index;
+  m.shift = a->shift;
+  return m;
+}
+
+/* The check of a group whose registers have moved. */
+static u8 *check_group(struct translation *t, unsigned group, s32 moved) {
+  const struct plan_group *g = &t->plan.group[group];
+  struct plan_address at = g->at;
+  at.disp -= moved;
+  linear(t, &at);
+  u8 *miss = look_up(t, g->span, g->write);
+  em_store(&t->e, delta(group), H_RCX);
+  return miss;
+}
+
+static void check(struct translation *t, const struct plan_access *a) {
+  struct t_slow *s = t_slow(t);
+  t_lose_flags(t);
+  t->lost_plan |= a->group != PLAN_ALONE && !a->leads;
+  if (a->group == PLAN_ALONE || a->last) {
+    linear(t, &a->at);
+    s->from[s->n_from++] = look_up(t, a->size, a->write);
+    return;
+  }
+  u8 *miss = check_group(t, a->group, a->moved);
+  s->from[s->n_from++] = miss;
+  s->group = a->group;
+  s->group_moved = a->moved + a->moved_by;
+  t->ready |= 1u << a->group;
+}
+
+bool t_access(struct translation *t, unsigned n, struct em_mem *m) {
+  if (t->i->adsize != 8 || n >= t->p->n_access) return false;
+  const struct plan_access *a = &t->p->access[n];
+  if (!a->size) return false;
+  if (a->group != PLAN_ALONE && t->ready >> a->group & 1)
+    em_load(&t->e, H_RCX, delta(a->group));
+  else
+    check(t, a);
+  *m = operand(t, &a->at);
   return true;
+}
+
+void t_check_again(struct translation *t, const struct t_slow *s, u8 **miss) {
+  *miss = check_group(t, s->group, s->group_moved);
 }

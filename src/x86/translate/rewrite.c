@@ -18,7 +18,7 @@ struct general {
 struct fields {
   unsigned reg, rm, vvvv; /* host registers; rm: of a register operand */
   bool memory;
-  u8 address; /* host register with the address */
+  struct em_mem mem;
   struct general g[MAX_GENERAL];
   unsigned n;
   bool byte; /* an 8-bit general register is among them */
@@ -157,13 +157,14 @@ static void immediates(struct translation *t) {
 
 static void modrm(struct translation *t, const struct fields *f, unsigned reg) {
   if (f->memory)
-    em_modrm_mem(&t->e, reg, EM_AT(f->address, 0));
+    em_modrm_disp(&t->e, reg, f->mem, t->z->encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX);
   else
     em8(&t->e, 0xc0 | (reg & 7) << 3 | (f->rm & 7));
 }
 
-static unsigned rm_of(const struct fields *f) {
-  return f->memory ? f->address : f->rm;
+/* REX.X and REX.B. */
+static unsigned extensions(const struct fields *f) {
+  return f->memory ? em_rex_mem(0, f->mem) : (f->rm & 8) >> 3;
 }
 
 static void encode_legacy(struct translation *t, const struct fields *f, bool reg_is_operand) {
@@ -180,7 +181,7 @@ static void encode_legacy(struct translation *t, const struct fields *f, bool re
     reg = opcode >= 0xa8 ? 0 : opcode >> 3;
     opcode = (opcode >= 0xa8 ? 0xf6u : 0x80u) | (opcode & 1);
   }
-  unsigned rex = (z->raw.rex.W ? 8 : 0) | (opcode_register ? 0 : (reg & 8) >> 1) | (rm_of(f) & 8) >> 3;
+  unsigned rex = (z->raw.rex.W ? 8 : 0) | (opcode_register ? 0 : (reg & 8) >> 1) | extensions(f);
   if (rex || f->byte) em8(&t->e, 0x40 | rex);
   if (z->opcode_map != ZYDIS_OPCODE_MAP_DEFAULT) em_opcode(&t->e, maps[z->opcode_map]);
   if (opcode_register) {
@@ -196,20 +197,19 @@ static void encode_vex(struct translation *t, const struct fields *f, bool reg_i
   const ZydisDecodedInstruction *z = t->z;
   unsigned reg = reg_is_operand ? f->reg : z->raw.modrm.reg;
   em8(&t->e, 0xc4);
-  em8(&t->e, (~(reg & 8) & 8) << 4 | 0x40 | (~(rm_of(f) & 8) & 8) << 2 | z->raw.vex.m_mmmm);
+  em8(&t->e, (~(reg & 8) & 8) << 4 | (~extensions(f) & 3) << 5 | z->raw.vex.m_mmmm);
   em8(&t->e, z->raw.vex.W << 7 | (~f->vvvv & 15) << 3 | z->raw.vex.L << 2 | z->raw.vex.pp);
   em8(&t->e, z->opcode);
   modrm(t, f, reg);
   immediates(t);
 }
 
-/* Without a displacement there is none to be scaled. */
 static void encode_evex(struct translation *t, const struct fields *f, bool reg_is_operand) {
   const ZydisDecodedInstruction *z = t->z;
-  unsigned reg = reg_is_operand ? f->reg : z->raw.modrm.reg, rm = rm_of(f);
-  unsigned x = f->memory ? 0 : rm & 16;
+  unsigned reg = reg_is_operand ? f->reg : z->raw.modrm.reg;
+  unsigned xb = f->memory ? extensions(f) : (f->rm & 16) >> 3 | (f->rm & 8) >> 3;
   em8(&t->e, 0x62);
-  em8(&t->e, (~(reg & 8) & 8) << 4 | (~(x >> 1) & 8) << 3 | (~(rm & 8) & 8) << 2 | (~(reg & 16) & 16) | z->raw.evex.mmm);
+  em8(&t->e, (~(reg & 8) & 8) << 4 | (~xb & 3) << 5 | (~(reg & 16) & 16) | z->raw.evex.mmm);
   em8(&t->e, z->raw.evex.W << 7 | (~f->vvvv & 15) << 3 | 4 | z->raw.evex.pp);
   em8(&t->e, z->raw.evex.z << 7 | z->raw.evex.L2 << 6 | z->raw.evex.L << 5 | z->raw.evex.b << 4 | (~(f->vvvv >> 1) & 8) |
                  z->raw.evex.aaa);
@@ -219,11 +219,6 @@ static void encode_evex(struct translation *t, const struct fields *f, bool reg_
 }
 
 /* ---- one instruction ---- */
-
-/* What it needs of the flags and does to them. */
-static bool needs_flags(const struct x86_insn *i) {
-  return i->flags_read || (i->flags_written && i->flags_written != 63);
-}
 
 static void load_generals(struct translation *t, const struct fields *f) {
   for (unsigned n = 0; n < f->n; n++)
@@ -235,8 +230,8 @@ static void store_generals(struct translation *t, const struct fields *f) {
 }
 
 /* align: address bits that must be 0. */
-static bool rewrite(struct translation *t, unsigned mem_size, bool mem_write, unsigned align) {
-  static const u8 both[] = {H_RCX, H_RAX};
+static bool rewrite(struct translation *t, unsigned align) {
+  static const u8 scratch[] = {H_RAX, H_RCX}; /* a memory operand has taken RCX */
   const ZydisDecodedInstruction *z = t->z;
   struct fields f = {.rm = 0};
   u8 which[MAX_GENERAL + 4];
@@ -252,22 +247,17 @@ static bool rewrite(struct translation *t, unsigned mem_size, bool mem_write, un
     if (!place(t, &f, op, accumulator && k == 0, which, &n)) return false;
     reg_is_operand |= op->encoding == ZYDIS_OPERAND_ENCODING_MODRM_REG;
   }
-  bool flags = needs_flags(t->i);
   if (f.memory) {
-    if (!mem_size || !t_operand(t, mem_size, mem_write)) return false;
+    if (!t_access(t, 0, &f.mem)) return false;
     if (align) {
+      t_lose_flags(t);
+      em_lea(&t->e, H_RAX, f.mem);
       em8(&t->e, 0xa9), em32(&t->e, align); /* test eax, align: pages are aligned */
       t_slow_if(t, CC_NE);
     }
-    f.address = H_RAX;
-    if (flags) {
-      em_mov(&t->e, H_RCX, H_RAX);
-      f.address = H_RCX;
-    }
   }
-  if (flags) t_need_flags(t);
-  const u8 other[] = {f.address == H_RAX ? H_RCX : H_RAX};
-  if (!find_homes(&f, f.memory ? other : both, f.memory ? 1 : 2)) return false;
+  if (t->p->needs) t_need_flags(t);
+  if (!find_homes(&f, scratch, f.memory ? 1 : 2)) return false;
   for (unsigned k = 0; k < n; k++) {
     unsigned host = f.g[which[k] >> 4].host, field = which[k] & 15;
     if (field == 1) f.reg = host;
@@ -301,14 +291,13 @@ static bool rewrite_plain(struct translation *t) {
               mnemonic == ZYDIS_MNEMONIC_BTC;
   if (bits && m && t->ops[1].type == ZYDIS_OPERAND_TYPE_REGISTER) return false; /* the bit may lie anywhere */
   if (m && m->size > 64) return false;
-  return rewrite(t, m ? m->size / 8 : 0, m && (m->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE), 0);
+  return rewrite(t, 0);
 }
 
 static bool rewrite_vector(struct translation *t) {
-  static const u8 levels[] = {[VECTOR_SSE] = VECTORS_SSE, [VECTOR_AVX] = VECTORS_AVX, [VECTOR_AVX512] = VECTORS_AVX512};
   const struct x86_vector *v = t->i->aux;
-  t_need_vectors(t, levels[v->class]);
-  return rewrite(t, v->mem_size, v->store, v->align);
+  t_need_vectors(t, x86_plan_vector_level(t->i));
+  return rewrite(t, v->align);
 }
 
 static bool rewrite_lea(struct translation *t) {

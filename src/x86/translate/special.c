@@ -15,14 +15,7 @@ static unsigned number(const ZydisDecodedOperand *op) {
   return general_number(op);
 }
 
-/* op reg-field /reg, operand: with operand-size prefix and REX as the width wants them. */
-static void sized_reg(struct emitter *e, unsigned bits, u32 opcode, unsigned reg, unsigned rm) {
-  unsigned rex = (bits == 64 ? 8 : 0) | (reg & 8) >> 1 | (rm & 8) >> 3;
-  if (bits == 16) em8(e, 0x66);
-  if (rex || bits == 8) em8(e, 0x40 | rex);
-  em_opcode(e, opcode);
-  em8(e, 0xc0 | (reg & 7) << 3 | (rm & 7));
-}
+/* op reg-field, [address]: with operand-size prefix and REX as the width wants them. */
 static void sized_mem(struct emitter *e, unsigned bits, u32 opcode, unsigned reg, unsigned address) {
   unsigned rex = (bits == 64 ? 8 : 0) | (reg & 8) >> 1 | (address & 8) >> 3;
   if (bits == 16) em8(e, 0x66);
@@ -42,18 +35,21 @@ static bool shift_by_cl(struct translation *t) {
       t->ops[1].reg.value != ZYDIS_REGISTER_CL)
     return false;
   if (dst->type == ZYDIS_OPERAND_TYPE_MEMORY) {
-    if (!t_operand(t, dst->size / 8, true)) return false;
+    struct em_mem m;
+    if (!t_access(t, 0, &m)) return false;
+    t_lose_flags(t);
+    em_lea(e, H_RAX, m);
     em_store(e, EM_GS(offsetof(struct x86_vcpu, code.scratch)), H_RAX);
-    t_need_flags(t);
+    if (t->p->needs) t_need_flags(t);
     em_load(e, H_RAX, EM_GS(offsetof(struct x86_vcpu, code.scratch)));
     em_mov(e, H_RCX, T_HOME(RCX));
     sized_mem(e, dst->size, opcode, extension, H_RAX);
   } else {
     if (!usable(dst)) return false;
-    t_need_flags(t);
+    if (t->p->needs) t_need_flags(t);
     unsigned guest = number(dst), host = t_read(t, guest, H_RAX);
     em_mov(e, H_RCX, T_HOME(RCX));
-    sized_reg(e, dst->size, opcode, extension, host);
+    em_sized_reg(e, dst->size, opcode, extension, host);
     t_write(t, guest, host);
   }
   t_wrote_flags(t);
@@ -69,15 +65,16 @@ static bool multiply(struct translation *t) {
   unsigned opcode = src->size == 8 ? 0xf6 : 0xf7, extension = t->z->raw.modrm.reg;
   if (t->z->opcode_map != ZYDIS_OPCODE_MAP_DEFAULT || (t->z->opcode & 0xfe) != 0xf6) return false;
   if (src->type == ZYDIS_OPERAND_TYPE_MEMORY) {
-    if (!t_operand(t, src->size / 8, false)) return false;
-    em_mov(e, H_RCX, H_RAX);
+    struct em_mem m;
+    if (!t_access(t, 0, &m)) return false;
+    em_lea(e, H_RCX, m);
     em_mov(e, H_RAX, T_HOME(RAX));
     sized_mem(e, src->size, opcode, extension, H_RCX);
   } else {
     if (!usable(src)) return false;
     unsigned host = t_read(t, number(src), H_RCX);
     em_mov(e, H_RAX, T_HOME(RAX));
-    sized_reg(e, src->size, opcode, extension, host);
+    em_sized_reg(e, src->size, opcode, extension, host);
   }
   em_mov(e, T_HOME(RAX), H_RAX);
   t_wrote_flags(t);
@@ -91,8 +88,9 @@ static bool compare_exchange(struct translation *t) {
   if (!usable(src) || !t_mapped(number(src))) return false;
   unsigned s = T_HOME(number(src));
   if (dst->type == ZYDIS_OPERAND_TYPE_MEMORY) {
-    if (!t_operand(t, dst->size / 8, true)) return false;
-    em_mov(e, H_RCX, H_RAX);
+    struct em_mem m;
+    if (!t_access(t, 0, &m)) return false;
+    em_lea(e, H_RCX, m);
     em_mov(e, H_RAX, T_HOME(RAX));
     if (t->i->iflags & X86_I_LOCK) em8(e, 0xf0);
     sized_mem(e, dst->size, opcode, s, H_RCX);
@@ -100,7 +98,7 @@ static bool compare_exchange(struct translation *t) {
   } else {
     if (!usable(dst) || !t_mapped(number(dst)) || number(dst) == RAX) return false;
     em_mov(e, H_RAX, T_HOME(RAX));
-    sized_reg(e, dst->size, opcode, s, T_HOME(number(dst)));
+    em_sized_reg(e, dst->size, opcode, s, T_HOME(number(dst)));
     em_mov(e, T_HOME(RAX), H_RAX);
   }
   t_wrote_flags(t);
@@ -109,7 +107,7 @@ static bool compare_exchange(struct translation *t) {
 
 static bool widen_rax(struct translation *t) { /* CBW, CWDE, CDQE */
   unsigned bits = t->z->mnemonic == ZYDIS_MNEMONIC_CBW ? 16 : t->z->mnemonic == ZYDIS_MNEMONIC_CWDE ? 32 : 64;
-  sized_reg(&t->e, bits, bits == 16 ? 0x0fbe : bits == 32 ? 0x0fbf : 0x63, T_HOME(RAX), T_HOME(RAX));
+  em_sized_reg(&t->e, bits, bits == 16 ? 0x0fbe : bits == 32 ? 0x0fbf : 0x63, T_HOME(RAX), T_HOME(RAX));
   return true;
 }
 static bool widen_into_rdx(struct translation *t) { /* CWD, CDQ, CQO */
@@ -122,12 +120,6 @@ static bool widen_into_rdx(struct translation *t) { /* CWD, CDQ, CQO */
 
 /* ---- the stack, 64 bits wide ---- */
 
-/* RAX: host address of the eight bytes at RSP + offset. */
-static void stack_slot(struct translation *t, s32 offset, bool write) {
-  t_lose_flags(t);
-  em_lea(&t->e, H_RAX, EM_AT(T_HOME(RSP), offset));
-  t_translate(t, 8, write);
-}
 static void move_rsp(struct translation *t, s32 by) {
   em_lea(&t->e, T_HOME(RSP), EM_AT(T_HOME(RSP), by));
 }
@@ -140,20 +132,21 @@ static bool push(struct translation *t) {
   const ZydisDecodedOperand *src = &t->ops[0];
   struct emitter *e = &t->e;
   if (!wide(t)) return false;
+  struct em_mem m;
   if (src->type == ZYDIS_OPERAND_TYPE_MEMORY) {
-    if (!t_operand(t, 8, false)) return false;
-    em_load(e, H_RAX, EM_AT(H_RAX, 0));
+    if (!t_access(t, 0, &m)) return false;
+    em_load(e, H_RAX, m);
     em_store(e, EM_GS(offsetof(struct x86_vcpu, code.scratch)), H_RAX);
-    stack_slot(t, -8, true);
-    em_load(e, H_RCX, EM_GS(offsetof(struct x86_vcpu, code.scratch)));
-    em_store(e, EM_AT(H_RAX, 0), H_RCX);
+    if (!t_access(t, 1, &m)) return false;
+    em_load(e, H_RAX, EM_GS(offsetof(struct x86_vcpu, code.scratch)));
+    em_store(e, m, H_RAX);
   } else if (src->type == ZYDIS_OPERAND_TYPE_IMMEDIATE) {
-    stack_slot(t, -8, true);
-    em_mem(e, 1, 0xc7, 0, EM_AT(H_RAX, 0)), em32(e, (u32)t->i->imm);
+    if (!t_access(t, 0, &m)) return false;
+    em_mem(e, 1, 0xc7, 0, m), em32(e, (u32)t->i->imm);
   } else {
     if (!usable(src) || ZydisRegisterGetClass(src->reg.value) != ZYDIS_REGCLASS_GPR64) return false;
-    stack_slot(t, -8, true);
-    em_store(e, EM_AT(H_RAX, 0), t_read(t, general_number(src), H_RCX));
+    if (!t_access(t, 0, &m)) return false;
+    em_store(e, m, t_read(t, general_number(src), H_RAX));
   }
   move_rsp(t, -8);
   return true;
@@ -161,21 +154,21 @@ static bool push(struct translation *t) {
 
 static bool pop(struct translation *t) {
   const ZydisDecodedOperand *dst = &t->ops[0];
+  struct em_mem m;
   if (!wide(t) || !usable(dst) || ZydisRegisterGetClass(dst->reg.value) != ZYDIS_REGCLASS_GPR64) return false;
-  stack_slot(t, 0, false);
-  em_load(&t->e, H_RAX, EM_AT(H_RAX, 0));
+  if (!t_access(t, 0, &m)) return false;
+  em_load(&t->e, H_RAX, m);
   move_rsp(t, 8);
   t_write(t, general_number(dst), H_RAX);
   return true;
 }
 
 static bool leave(struct translation *t) {
-  if (!wide(t)) return false;
-  t_lose_flags(t);
-  em_mov(&t->e, H_RAX, T_HOME(RBP));
-  t_translate(t, 8, false);
+  struct em_mem m;
+  if (!wide(t) || !t_access(t, 0, &m)) return false;
+  em_load(&t->e, H_RAX, m);
   em_lea(&t->e, T_HOME(RSP), EM_AT(T_HOME(RBP), 8));
-  em_load(&t->e, T_HOME(RBP), EM_AT(H_RAX, 0));
+  em_mov(&t->e, T_HOME(RBP), H_RAX);
   return true;
 }
 

@@ -22,25 +22,29 @@ int guest_ioctl(int fd, unsigned long request, void *arg) {
   return r < 0 ? -errno : r;
 }
 
-void guest_supported(struct guest *g, struct cpuid_table *t) {
-  memset(t, 0, sizeof(*t));
-  t->head.nent = ROOM;
-  assert_int_equal(guest_ioctl(g->sys, KVM_GET_SUPPORTED_CPUID, t), 0);
-}
-
 struct kvm_cpuid_entry2 *cpuid_entry(struct cpuid_table *t, uint32_t function, uint32_t index) {
   for (uint32_t k = 0; k < t->head.nent; k++)
     if (t->entries[k].function == function && t->entries[k].index == index) return &t->entries[k];
   return NULL;
 }
 
-void guest_everything(struct guest *g, struct cpuid_table *t) {
-  guest_supported(g, t);
-  if (cpuid_entry(t, 0xd, 9)) return;
-  cpuid_entry(t, 7, 0)->ecx |= 1u << 3;
-  cpuid_entry(t, 0xd, 0)->eax |= 1u << 9;
+/* Protection keys where only the engine has them. */
+static void add_emulated_keys(struct guest *g, struct cpuid_table *t) {
+  struct cpuid_table emulated = {.head = {.nent = ROOM}};
+  assert_int_equal(guest_ioctl(g->sys, KVM_GET_EMULATED_CPUID, &emulated), 0);
+  if (!(cpuid_entry(&emulated, 7, 0)->ecx & 8)) return;
+  cpuid_entry(t, 7, 0)->ecx |= 8;
+  cpuid_entry(t, 0xd, 0)->eax |= 0x200;
+  cpuid_entry(t, 0xd, 0)->ecx = 2688 + 8;
   t->entries[t->head.nent++] =
       (struct kvm_cpuid_entry2){.function = 0xd, .index = 9, .flags = KVM_CPUID_FLAG_SIGNIFCANT_INDEX, .eax = 8, .ebx = 2688};
+}
+
+void guest_supported(struct guest *g, struct cpuid_table *t) {
+  memset(t, 0, sizeof(*t));
+  t->head.nent = ROOM;
+  assert_int_equal(guest_ioctl(g->sys, KVM_GET_SUPPORTED_CPUID, t), 0);
+  add_emulated_keys(g, t);
 }
 
 static void open_vm(struct guest *g, unsigned cpus, bool cpuid, bool irqchip) {
@@ -55,7 +59,7 @@ static void open_vm(struct guest *g, unsigned cpus, bool cpuid, bool irqchip) {
   struct kvm_userspace_memory_region m = {.memory_size = GUEST_MEMORY, .userspace_addr = (uintptr_t)g->memory};
   assert_int_equal(guest_ioctl(g->vm, KVM_SET_USER_MEMORY_REGION, &m), 0);
   if (irqchip) assert_int_equal(guest_ioctl(g->vm, KVM_CREATE_IRQCHIP, NULL), 0);
-  if (cpuid) guest_everything(g, &table);
+  if (cpuid) guest_supported(g, &table);
   for (unsigned k = 0; k < cpus; k++) {
     g->cpu[k] = guest_ioctl(g->vm, KVM_CREATE_VCPU, (void *)(uintptr_t)k);
     assert_true(g->cpu[k] >= 0);

@@ -19,7 +19,7 @@ struct guest {
   uint8_t *memory;
 };
 
-/* Opens everything; vCPUs have the CPUID of guest_everything() where cpuid says so. */
+/* Opens everything; vCPUs have the supported CPUID where cpuid says so. */
 void guest_open(struct guest *g, unsigned cpus, bool cpuid);
 void guest_open_irqchip(struct guest *g, unsigned cpus); /* with interrupt controllers in the library */
 void guest_close(struct guest *g);
@@ -54,8 +54,6 @@ struct cpuid_table {
   struct kvm_cpuid_entry2 entries[ROOM];
 };
 void guest_supported(struct guest *g, struct cpuid_table *t);
-/* The same with protection keys: the engine has them on every host, and offers them where the host has their register too. */
-void guest_everything(struct guest *g, struct cpuid_table *t);
 struct kvm_cpuid_entry2 *cpuid_entry(struct cpuid_table *t, uint32_t function, uint32_t index);
 
 /* Guest code in a test: CODE16(name, "instructions") defines name_begin and name_end. */

@@ -1,0 +1,345 @@
+/* Two passes over a block.  Forwards: accesses through the same registers, which move by constants only, are grouped, so that the
+ * first checks the page for all.  Backwards: flags that are overwritten before anyone looks at them.  A fault shows all flags, so
+ * everything that may fault looks at them. */
+#include "x86/translate/plan.h"
+#include "x86/exec/vector.h"
+
+enum { ALL_FLAGS = 63, SPAN_MAX = 256 };
+
+unsigned x86_plan_vector_level(const struct x86_insn *i) {
+  static const u8 levels[] = {[VECTOR_SSE] = VECTORS_SSE, [VECTOR_AVX] = VECTORS_AVX, [VECTOR_AVX512] = VECTORS_AVX512};
+  if (i->op == ZYDIS_MNEMONIC_VZEROUPPER || i->op == ZYDIS_MNEMONIC_VZEROALL) return VECTORS_AVX;
+  return x86_vector_is_plain(i) ? levels[((const struct x86_vector *)i->aux)->class] : VECTORS_NONE;
+}
+
+/* ---- accesses ---- */
+
+static bool is_hint(unsigned mnemonic) {
+  switch (mnemonic) {
+  case ZYDIS_MNEMONIC_LEA:
+  case ZYDIS_MNEMONIC_NOP:
+  case ZYDIS_MNEMONIC_PREFETCHT0:
+  case ZYDIS_MNEMONIC_PREFETCHT1:
+  case ZYDIS_MNEMONIC_PREFETCHT2:
+  case ZYDIS_MNEMONIC_PREFETCHNTA:
+  case ZYDIS_MNEMONIC_PREFETCHW:
+  case ZYDIS_MNEMONIC_PREFETCH:
+    return true;
+  default:
+    return false;
+  }
+}
+
+static const ZydisDecodedOperand *memory_operand(const struct x86_decoded_insn *d) {
+  for (unsigned k = 0; k < d->insn.operand_count_visible; k++)
+    if (d->ops[k].type == ZYDIS_OPERAND_TYPE_MEMORY) return &d->ops[k];
+  return NULL;
+}
+
+static void add(struct plan_insn *p, struct plan_address at, unsigned size, bool write) {
+  if (p->n_access < 2)
+    p->access[p->n_access++] =
+        (struct plan_access){.at = at, .size = (u8)size, .write = write, .group = PLAN_ALONE, .last = true};
+}
+
+static void add_operand(struct plan_insn *p, const struct x86_block *b, const struct x86_insn *i,
+                        const struct x86_decoded_insn *d) {
+  const ZydisDecodedOperand *m = memory_operand(d);
+  s64 disp = i->disp + (i->base == X86_REG_RIP ? (s64)(b->gpa & (PAGE_SIZE - 1)) : 0);
+  if (!m || !(i->iflags & X86_I_MEM) || is_hint(d->insn.mnemonic) || i->adsize != 8 || disp != (s32)disp) return;
+  struct plan_address at = {
+      .seg = i->seg >= SEG_FS ? i->seg : 0, .base = i->base, .index = i->index, .shift = i->shift, .disp = (s32)disp};
+  if (x86_vector_is_plain(i)) {
+    const struct x86_vector *v = i->aux;
+    add(p, at, v->mem_size, v->store);
+  } else {
+    add(p, at, m->size / 8, m->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE);
+  }
+}
+
+static void add_stack(struct plan_insn *p, unsigned reg, s32 disp, bool write) {
+  add(p, (struct plan_address){.base = (u8)reg, .index = X86_REG_NONE, .disp = disp}, 8, write);
+}
+
+static void accesses(struct plan_insn *p, const struct x86_block *b, const struct x86_insn *i, const struct x86_decoded_insn *d) {
+  p->n_access = 0;
+  switch (d->insn.mnemonic) {
+  case ZYDIS_MNEMONIC_PUSH:
+  case ZYDIS_MNEMONIC_CALL:
+    add_operand(p, b, i, d);
+    add_stack(p, RSP, -8, true);
+    break;
+  case ZYDIS_MNEMONIC_POP:
+  case ZYDIS_MNEMONIC_RET:
+    add_stack(p, RSP, 0, false);
+    break;
+  case ZYDIS_MNEMONIC_LEAVE:
+    add_stack(p, RBP, 0, false);
+    break;
+  default:
+    add_operand(p, b, i, d);
+  }
+}
+
+/* ---- what happens to registers ---- */
+
+static unsigned general_id(ZydisRegister r) {
+  switch (ZydisRegisterGetClass(r)) {
+  case ZYDIS_REGCLASS_GPR8:
+    if (r >= ZYDIS_REGISTER_SPL) return (unsigned)(r - ZYDIS_REGISTER_SPL) + 4;
+    return (unsigned)(r - ZYDIS_REGISTER_AL) & 3;
+  case ZYDIS_REGCLASS_GPR16:
+  case ZYDIS_REGCLASS_GPR32:
+  case ZYDIS_REGCLASS_GPR64:
+    return (unsigned)ZydisRegisterGetId(r);
+  default:
+    return 16;
+  }
+}
+
+static u32 written(const struct x86_decoded_insn *d) {
+  u32 mask = 0;
+  for (unsigned k = 0; k < d->insn.operand_count; k++)
+    if (d->ops[k].type == ZYDIS_OPERAND_TYPE_REGISTER && (d->ops[k].actions & ZYDIS_OPERAND_ACTION_MASK_WRITE))
+      mask |= 1u << general_id(d->ops[k].reg.value);
+  return mask;
+}
+
+/* How far the instruction moves the register, when that is a constant. */
+static bool moves(const struct x86_insn *i, const struct x86_decoded_insn *d, unsigned reg, s32 *by) {
+  const ZydisDecodedOperand *a = &d->ops[0];
+  bool same = a->type == ZYDIS_OPERAND_TYPE_REGISTER && ZydisRegisterGetClass(a->reg.value) == ZYDIS_REGCLASS_GPR64 &&
+              general_id(a->reg.value) == reg;
+  bool imm = d->insn.operand_count_visible == 2 && d->ops[1].type == ZYDIS_OPERAND_TYPE_IMMEDIATE;
+  s64 n;
+  switch (d->insn.mnemonic) {
+  case ZYDIS_MNEMONIC_PUSH:
+    n = -8;
+    same = reg == RSP && d->insn.operand_width == 64;
+    break;
+  case ZYDIS_MNEMONIC_POP:
+    same = reg == RSP && d->insn.operand_width == 64 && !same;
+    n = 8;
+    break;
+  case ZYDIS_MNEMONIC_ADD:
+    same &= imm;
+    n = (s64)i->imm;
+    break;
+  case ZYDIS_MNEMONIC_SUB:
+    same &= imm;
+    n = -(s64)i->imm;
+    break;
+  case ZYDIS_MNEMONIC_INC:
+    n = 1;
+    break;
+  case ZYDIS_MNEMONIC_DEC:
+    n = -1;
+    break;
+  case ZYDIS_MNEMONIC_LEA:
+    same &= i->base == reg && i->index == X86_REG_NONE && i->adsize == 8;
+    n = i->disp;
+    break;
+  default:
+    return false;
+  }
+  *by = (s32)n;
+  return same && n >= -SPAN_MAX * 16 && n <= SPAN_MAX * 16;
+}
+
+/* Instructions of system.c that may turn to the interpreter or change what addresses mean. */
+static bool is_system(unsigned mnemonic) {
+  switch (mnemonic) {
+  case ZYDIS_MNEMONIC_CLI:
+  case ZYDIS_MNEMONIC_STI:
+  case ZYDIS_MNEMONIC_STAC:
+  case ZYDIS_MNEMONIC_CLAC:
+  case ZYDIS_MNEMONIC_SWAPGS:
+  case ZYDIS_MNEMONIC_RDPKRU:
+  case ZYDIS_MNEMONIC_RDTSC:
+  case ZYDIS_MNEMONIC_RDTSCP:
+    return true;
+  default:
+    return false;
+  }
+}
+
+/* ---- groups ---- */
+
+struct open_group {
+  s32 low, high; /* of the bytes accessed, for the registers of the first access */
+  s32 moved;     /* by how far the base register has moved since */
+  bool closed;
+  struct plan_access *newest;
+};
+
+static bool same_registers(const struct plan_address *a, const struct plan_address *b) {
+  if (a->seg != b->seg || a->base != b->base || a->index != b->index || a->shift != b->shift) return false;
+  return a->base != X86_REG_RIP || (a->disp >> PAGE_SHIFT) == (b->disp >> PAGE_SHIFT);
+}
+
+static bool join(struct plan_group *g, struct open_group *o, unsigned number, struct plan_access *a) {
+  s32 low = a->at.disp + o->moved, high = low + a->size;
+  if (o->closed || !same_registers(&g->at, &a->at) || (a->write && !g->write)) return false;
+  low = MIN(low, o->low);
+  high = MAX(high, o->high);
+  bool crosses = g->at.base == X86_REG_RIP && (low >> PAGE_SHIFT) != ((high - 1) >> PAGE_SHIFT);
+  if (high - low > SPAN_MAX || crosses) return false;
+  o->low = low;
+  o->high = high;
+  o->newest->last = false;
+  o->newest = a;
+  a->group = (u8)number;
+  a->moved = o->moved;
+  return true;
+}
+
+static void place(struct plan *p, struct open_group *open, struct plan_access *a) {
+  for (unsigned n = p->n_groups; n-- > 0;)
+    if (join(&p->group[n], &open[n], n, a)) return;
+  if (p->n_groups == PLAN_GROUPS) return;
+  unsigned n = p->n_groups++;
+  p->group[n] = (struct plan_group){.at = a->at, .write = a->write};
+  open[n] = (struct open_group){.low = a->at.disp, .high = a->at.disp + a->size, .newest = a};
+  a->group = (u8)n;
+  a->leads = true;
+}
+
+/* The registers of open groups after this instruction. */
+static void moved(struct plan *p, struct open_group *open, const struct x86_insn *i, const struct x86_decoded_insn *d,
+                  struct plan_insn *at) {
+  u32 mask = at->writes;
+  for (unsigned n = 0; n < p->n_groups; n++) {
+    const struct plan_address *a = &p->group[n].at;
+    s32 by = 0;
+    if (open[n].closed) continue;
+    bool base = a->base < 16 && (mask >> a->base & 1), index = a->index < 16 && (mask >> a->index & 1);
+    if (index || (base && !moves(i, d, a->base, &by)) ||
+        (base && (open[n].moved + by > SPAN_MAX * 64 || open[n].moved + by < -SPAN_MAX * 64))) {
+      open[n].closed = true;
+      continue;
+    }
+    open[n].moved += by;
+    for (unsigned k = 0; k < at->n_access; k++)
+      if (at->access[k].group == n) at->access[k].moved_by = by;
+  }
+}
+
+/* Groups whose registers nobody changes: in a loop one look is enough for all rounds. */
+static void find_constant(struct plan *p, const struct x86_block *b, struct open_group *open) {
+  u32 mask = 0;
+  for (unsigned k = 0; k < b->n; k++) mask |= p->insn[k].writes;
+  for (unsigned n = 0; n < p->n_groups; n++) {
+    const struct plan_address *a = &p->group[n].at;
+    bool changes = (a->base < 16 && (mask >> a->base & 1)) || (a->index < 16 && (mask >> a->index & 1));
+    if (changes || open[n].closed) continue;
+    p->constant |= 1u << n;
+    open[n].newest->last = false;
+  }
+}
+
+static void group(struct plan *p, const struct x86_block *b, const struct x86_decoded_insn *d, u32 interpreted, bool loop) {
+  struct open_group open[PLAN_GROUPS];
+  for (unsigned k = 0; k < b->n; k++) {
+    struct plan_insn *i = &p->insn[k];
+    if ((interpreted >> k & 1) || is_system(d[k].insn.mnemonic)) { /* it may change what addresses mean */
+      for (unsigned n = 0; n < p->n_groups; n++) open[n].closed = true;
+      i->n_access = 0;
+      continue;
+    }
+    for (unsigned n = 0; n < i->n_access; n++) place(p, open, &i->access[n]);
+    moved(p, open, &b->insn[k], &d[k], i);
+  }
+  if (loop) find_constant(p, b, open);
+  for (unsigned n = 0; n < p->n_groups; n++) {
+    p->group[n].at.disp = open[n].low;
+    p->group[n].span = open[n].high - open[n].low;
+  }
+}
+
+/* ---- flags ---- */
+
+/* Flags that it reads only to leave them as they are. */
+static bool passes_flags(unsigned mnemonic) {
+  switch (mnemonic) {
+  case ZYDIS_MNEMONIC_SHL:
+  case ZYDIS_MNEMONIC_SHR:
+  case ZYDIS_MNEMONIC_SAR:
+  case ZYDIS_MNEMONIC_ROL:
+  case ZYDIS_MNEMONIC_ROR:
+  case ZYDIS_MNEMONIC_SHLD:
+  case ZYDIS_MNEMONIC_SHRD:
+  case ZYDIS_MNEMONIC_BSF:
+  case ZYDIS_MNEMONIC_BSR:
+    return true;
+  default:
+    return false;
+  }
+}
+
+/* Whether somebody may find the state between this instruction and the one before. */
+static bool may_stop(const struct plan_insn *p, const struct x86_insn *i) {
+  if (i->iflags & X86_I_END || p->loads) return true;
+  if (x86_vector_is_plain(i) && ((const struct x86_vector *)i->aux)->align) return true;
+  for (unsigned k = 0; k < p->n_access; k++)
+    if (p->access[k].group == PLAN_ALONE || p->access[k].leads) return true;
+  return false;
+}
+
+/* Instructions that may have to load the vector or x87 registers first. */
+static void loads(struct plan *p, const struct x86_block *b, const struct x86_decoded_insn *d, u32 interpreted) {
+  unsigned loaded = 0;
+  bool x87_loaded = false;
+  for (unsigned k = 0; k < b->n; k++) {
+    unsigned level = x86_plan_vector_level(&b->insn[k]);
+    bool x87 = d[k].insn.meta.isa_ext == ZYDIS_ISA_EXT_X87;
+    p->insn[k].loads = level > loaded || (x87 && !x87_loaded);
+    loaded = interpreted >> k & 1 ? 0 : MAX(loaded, level);
+    x87_loaded = !(interpreted >> k & 1) && (x87_loaded || x87);
+  }
+}
+
+static void flags(struct plan *p, const struct x86_block *b, const struct x86_decoded_insn *d, u32 interpreted, bool exact) {
+  u8 live = ALL_FLAGS;
+  for (unsigned k = b->n; k-- > 0;) {
+    const struct x86_insn *i = &b->insn[k];
+    struct plan_insn *at = &p->insn[k];
+    at->live = exact ? ALL_FLAGS : live;
+    u8 read = passes_flags(d[k].insn.mnemonic) ? i->flags_read & at->live : i->flags_read;
+    at->needs = i->flags_written ? (u8)(read | (at->live & ~i->flags_written)) : read;
+    live = (u8)((live & ~i->flags_written) | read);
+    if ((interpreted >> k & 1) || is_system(d[k].insn.mnemonic) || may_stop(at, i)) live = ALL_FLAGS;
+  }
+}
+
+/* Those of system.c that may be left to the interpreter after all, or change what addresses mean. */
+static u32 system_insns(const struct x86_block *b, const struct x86_decoded_insn *d) {
+  u32 mask = 0;
+  for (unsigned k = 0; k < b->n; k++) {
+    switch (d[k].insn.mnemonic) {
+    case ZYDIS_MNEMONIC_STI:
+    case ZYDIS_MNEMONIC_SWAPGS:
+    case ZYDIS_MNEMONIC_RDPKRU:
+    case ZYDIS_MNEMONIC_RDTSC:
+    case ZYDIS_MNEMONIC_RDTSCP:
+      mask |= 1u << k;
+      break;
+    default:
+      break;
+    }
+  }
+  return mask;
+}
+
+void x86_plan(struct plan *p, const struct x86_block *b, const struct x86_decoded_insn *d, u32 interpreted, bool grouped,
+              bool loop, bool exact) {
+  p->n_groups = 0;
+  p->constant = 0;
+  interpreted |= system_insns(b, d);
+  for (unsigned k = 0; k < b->n; k++) {
+    accesses(&p->insn[k], b, &b->insn[k], &d[k]);
+    p->insn[k].writes = written(&d[k]);
+  }
+  if (grouped) group(p, b, d, interpreted, loop);
+  loads(p, b, d, interpreted);
+  flags(p, b, d, interpreted, exact);
+}
