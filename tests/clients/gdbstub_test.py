@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 
-from qemu_test import Failure, arguments, check, need
+from qemu_test import TIMEOUT, Failure, arguments, check, need
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 RIP = 16  # its place among the registers of a `g` packet
@@ -87,7 +87,7 @@ def sector(uvirt, tmp):
     subprocess.run(["ld", "-m", "elf_i386", "-Ttext=0x7c00", "-e", "start", "-o", path["elf"], path["o"]], check=True)
     subprocess.run(["objcopy", "-O", "binary", path["elf"], path["disk"]], check=True)
     at = symbols(path["elf"])
-    args = ["-machine", "pc,accel=kvm", "-nodefaults", "-display", "none", "-drive", f"if=ide,format=raw,file={path['disk']}", "-S",
+    args = ["-machine", "pc,accel=kvm", "-cpu", "host", "-nodefaults", "-display", "none", "-drive", f"if=ide,format=raw,file={path['disk']}", "-S",
             "-gdb", f"unix:{path['gdb']},server=on,wait=off"]
     with subprocess.Popen([uvirt, "exec", "--", "qemu-system-x86_64", *args], stdin=subprocess.DEVNULL) as p:
         try:
@@ -102,15 +102,10 @@ def sector(uvirt, tmp):
                     gdb.step(at["inner"], "into a call")
                 gdb.step(at[f"in_{n}"], f"from in_{n - 1}")
             check(gdb.ask("m6000,3") == gdb.ask("m7c00,3"), "the string was not copied")
-            stop = f"Z0,{at['stop']:x},1"
-            original = gdb.ask(f"m{at['stop']:x},1")
-            gdb.ask(stop, "OK")
-            check(gdb.ask(f"m{at['stop']:x},1") == original, "the breakpoint shows in memory")
             for n in range(1, 5):
-                gdb.go_on()
-                check((gdb.register(RIP), gdb.word(at["counter"])) == (at["stop"], n), f"the breakpoint was not hit for the {n}. time")
+                gdb.run_to(at["stop"], n & 1)
+                check(gdb.word(at["counter"]) == n, f"the breakpoint was not hit for the {n}. time")
                 gdb.step(at["stop"] + 1, "from a breakpoint")
-            gdb.ask("z" + stop[1:], "OK")
             gdb.run_to(at["wait"], 1)
             check(gdb.word(at["traps"]) == 1, "the guest did not get its own breakpoint")
             gdb.ask(f"Z2,{at['watched']:x},2", "OK")
@@ -163,7 +158,7 @@ echo test-end
                 check(len(seen) > 15 and all(a >> 47 == 0x1ffff for a in seen), f"steps through {sorted(map(hex, seen))}")
             gdb.send("D")
             gdb.answer()
-            text += p.communicate(timeout=120)[0].decode(errors="replace")
+            text += p.communicate(timeout=TIMEOUT)[0].decode(errors="replace")
             check(p.returncode == 0 and "test-end" in text, f"exit code {p.returncode}")
         except Failure:
             print(text[-4000:])

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Boots Debian guests in Debian's unmodified QEMU under `uvirt exec`: machines, firmware, interrupt controllers, devices.
 
-usage: qemu_test.py UVIRT [MACHINE ...] [--full] [--repeat N] [--jobs N]
+usage: qemu_test.py UVIRT [MACHINE ...] [--full] [--strace] [--repeat N] [--jobs N]
 
 A MACHINE is a name as the test prints it: machine,firmware,irqchip,cpus,devices (pc,seabios,split,2,virtio).  Without one: a few that
 together have everything once; --full: every combination that QEMU has.  Exit code 77 (skip) without QEMU or without the guest's files.
@@ -133,7 +133,7 @@ def sha(data):
     return hashlib.sha256(data).hexdigest()
 
 
-def boot(uvirt, name):
+def boot(uvirt, name, prefix=()):
     """One boot to the end of the guest's script and off.  Returns the seconds to init by the guest's clock."""
     first, second = os.urandom(SIZE), os.urandom(SIZE)
     with tempfile.TemporaryDirectory() as tmp, socket.create_server(("127.0.0.1", 0)) as listener:
@@ -142,7 +142,7 @@ def boot(uvirt, name):
             f.write(first)
         serve(listener, second)
         args = arguments(name, tmp, SCRIPT.replace("PORT", str(listener.getsockname()[1])))
-        with subprocess.Popen([uvirt, "exec", "--", QEMU, *args], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as p:
+        with subprocess.Popen([*prefix, uvirt, "exec", "--", QEMU, *args], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as p:
             try:
                 out = p.communicate(timeout=TIMEOUT)[0]
             except subprocess.TimeoutExpired:
@@ -164,21 +164,37 @@ def boot(uvirt, name):
     return float(re.search(r"init: reached after ([\d.]+)", text).group(1))
 
 
+def boot_traced(uvirt, name):
+    """The same under strace: no path of a device node reaches the kernel, and no KVM request is answered by it."""
+    if not shutil.which("strace"):
+        print("skip: no strace; script/setup installs it")
+        sys.exit(77)
+    with tempfile.TemporaryDirectory() as tmp:
+        trace = os.path.join(tmp, "trace")
+        uptime = boot(uvirt, name, ["strace", "-f", "--seccomp-bpf", "-o", trace, "-e", "trace=%file,ioctl"])
+        lines = open(trace, errors="replace").read().splitlines()
+    check(sum("bzImage" in line or "vmlinuz" in line for line in lines), "strace does not see what QEMU opens")
+    bad = [line for line in lines if re.search(r'"(/dev/|[^"]*/)kvm"', line) or re.search(r"ioctl\(\d+, (KVM_|_IOC\(.*0xae).* = \d", line)]
+    check(not bad, "a device node is touched: " + "\n".join(bad[:5]))
+    return uptime
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("uvirt")
     parser.add_argument("machine", nargs="*")
     parser.add_argument("--full", action="store_true")
+    parser.add_argument("--strace", action="store_true", help="look at QEMU's system calls")
     parser.add_argument("--repeat", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=1)
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     names = options.machine or (everything() if options.full else QUICK)
     need(*{DEVICES[name.split(",")[4]][0] for name in names})
 
     def one(name):
         start = time.monotonic()
         try:
-            uptime = boot(options.uvirt, name)
+            uptime = (boot_traced if options.strace else boot)(options.uvirt, name)
         except Failure as e:
             print(f"FAILED: {e}", flush=True)
             return False
