@@ -74,10 +74,10 @@ static void slot_commit_x86(struct vm *v, const struct memslot *old, const struc
 static int slot_prepare_x86(struct vm *v, const struct memslot *old, struct memslot *new, enum slot_change change) { return 0; }
 
 static void memory_written_x86(struct vm *v, const void *host, size_t len) {
-  const u8 *at = host;
-  for (size_t n; len; at += n, len -= n) {
-    n = MIN(len, (size_t)(PAGE_SIZE - ((uintptr_t)at & (PAGE_SIZE - 1))));
-    if (x86_page_has_code(v, at)) x86_blocks_written(x86_vm(v), at, (unsigned)n);
+  const char *at = host;
+  for (size_t done = 0, n; done < len; done += n) {
+    n = MIN(len - done, (size_t)(PAGE_SIZE - ((uintptr_t)(at + done) & (PAGE_SIZE - 1))));
+    if (x86_page_has_code(v, at + done)) x86_blocks_written(x86_vm(v), at + done, (unsigned)n);
   }
 }
 

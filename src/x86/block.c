@@ -243,9 +243,17 @@ static int exec_fallthrough(struct x86_vcpu *c, const struct x86_insn *i) {
 }
 
 /* Decodes from `bytes` into `insn` (X86_BLOCK_MAX + 1 entries).  Returns the number of bytes; *n instructions.  0: the first one needs more bytes. */
+/* A block goes on behind a forward branch, which seldom is taken, but not for ever. */
+enum { BRANCHES_MAX = 4 };
+
+static bool ends_here(const struct x86_insn *i, unsigned *branches) {
+  if (i->iflags & X86_I_MAYBE) return (s64)i->imm < (s64)i->next || ++*branches > BRANCHES_MAX;
+  return i->iflags & X86_I_END;
+}
+
 static unsigned decode_run(struct x86_vcpu *c, u32 mode, const u8 *bytes, unsigned avail, struct x86_insn *insn, unsigned *n) {
   struct x86_decode_ctx ctx = {.mode = mode, .cpuid = c->cpuid, .vm = x86_vm_of(c)};
-  unsigned at = 0, max = mode & X86_MODE_SINGLE ? 1 : X86_BLOCK_MAX;
+  unsigned at = 0, branches = 0, max = mode & X86_MODE_SINGLE ? 1 : X86_BLOCK_MAX;
   for (*n = 0; *n < max && at < avail; (*n)++) {
     struct x86_insn *i = &insn[*n];
     memset(i, 0, sizeof(*i));
@@ -255,7 +263,7 @@ static unsigned decode_run(struct x86_vcpu *c, u32 mode, const u8 *bytes, unsign
     i->len = (u8)len;
     i->next = (u16)(at + len);
     at += len;
-    if (i->iflags & X86_I_END) {
+    if (ends_here(i, &branches)) {
       (*n)++;
       break;
     }

@@ -246,14 +246,14 @@ static bool attempt(struct translation *t, bool (*fn)(struct translation *t)) {
 }
 
 static void one(struct translation *t) {
-  bool ends = t->i->iflags & X86_I_END;
+  bool ends = t->i->iflags & X86_I_END, branch = t->i->iflags & (X86_I_END | X86_I_MAYBE);
   t->at = NULL;
   if (!t_x87_keeps_pointer(t)) t_flush_x87_pointer(t);
   if (attempt(t, t_system)) return;
-  if (ends ? !attempt(t, t_branch) : !attempt(t, t_rewrite) && !attempt(t, t_special) && !attempt(t, t_x87))
+  if (branch ? !attempt(t, t_branch) : !attempt(t, t_rewrite) && !attempt(t, t_special) && !attempt(t, t_x87))
     t_interpret(t);
   else
-    t->ended = ends;
+    t->ended |= ends;
 }
 
 static void place(struct translation *t) {

@@ -278,7 +278,7 @@ static bool passes_flags(unsigned mnemonic) {
 
 /* Whether somebody may find the state between this instruction and the one before. */
 static bool may_stop(const struct plan_insn *p, const struct x86_insn *i) {
-  if (i->iflags & X86_I_END || p->loads) return true;
+  if (i->iflags & (X86_I_END | X86_I_MAYBE) || p->loads) return true;
   if (x86_vector_is_plain(i) && ((const struct x86_vector *)i->aux)->align) return true;
   for (unsigned k = 0; k < p->n_access; k++)
     if (p->access[k].group == PLAN_ALONE || p->access[k].leads) return true;
