@@ -39,6 +39,9 @@ int vm_read_gpa(struct vm *vm, gpa_t gpa, void *data, size_t len) { return copy_
 
 int vcpu_write_gpa(struct vcpu *vcpu, gpa_t gpa, const void *data, size_t len) {
   int r = copy_gpa(vcpu->vm, vcpu, gpa, (void *)data, len);
-  vm_memory_changed(vcpu->vm);
+  if (vcpu->vm->arch->memory_written)
+    vcpu->vm->arch->memory_written(vcpu->vm, gpa, len);
+  else
+    vm_memory_changed(vcpu->vm);
   return r;
 }

@@ -37,7 +37,7 @@ static inline hva_t memslot_hva(const struct memslot *slot, gfn_t gfn) { return 
 int vm_set_memory_region(struct vm *vm, const struct kvm_userspace_memory_region *mem);
 
 /* Guest-physical copies for chips and PV; writes with vcpu->mutex held.  Host faults on guest memory give -EFAULT, as do holes; read-only slots
- * refuse writes with -EFAULT.  Writes mark dirty and bump vm->write_epoch. */
+ * refuse writes with -EFAULT.  Writes mark dirty and tell the architecture. */
 int vm_read_gpa(struct vm *vm, gpa_t gpa, void *data, size_t len);
 int vcpu_write_gpa(struct vcpu *vcpu, gpa_t gpa, const void *data, size_t len);
 

@@ -36,6 +36,7 @@ static unsigned first_of(const struct irq_routing *t, u32 gsi) {
 
 int vm_set_irq(struct vm *vm, int source, u32 gsi, int level, bool line_status) {
   int sum = -1;
+  if (level) vm_irq_from_outside(vm);
   rcu_read_lock();
   struct irq_routing *t = rcu_dereference(vm->routing);
   for (unsigned i = first_of(t, gsi); i < t->n && t->entry[i].gsi == gsi; i++) {
@@ -145,6 +146,7 @@ int vm_signal_msi(struct vm *vm, const struct kvm_msi *msi) {
   struct irq_route_entry e;
   int r = fill_entry(vm, &e, &ue);
   if (r) return trace_error(r);
+  vm_irq_from_outside(vm);
   rcu_read_lock(); /* as set() expects */
   r = e.set(&e, vm, KVM_USERSPACE_IRQ_SOURCE_ID, 1, false);
   rcu_read_unlock();

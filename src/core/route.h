@@ -22,6 +22,9 @@ struct irq_route_entry {
   };
 };
 
+/* Said before an interrupt of a device is passed on: its handler may find that the device has written memory. */
+static inline void vm_irq_from_outside(struct vm *vm) { atomic_fetch_add_explicit(&vm->outside_irqs, 1, memory_order_relaxed); }
+
 /* Sets the line of a GSI on every chip it is routed to.  Any thread; takes the RCU read lock.  Result as set() above, summed. */
 int vm_set_irq(struct vm *vm, int source, u32 gsi, int level, bool line_status);
 /* KVM_SET_GSI_ROUTING; entries are the user's, n at most 4096. */

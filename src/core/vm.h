@@ -37,6 +37,7 @@ struct vm {
   struct evloop *evloop;            /* the VM's service thread: timers and irqfds; started by first use */
   _Atomic bool dead;                /* creator process gone or bugged: ioctls answer -EIO */
   _Atomic u64 write_epoch;          /* bumped when others may have written guest memory: code blocks re-validate (see x86/block.h) */
+  _Atomic u64 outside_irqs;         /* interrupts raised by others than vCPUs and their timers, roughly: such a one may tell of written memory */
   pid_t owner;                      /* (o) ioctls from another process answer -EIO as KVM does */
   u64 created_ns;
   struct vm_stats *stats;           /* (o) core/stats.h */

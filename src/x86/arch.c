@@ -73,6 +73,13 @@ static void slot_commit_x86(struct vm *v, const struct memslot *old, const struc
 
 static int slot_prepare_x86(struct vm *v, const struct memslot *old, struct memslot *new, enum slot_change change) { return 0; }
 
+static void memory_written_x86(struct vm *v, gpa_t gpa, size_t len) {
+  for (size_t done = 0, n; done < len; done += n) {
+    n = MIN(len - done, (size_t)(PAGE_SIZE - ((gpa + done) & (PAGE_SIZE - 1))));
+    if (x86_page_has_code(v, (gpa + done) >> PAGE_SHIFT)) x86_blocks_written(x86_vm(v), gpa + done, (unsigned)n);
+  }
+}
+
 static bool irqchip_present_x86(struct vm *v) { return x86_vm(v)->irqchip != NULL; }
 
 const struct arch_ops x86_arch = {
@@ -101,6 +108,7 @@ const struct arch_ops x86_arch = {
     .vcpu_runnable = vcpu_runnable_x86,
     .slot_prepare = slot_prepare_x86,
     .slot_commit = slot_commit_x86,
+    .memory_written = memory_written_x86,
     .route_set = x86_route_set,
     .routes_changed = x86_routes_changed,
     .irqchip_present = irqchip_present_x86,

@@ -7,6 +7,7 @@
 #include "core/stats.h"
 #include "x86/block.h"
 #include "x86/cpu/cpu.h"
+#include "x86/decode/decoded.h"
 #include "x86/mmu/io.h"
 #include "x86/mmu/walk.h"
 #include "x86/translate/code.h"
@@ -228,6 +229,7 @@ void x86_blocks_abandon(struct x86_vcpu *c) {
   if (c->cur) c->rip = x86_insn_ip(c, c->cur);
   c->cur = NULL;
   c->stop = 0;
+  c->bus_lock = false;
   if (!c->publishing) return;
   pthread_mutex_unlock(&x86_vm_of(c)->blocks->lock);
   free(c->publishing);
@@ -277,6 +279,12 @@ static bool still_backed(struct x86_vcpu *c, gpa_t gpa, const u8 *host) {
   return slot && memslot_hva(slot, gpa >> PAGE_SHIFT) + (gpa & (PAGE_SIZE - 1)) == (hva_t)(uintptr_t)host;
 }
 
+static bool has_locked(const struct x86_insn *insn, unsigned n) {
+  for (unsigned k = 0; k < n; k++)
+    if (insn[k].iflags & X86_I_LOCK || (insn[k].op == ZYDIS_MNEMONIC_XCHG && insn[k].iflags & X86_I_MEM)) return true;
+  return false;
+}
+
 /* Publishes a block unless memory changed meanwhile (then NULL: look again). */
 static struct x86_block *publish(struct x86_vcpu *c, u32 mode, const struct fetch *f, const u8 *bytes, unsigned len, const struct x86_insn *insn,
                                  unsigned n) {
@@ -292,6 +300,7 @@ static struct x86_block *publish(struct x86_vcpu *c, u32 mode, const struct fetc
   b->isa = c->isa;
   b->len = (u16)len;
   b->n = (u8)n;
+  b->interpreted = c->bus_lock_exits && has_locked(insn, n);
   b->bytes = (u8 *)&b->insn[n + 1];
   memcpy(b->insn, insn, (n + 1) * sizeof(*insn));
   memcpy(b->bytes, bytes, len);
@@ -457,16 +466,12 @@ static inline bool within_limit(const struct x86_vcpu *c, const struct x86_block
   return c->code64 || c->rip + b->len - 1 <= c->seg[SEG_CS].limit;
 }
 
-static inline struct x86_jcache_entry *jcache_slot(struct x86_vcpu *c, u64 lin) {
-  return &c->jcache[(lin ^ (lin >> X86_JCACHE_BITS)) & ((1u << X86_JCACHE_BITS) - 1)];
-}
-
 /* The block at RIP in `mode`: from the lookup cache, or the slow way. */
 static inline int next_block(struct x86_vcpu *c, u32 mode, struct x86_block **out) {
   u64 lin = x86_linear_ip(c);
   /* Rights to execute differ between CPL 3 and the others. */
   u32 key = mode | (c->cpl == 3 ? 1u << 31 : 0);
-  struct x86_jcache_entry *e = jcache_slot(c, lin);
+  struct x86_jcache_entry *e = x86_jcache_slot(c, lin);
   if (likely(e->lin == lin && e->gen == x86_code_generation(c) && e->mode == key && within_limit(c, e->block))) {
     u64 epoch = atomic_load_explicit(&c->core.vm->write_epoch, memory_order_relaxed);
     if (likely(atomic_load_explicit(&e->block->epoch, memory_order_relaxed) == epoch) || revalidate(c, e->block, epoch)) {
@@ -517,10 +522,10 @@ int x86_run_blocks(struct x86_vcpu *c) {
     bool resumed = c->rflags & FL_RF; /* an instruction must run before an event may come that would find RF clear: translated code looks first */
     if (unlikely(c->int_shadow | (c->mode & X86_MODE_SINGLE) | resumed) && one_by_one(c)) {
       r = x86_run_one(c);
-      if (c->io.n_writes) return r;
+      if (c->io.n_writes | c->bus_lock) return r;
     } else {
       r = next_block(c, c->mode, &b);
-      struct x86_code *code = likely(!r && !resumed) ? x86_code_for(c, b) : NULL;
+      struct x86_code *code = likely(!r && !resumed) && likely(!b->interpreted) ? x86_code_for(c, b) : NULL;
       if (code) r = x86_code_run(c, code);
       else if (likely(!r)) r = run_block(c, b);
       if (unlikely(c->stop)) {

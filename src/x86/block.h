@@ -5,7 +5,7 @@
  *
  * Stale code.  (1) Guest stores: a page with blocks is never writable in a TLB, so the store takes the slow path, which calls
  * x86_blocks_written() after writing.  (2) Writes by others (the client, its devices, the host kernel) cannot be seen; they are only allowed to matter
- * after the guest could have learned of them, that is after an exit to the client or an injected interrupt.  Both bump vm->write_epoch; a
+ * after the guest could have learned of them, that is after an exit to the client or an interrupt from outside the VM's processors.  Both bump vm->write_epoch; a
  * block whose epoch is older compares its bytes with memory before it runs.
  */
 #ifndef X86_BLOCK_H
@@ -27,6 +27,7 @@ struct x86_block {
   u8 n, isa;
   _Atomic bool dead;
   bool scattered;      /* translated code checks each memory access by itself: together they failed too often */
+  bool interpreted;    /* never translated: the interpreter looks at its locked instructions */
   u32 runs;            /* of the interpreter, roughly: a block that runs often is translated */
   struct x86_code *_Atomic code[TLB_COUNT]; /* translations, by the access rights of their memory accesses */
   u8 *bytes;           /* copy of the code */
@@ -39,7 +40,10 @@ struct x86_jcache_entry {
   u32 mode;
   struct x86_block *block;
 };
-#define X86_JCACHE_BITS 12
+#define X86_JCACHE_BITS 14
+static inline struct x86_jcache_entry *x86_jcache_slot(struct x86_vcpu *c, u64 lin) {
+  return &c->jcache[(lin ^ (lin >> X86_JCACHE_BITS)) & ((1u << X86_JCACHE_BITS) - 1)];
+}
 
 int x86_blocks_create(struct x86_vm *vm);
 void x86_blocks_destroy(struct x86_vm *vm);

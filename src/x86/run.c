@@ -17,6 +17,14 @@ static void guest_memory_may_have_changed(struct x86_vcpu *c) {
   vm_memory_changed(c->core.vm);
 }
 
+/* An event was delivered.  Timers and other vCPUs have written nothing, but devices may have: the guest can learn of that now. */
+static void event_may_tell(struct x86_vcpu *c) {
+  u64 n = atomic_load_explicit(&c->core.vm->outside_irqs, memory_order_acquire);
+  if (n == c->outside_irqs) return;
+  c->outside_irqs = n;
+  guest_memory_may_have_changed(c);
+}
+
 /* What the client reads after every exit (Documentation/virt/kvm/api.rst, 5. The kvm_run structure). */
 static void save_run(struct x86_vcpu *c) {
   struct kvm_run *run = c->core.run;
@@ -24,7 +32,8 @@ static void save_run(struct x86_vcpu *c) {
   run->cr8 = x86_get_cr8(c);
   run->apic_base = c->apic_base;
   run->ready_for_interrupt_injection = c->lapic || (x86_interrupt_allowed(c) && !c->interrupt.injected);
-  run->flags = c->smm ? KVM_RUN_X86_SMM : 0;
+  run->flags = (c->smm ? KVM_RUN_X86_SMM : 0) | (c->bus_lock ? KVM_RUN_X86_BUS_LOCK : 0);
+  c->bus_lock = false;
 }
 
 /* A client with its own interrupt controller asked to be told when an interrupt could be taken. */
@@ -79,7 +88,7 @@ static int handle_requests(struct x86_vcpu *c) {
     vcpu_stat_inc(&c->core, req_event);
     u64 ip = c->rip;
     int r = x86_take_events(c);
-    if (c->rip != ip) guest_memory_may_have_changed(c);
+    if (c->rip != ip) event_may_tell(c);
     if (r) return r;
   }
   if (window_open(c)) {
@@ -124,6 +133,7 @@ static int wait_runnable(struct x86_vcpu *c) {
 static int after_run(struct x86_vcpu *c, int r) {
   while (r == X86_FAULT) r = x86_deliver_fault(c);
   if (r == X86_OK && unlikely(c->io.n_writes)) r = x86_io_writes_exit(c);
+  if (r == X86_OK && unlikely(c->bus_lock)) r = exit_with(c, KVM_EXIT_X86_BUS_LOCK); /* another exit carries the flag */
   if (r == X86_EXIT) c->io.lin_ip = x86_linear_ip(c); /* whose answer is awaited */
   return r;
 }
@@ -222,6 +232,7 @@ int x86_vcpu_run(struct vcpu *v) {
     /* Injected and pending events of KVM_SET_VCPU_EVENTS and KVM_INTERRUPT are looked at before the first instruction. */
     vcpu_request_self(v, BIT(REQ_EVENT));
     r = guarded(c, run_all);
+    x86_lapic_leave(c);
     absent_begin(c);
   }
   if (r == -EINTR) run->exit_reason = KVM_EXIT_INTR;

@@ -55,6 +55,7 @@ enum { REQ_EVENT = REQ_ARCH, REQ_TRIPLE_FAULT, REQ_CLOCK, REQ_HALT, REQ_APIC, RE
 #define X86_STOP_IO    1 /* posted device writes wait in c->io */
 #define X86_STOP_DEBUG 2 /* c->pending_dbg */
 #define X86_STOP_REQUEST 4 /* a request that must be acted on before the next instruction */
+#define X86_STOP_LOCK 8    /* c->bus_lock */
 
 /* Input/output that left for the client, or that it has answered (x86/mmu/io.c). */
 #define X86_IO_FRAGS 16
@@ -79,7 +80,7 @@ struct x86_io {
 };
 
 /* Where an indirect branch of translated code goes on: linear address -> code. */
-#define X86_TARGET_BITS 12
+#define X86_TARGET_BITS 14
 #define X86_CODE_DELTAS 16
 struct x86_code_target {
   u64 lin;
@@ -101,9 +102,14 @@ struct x86_code_state {
   int result;        /* flow of an instruction that leaves translated code */
   u16 flags;         /* arithmetic flags as LAHF and SETO give them */
   u8 vectors;        /* enum x86_vector_level: the host's vector registers hold the guest's */
+  bool x87;          /* the host's x87 registers hold the guest's, which masks all exceptions */
+  bool can_x87;      /* this host keeps what it has to */
+  u16 host_fcw;      /* of the client, while x87 is set */
+  s32 x87_ip;        /* the last x87 instruction since then: from the start of x87_page; negative: none */
+  u64 x87_page;
   bool wide;         /* the host has AVX-512, ... */
   bool avx;          /* ... AVX */
-  void (*interpret)(void), (*rest)(void), (*load_vectors)(void), (*leave)(void);
+  void (*interpret)(void), (*rest)(void), (*load_vectors)(void), (*load_x87)(void), (*leave)(void);
   u64 host_gs;       /* of the client */
   bool on;           /* GS is ours */
   struct x86_code_target targets[1u << X86_TARGET_BITS];
@@ -121,8 +127,11 @@ struct x86_vcpu {
   u8 stop;                 /* X86_STOP_*: the block must end after the running instruction */
   bool nmi_blocked;        /* NMI blocking (until IRET) */
   u8 code64;               /* EFER.LMA && CS.L */
+  bool irq_waits;          /* an interrupt may wait for IF: STI has to look (cpu/event.c keeps it) */
   bool counting;           /* a performance counter wants every block counted (pmu/) */
   bool counts_cycles;      /* one counts cycles */
+  bool bus_lock_exits;     /* bus locks end in an exit: blocks with locked instructions are never translated */
+  bool bus_lock;           /* the instruction that just ran locked the bus */
   struct x86_tlb_entry *tlb; /* the TLB of the current access rights (mmu/) */
   struct x86_seg seg[6];   /* ES CS SS DS FS GS (cpu/seg.c) */
   struct x86_jcache_entry *jcache; /* linear address -> block (block.c) */
@@ -148,9 +157,11 @@ struct x86_vcpu {
   struct {
     bool pending;          /* an exception to deliver before the next instruction (KVM_SET_VCPU_EVENTS, KVM_NMI races) */
     bool injected;         /* its delivery was interrupted by an exit; deliver again */
+    bool has_payload;      /* of one that is pending: CR2 or DR6 change when it is delivered */
     struct x86_fault ex;
   } exception;
   struct { bool injected; bool soft; u8 nr; u8 len; } interrupt;
+  u64 outside_irqs;        /* vm->outside_irqs when guest memory was last taken for written by others */
   bool nmi_injected;
   _Atomic unsigned nmi_pending; /* set by any thread together with REQ_EVENT */
   _Atomic bool smi_pending;
@@ -204,7 +215,7 @@ struct x86_vm {
   struct x86_msr_filter *msr_filter; /* RCU */
   struct x86_pmu_filter *pmu_filter; /* RCU */
   bool pmu_disabled;             /* KVM_CAP_PMU_CAPABILITY */
-  u32 bus_lock_flags;
+  bool bus_lock_exits;           /* KVM_CAP_X86_BUS_LOCK_EXIT, for vCPUs whose CPUID table is set from now on */
   u64 exits_disabled;
   u64 hypercall_exits;           /* KVM_CAP_EXIT_HYPERCALL: bits by number */
   bool exit_on_emulation_failure;

@@ -74,7 +74,9 @@ void x86_cpuid_get(struct x86_vcpu *c, u32 leaf, u32 subleaf, u32 out[4]);
 bool x86_has(const struct x86_vcpu *c, enum x86_feature f);            /* shown to the guest */
 bool x86_cpuid_has(const struct x86_cpuid *id, enum x86_feature f);
 bool x86_is_amd(const struct x86_vcpu *c);
-void x86_cpuid_runtime_changed(struct x86_vcpu *c); /* CR4.OSXSAVE/PKE, XCR0, APIC enable, MISC_ENABLE */
+/* Bits that follow run-time state: all of them; the one of the APIC. */
+void x86_cpuid_runtime_changed(struct x86_vcpu *c);
+void x86_cpuid_apic_changed(struct x86_vcpu *c);
 
 /* ---- msr/ ---- */
 int x86_msr_create(struct x86_vcpu *c);
@@ -134,6 +136,9 @@ void x86_fpu_reset(struct x86_vcpu *c, bool init);
 void x86_fpu_to_xsave(struct x86_vcpu *c, void *area, size_t size, u64 mask);
 int x86_fpu_from_xsave(struct x86_vcpu *c, const void *area, size_t size); /* -EINVAL: reserved bits */
 u64 x86_xcr0_supported(void);               /* components this host and engine can run */
+/* Those of them that clients find where they look: KVM_GET_XSAVE follows CPUID.0DH of the host (api.rst 4.42), and QEMU asks the host's
+ * CPUID for offsets.  PKRU is missing on hosts without protection keys. */
+u64 x86_xcr0_announced(void);
 size_t x86_xsave_size(u64 xcr0);            /* standard layout */
 
 /* ---- api/sync_regs.c: KVM_CAP_SYNC_REGS ---- */

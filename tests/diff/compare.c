@@ -1,10 +1,13 @@
 /* Compares what a case left on the host and in the engine, and tells about differences. */
+#include <immintrin.h>
 #include <stdio.h>
 #include <string.h>
 #include "diff.h"
-#include "x86/regs.h"
+#include "x86/x86.h"
 
 #define REPORTS 3 /* per mnemonic */
+
+const char *diff_side[2] = {"host", "engine"};
 
 /* Flags that the manual (Intel SDM Vol. 2) leaves undefined and in which the engine differs from some processor.  Empty rows are not kept: the engine runs
  * arithmetic on the host, so that also undefined flags come out as the host has them. */
@@ -19,6 +22,7 @@ static const struct {
 void print_undefined(void) {
   puts("not compared: the page offset in CR2 after masked accesses (SDM Vol. 2, VMASKMOV, MASKMOVDQU; Vol. 2A 2.7.7)");
   puts("not compared: exception flags of a dot product that ends in #XM (SDM Vol. 2A DPPS, DPPD)");
+  puts("not compared: XRSTOR of components that only the host or only the guest has enabled (SDM Vol. 1 13.8.1)");
   puts("not compared: which of two faults of one instruction comes first, image against page and alignment against limit (SDM Vol. 3A table 6-2)");
   puts("not compared: which parts of the area are reached, CR2 and the part written, after faults of FXSAVE, XSAVE, FNSAVE, FNSTENV and their counterparts (SDM Vol. 1 13.7 to 13.9)");
   for (size_t n = 0; n < ARRAY_SIZE(undefined); n++)
@@ -92,6 +96,17 @@ static bool saved_more(const struct diff_case *k) {
   return (engine & ~host & 0xe7) == 0 && (host ^ engine) & 0xe7;
 }
 
+__attribute__((target("xsave"))) static u64 host_xcr0(void) { return _xgetbv(0); }
+
+/* An image that names components which only one side has enabled: XRSTOR takes it there (SDM Vol. 1 13.8.1). */
+static bool foreign_components(const struct diff_case *k) {
+  u64 header[2], at = (k->operand & ~63ull) + 512, page = (at - ARENA_BASE) / PAGE_SIZE;
+  if ((k->insn.mnemonic != ZYDIS_MNEMONIC_XRSTOR && k->insn.mnemonic != ZYDIS_MNEMONIC_XRSTOR64) || !k->operand || page >= ARENA_PAGES) return false;
+  if (arena_map[page] == PAGE_GONE) return false;
+  memcpy(header, (void *)at, sizeof(header));
+  return (header[0] | header[1]) & (host_xcr0() ^ x86_xcr0_supported());
+}
+
 /* The host's contents become the engine's. */
 static void copy_memory(void) {
   for (unsigned p = 0; p < ARENA_PAGES; p++)
@@ -103,7 +118,7 @@ static void report_memory(void) {
   for (u64 n = 0; n < ARENA_SIZE; n++) {
     if (arena_map[n / PAGE_SIZE] != PAGE_RW) continue;
     u8 a = *(volatile u8 *)(ARENA_BASE + n), b = engine_arena[n];
-    if (a != b && shown++ < 16) printf("    [%llx] host %02x engine %02x\n", (unsigned long long)(ARENA_BASE + n), a, b);
+    if (a != b && shown++ < 16) printf("    [%llx] %s %02x %s %02x\n", (unsigned long long)(ARENA_BASE + n), diff_side[0], a, diff_side[1], b);
     engine_arena[n] = a;
   }
 }
@@ -118,21 +133,31 @@ static void report_instruction(const struct diff_case *k) {
   printf("]\n");
 }
 
+/* XSTATE_BV, XCOMP_BV and what follows (SDM Vol. 1 13.4.2). */
+static void report_header(const struct diff_case *k) {
+  u64 at = (k->operand & ~63ull) + 512, h[8];
+  if (!is_image(&k->insn) || !k->operand || (at - ARENA_BASE) / PAGE_SIZE >= ARENA_PAGES || arena_map[(at - ARENA_BASE) / PAGE_SIZE] == PAGE_GONE) return;
+  memcpy(h, (void *)at, sizeof(h));
+  printf("    image header:");
+  for (unsigned n = 0; n < 8; n++) printf(" %llx", (unsigned long long)h[n]);
+  printf("\n");
+}
+
 static const char *const names[16] = {"rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15"};
 
 static void report(const struct diff_case *k, const struct diff_state *h, const struct diff_state *e) {
-  report_instruction(k);
   for (unsigned n = 0; n < 16; n++)
     printf("    %-3s %016llx%s", names[n], (unsigned long long)k->in.gpr[n], n % 4 == 3 ? "\n" : "");
   printf("    flags %llx rip %llx\n", (unsigned long long)k->in.rflags, (unsigned long long)k->at);
   if (h->vector != e->vector || h->error != e->error || h->cr2 != e->cr2)
-    printf("    exception: host %d(%x) cr2 %llx, engine %d(%x) cr2 %llx\n", h->vector, h->error, (unsigned long long)h->cr2, e->vector, e->error,
+    printf("    exception: %s %d(%x) cr2 %llx, %s %d(%x) cr2 %llx\n", diff_side[0], h->vector, h->error, (unsigned long long)h->cr2, diff_side[1], e->vector, e->error,
            (unsigned long long)e->cr2);
-  if (h->ip != e->ip) printf("    rip: host %llx engine %llx\n", (unsigned long long)h->ip, (unsigned long long)e->ip);
+  if (h->ip != e->ip) printf("    rip: %s %llx %s %llx\n", diff_side[0], (unsigned long long)h->ip, diff_side[1], (unsigned long long)e->ip);
+  report_header(k);
   u64 f = (h->rflags ^ e->rflags) & flags_compared(k);
-  if (f) printf("    flags: host %llx engine %llx differ in %llx\n", (unsigned long long)h->rflags, (unsigned long long)e->rflags, (unsigned long long)f);
+  if (f) printf("    flags: %s %llx %s %llx differ in %llx\n", diff_side[0], (unsigned long long)h->rflags, diff_side[1], (unsigned long long)e->rflags, (unsigned long long)f);
   for (unsigned n = 0; n < diff_gprs(k->mode); n++)
-    if (h->gpr[n] != e->gpr[n]) printf("    %s: host %llx engine %llx\n", names[n], (unsigned long long)h->gpr[n], (unsigned long long)e->gpr[n]);
+    if (h->gpr[n] != e->gpr[n]) printf("    %s: %s %llx %s %llx\n", names[n], diff_side[0], (unsigned long long)h->gpr[n], diff_side[1], (unsigned long long)e->gpr[n]);
 }
 
 /* The upper halves of registers are undefined in compatibility mode (SDM Vol. 1 3.4.1.1). */
@@ -149,6 +174,7 @@ bool compare(const struct diff_case *k, struct diff_state *h, struct diff_state 
     copy_memory();
     return true;
   }
+  if (foreign_components(k)) return true;
   cut_dot_product(k, h, e);
   bool exceptions = vector_equal(k, h, e) && cr2_equal(k, h, e) && (h->vector != e->vector || !((h->error ^ e->error) & error_mask(k, h)));
   bool registers = registers_equal(k, h, e) && !((h->rflags ^ e->rflags) & flags_compared(k));
@@ -162,6 +188,7 @@ bool compare(const struct diff_case *k, struct diff_state *h, struct diff_state 
   bool tell = reports[k->insn.mnemonic] < REPORTS;
   if (tell) {
     reports[k->insn.mnemonic]++;
+    report_instruction(k);
     report(k, h, e);
     if (!ext) ext_report(k, h, e);
     if (!memory) report_memory();
@@ -169,4 +196,27 @@ bool compare(const struct diff_case *k, struct diff_state *h, struct diff_state 
     copy_memory();
   }
   return false;
+}
+
+/* ---- sequences ---- */
+
+bool compare_placed(const struct diff_case *k, struct diff_state *h, struct diff_state *e) {
+  bool image = is_image(&k->insn);
+  if (k->mode != 64 && e->vector == 14 && (e->cr2 & PAGE_MASK) == ENTRY_PAGE) return true;
+  if (image && (h->vector == 14 || e->vector == 14) && (h->vector < 0 || e->vector < 0)) return true;
+  cut_dot_product(k, h, e);
+  bool exceptions = vector_equal(k, h, e) && cr2_equal(k, h, e) && (h->vector != e->vector || !((h->error ^ e->error) & error_mask(k, h)));
+  if (!exceptions || !registers_equal(k, h, e) || ((h->rflags ^ e->rflags) & flags_compared(k))) return false;
+  return (image && h->vector >= 0) || ((!k->ext || ext_equal(k, h, e)) && memory_equal());
+}
+
+bool compare_engines(const struct diff_case *k, struct diff_state *a, struct diff_state *b) {
+  return a->vector == b->vector && a->error == b->error && a->cr2 == b->cr2 && a->ip == b->ip && !((a->rflags ^ b->rflags) & ~(u64)FL_RF) &&
+         !memcmp(a->gpr, b->gpr, sizeof(a->gpr)) && (!k->ext || ext_equal(k, a, b));
+}
+
+void report_placed(const struct diff_case *k, const struct diff_state *h, const struct diff_state *e) {
+  report(k, h, e);
+  if (k->ext) ext_report(k, h, e);
+  report_memory();
 }

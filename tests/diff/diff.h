@@ -5,6 +5,7 @@
  *   engine.c   runs it in a vCPU of the engine, whose guest memory shows the same arena at the same addresses
  *   compare.c  compares and reports; holds the list of flags that the manual leaves undefined
  *   main.c     arguments, progress, summary
+ *   seq.c      sequences of instructions instead of single ones; seq_gen.c makes them
  *   ext.c      extended state (x87, SSE, AVX, ...): comparison; ext_values.c its random values
  */
 #ifndef TESTS_DIFF_DIFF_H
@@ -35,6 +36,7 @@ struct diff_case {
   bool ext;       /* extended state takes part */
   u64 operand; /* linear address of the memory operand; 0: none, or left to chance */
   u64 at;         /* where the code lies, natively and in the engine */
+  u64 end;        /* of a sequence: where its way out lies */
   ZydisDecodedInstruction insn;
   ZydisDecodedOperand ops[ZYDIS_MAX_OPERAND_COUNT];
   struct diff_state in;
@@ -69,6 +71,7 @@ extern u8 *engine_arena; /* the engine's copy */
 
 /* ---- random numbers (main.c): xoshiro256** ---- */
 u64 rnd(void);
+void rnd_seed(u64 s);
 static inline unsigned rnd_below(unsigned n) {
   return (unsigned)((rnd() >> 32) * n >> 32);
 }
@@ -83,11 +86,37 @@ void gen_case(struct diff_case *k);
 /* Writes to both arenas, where all of the range is writable. */
 void gen_poke(u64 at, const void *data, unsigned size);
 
+/* Instructions of sequences: which registers they should use. */
+#define GEN_NO_INDEX 16
+struct gen_shape {
+  u16 pool;    /* register numbers of operands, also of vector registers */
+  u16 bases;   /* registers that point into the arena */
+  u8 index;    /* a register that holds a small number, or GEN_NO_INDEX */
+  unsigned ext; /* percentage on extended state */
+};
+bool gen_instruction(struct diff_case *k, const struct gen_shape *s); /* an encoding only; never a branch.  false: try again */
+bool gen_decode(struct diff_case *k);                                  /* after a change of the bytes */
+const ZydisDecodedOperand *gen_memory_operand(const struct diff_case *k);
+bool gen_is_branch(const ZydisDecodedInstruction *insn);
+u64 gen_value(void);
+u64 gen_pointer(unsigned align); /* into the arena, as a register holds it */
+u64 gen_address(u64 offset);     /* the same, of an offset in the arena */
+
 /* ---- host.c ---- */
 u8 *host_init(unsigned mode); /* the code area, for writing */
 void host_fill_arena(void);   /* random contents, on both sides */
 void host_run(const struct diff_case *k, struct diff_state *out);
 u64 host_next_slot(void); /* where the next case's code will lie */
+/* Sequences: code is placed once, with the way out behind it, and run by everyone.  ip after the way out: DIFF_END. */
+#define DIFF_END     (~0ull - 1)
+#define DIFF_ENDLESS 1000 /* vector: stopped by the watch */
+void host_place(u64 at, const u8 *bytes, unsigned len);
+void host_run_placed(const struct diff_case *k, struct diff_state *out);
+u64 host_exit_address(void);
+extern void (*host_on_crash)(void); /* a fault of the program itself; NULL: it ends */
+bool host_is_int3(u64 ip); /* in the code area */
+void host_start_watch(void);
+void host_watch(void (*stop)(void)); /* what runs now: stop() makes it end, for the host NULL */
 
 /* ---- engine.c ---- */
 void engine_init(u8 *code); /* the code area's bytes: readable in both */
@@ -96,6 +125,14 @@ void engine_set_mode(unsigned mode);
 bool engine_decodes(const u8 *code); /* the engine claims the instruction */
 bool engine_flags(const struct diff_case *k, u8 *read, u8 *written);
 void engine_run(const struct diff_case *k, struct diff_state *out);
+/* Placed code by way of the block loop: in a VM that interprets, and in one that translates, there interpreted until the blocks are warm. */
+enum engine_kind { ENGINE_INTERPRETER, ENGINE_TRANSLATOR, ENGINE_KINDS };
+void engine_start_sequences(u8 *code, unsigned mode);
+void engine_run_placed(enum engine_kind kind, const struct diff_case *k, struct diff_state *out);
+void engine_warm(u64 at, unsigned len); /* blocks of the code that just ran will be translated; */
+unsigned engine_translated(u64 at, unsigned len); /* how many of them have a translation */
+void engine_forget(void);                          /* all blocks: pages would collect those of earlier cases */
+void engine_reset(void);                           /* after a crash */
 
 /* ---- encodings.c ---- */
 u64 check_encodings(void); /* number of encodings refused by the decoder and run by the host */
@@ -107,6 +144,11 @@ bool check_flags(struct diff_case *k); /* false: the decoder's flag sets are wro
 /* true: equal (as far as defined).  Prints a report of the first few differences per mnemonic. */
 bool compare(const struct diff_case *k, struct diff_state *host, struct diff_state *engine);
 void print_undefined(void);
+extern const char *diff_side[2]; /* names in reports */
+/* The same for a sequence, k->insn being the instruction that faulted; host memory against the engine's as they are now. */
+bool compare_placed(const struct diff_case *k, struct diff_state *host, struct diff_state *engine);
+bool compare_engines(const struct diff_case *k, struct diff_state *a, struct diff_state *b); /* without memory */
+void report_placed(const struct diff_case *k, const struct diff_state *host, const struct diff_state *engine);
 
 /* ---- ext.c ---- */
 struct x86_vcpu;
@@ -118,7 +160,43 @@ void ext_save(struct x86_vcpu *c, struct diff_state *s);
 bool ext_equal(const struct diff_case *k, struct diff_state *host, struct diff_state *engine); /* brings both to one form */
 void ext_report(const struct diff_case *k, const struct diff_state *host, const struct diff_state *engine);
 
+/* ---- seq_gen.c ---- */
+#define SEQ_MAX  16u  /* instructions, with those of the loop around them */
+#define SEQ_SIZE 256u /* bytes, with the way out */
+
+/* Displacements and addresses of other instructions in the sequence. */
+enum seq_fix { FIX_NONE, FIX_RELATIVE, FIX_ABSOLUTE, FIX_DATA };
+struct seq_insn {
+  u8 code[16];
+  u8 len, fix, fix_at, fix_size; /* where the displacement or address lies */
+  u8 target;                     /* index of an instruction; seq.n: the way out */
+  u64 data;                      /* FIX_DATA: linear address that RIP leads to */
+};
+
+struct sequence {
+  struct diff_case k; /* state and mode; insn, ops: of the instruction that compare.c is to judge by */
+  struct seq_insn insn[SEQ_MAX];
+  unsigned n;
+  u8 bytes[SEQ_SIZE]; /* as they lie in memory, without the way out */
+  unsigned len;
+  u16 offset[SEQ_MAX + 1];
+  bool ext; /* extended state takes part */
+};
+unsigned gen_common(bool ext);          /* a mnemonic that compilers like */
+void seq_make(struct sequence *s);      /* random; pokes what operands hold into the arena */
+void seq_layout(struct sequence *s);    /* bytes and offsets */
+
+/* ---- seq.c ---- */
+struct seq_options {
+  u64 cases, seed;
+  unsigned mode;
+  const char *replay; /* a case's seed, or NULL */
+  const char *code;   /* its code, where it is not the generated one */
+};
+u64 seq_run(const struct seq_options *o); /* number of differences */
+
 /* ---- ext_values.c ---- */
+void ext_fill(u8 *p, unsigned size); /* elements of one random format */
 /* Fills in.xsave and what an operand in memory holds; mem: the operand or NULL, at: its linear address where known. */
 void ext_randomise(struct diff_case *k, const ZydisDecodedOperand *mem, u64 at);
 

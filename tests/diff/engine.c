@@ -1,5 +1,6 @@
 /* Runs a case in the engine: a vCPU at CPL 3 in 64-bit (or 32-bit compatibility) mode whose page tables show the arena where the
  * host has it. */
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -16,7 +17,7 @@
 #define TABLES     5u
 
 u8 *engine_arena;
-static struct x86_vcpu *cpu;
+static struct x86_vcpu *cpu, *placed[ENGINE_KINDS];
 static struct x86_cpuid *cpuid;
 static bool translated; /* UVIRT_ENGINE=translator */
 
@@ -35,12 +36,14 @@ static int vcpu_create_diff(struct vcpu *v) {
   if (!r) r = x86_mmu_create(c);
   if (!r) r = x86_pmu_create(c);
   x86_code_vcpu_init(c);
-  return r;
+  c->jcache = calloc(1u << X86_JCACHE_BITS, sizeof(*c->jcache));
+  return c->jcache ? r : -ENOMEM;
 }
 static void vcpu_destroy_diff(struct vcpu *v) {
   x86_cpuid_destroy(x86_vcpu(v));
   x86_mmu_destroy(x86_vcpu(v));
   x86_pmu_destroy(x86_vcpu(v));
+  free(x86_vcpu(v)->jcache);
 }
 static bool runnable_diff(struct vcpu *v) {
   return true;
@@ -68,11 +71,10 @@ static u8 *allocate(u64 size) {
   return mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 }
 
-static u8 *map_slot(struct vm *vm, unsigned id, gpa_t gpa, u64 size, u8 *p) {
+static void map_slot(struct vm *vm, unsigned id, gpa_t gpa, u64 size, u8 *p) {
   struct kvm_userspace_memory_region m = {
       .slot = id, .guest_phys_addr = gpa, .memory_size = size, .userspace_addr = (u64)(uintptr_t)p};
-  if (p == MAP_FAILED || vm_set_memory_region(vm, &m)) die("memory slot");
-  return p;
+  if (vm_set_memory_region(vm, &m)) die("memory slot");
 }
 
 /* Four-level tables: identity, user pages, for the arena and (read-only) the code area. */
@@ -96,8 +98,7 @@ static void set_features(struct x86_vcpu *c) {
   cpuid = c->cpuid;
 }
 
-void engine_set_mode(unsigned mode) {
-  struct x86_vcpu *c = cpu;
+static void set_mode(struct x86_vcpu *c, unsigned mode) {
   struct x86_seg data = {.limit = 0xffffffffu, .sel = 0x2b, .type = 3, .s = 1, .dpl = 3, .present = 1, .db = 1, .g = 1};
   if (mode == 16)
     data = (struct x86_seg){.base = ARENA_BASE, .limit = ARENA_SIZE - 1, .sel = 0x0f, .type = 3, .s = 1, .dpl = 3, .present = 1};
@@ -124,16 +125,26 @@ void engine_set_mode(unsigned mode) {
   x86_mode_changed(c);
 }
 
-void engine_init(u8 *code) {
+void engine_set_mode(unsigned mode) { set_mode(cpu, mode); }
+
+static struct x86_vcpu *make_vcpu(u8 *code, u8 *tables) {
   struct vm *vm;
   struct vcpu *v;
   if (vm_create(&arch, 0, &vm) || vcpu_create(vm, 0, &v)) die("cannot make a VM");
-  make_tables((u64 *)map_slot(vm, 0, TABLES_GPA, TABLES * PAGE_SIZE, allocate(TABLES * PAGE_SIZE)));
-  engine_arena = map_slot(vm, 1, ARENA_BASE, ARENA_SIZE, allocate(ARENA_SIZE));
+  map_slot(vm, 0, TABLES_GPA, TABLES * PAGE_SIZE, tables);
+  map_slot(vm, 1, ARENA_BASE, ARENA_SIZE, engine_arena);
   map_slot(vm, 2, CODE_BASE, CODE_SIZE, code);
-  cpu = x86_vcpu(v);
-  set_features(cpu);
+  set_features(x86_vcpu(v));
   vcpu_enter(v);
+  return x86_vcpu(v);
+}
+
+void engine_init(u8 *code) {
+  u8 *tables = allocate(TABLES * PAGE_SIZE);
+  engine_arena = allocate(ARENA_SIZE);
+  if (tables == MAP_FAILED || engine_arena == MAP_FAILED) die("memory");
+  make_tables((u64 *)tables);
+  cpu = make_vcpu(code, tables);
   translated = getenv("UVIRT_ENGINE") && !strcmp(getenv("UVIRT_ENGINE"), "translator");
 }
 
@@ -239,4 +250,99 @@ void engine_run(const struct diff_case *k, struct diff_state *out) {
   memcpy(out->gpr, c->regs, sizeof(out->gpr));
   out->rflags = c->rflags;
   if (k->ext) ext_save(c, out);
+}
+
+/* ---- sequences ---- */
+
+void engine_start_sequences(u8 *code, unsigned mode) {
+  static const char *const names[ENGINE_KINDS] = {"interpreter", "translator"};
+  for (unsigned kind = 0; kind < ENGINE_KINDS; kind++) {
+    u8 *tables = allocate(TABLES * PAGE_SIZE);
+    if (tables == MAP_FAILED) die("memory");
+    make_tables((u64 *)tables);
+    setenv("UVIRT_ENGINE", names[kind], 1);
+    placed[kind] = make_vcpu(code, tables);
+    set_mode(placed[kind], mode);
+  }
+}
+
+/* The way out in the engine: the jump's target is nowhere, or the far jump finds no descriptor; INT3 finds no gate. */
+static void normalise_end(const struct diff_case *k, struct diff_state *out) {
+  u64 linear = out->ip + diff_code_base(k->mode);
+  bool fetch = out->vector == VEC_PF && out->cr2 == linear, at_exit = out->ip == host_exit_address() || linear - (CODE_BASE + CODE_SIZE - 16) < 16;
+  bool far = k->mode != 64 && out->vector == VEC_GP && linear == k->end;
+  if (!at_exit && !far && !fetch && !(out->vector == VEC_GP && host_is_int3(out->ip))) return;
+  if (at_exit || far) out->ip = DIFF_END;
+  out->vector = -1;
+  out->error = 0;
+  out->cr2 = 0;
+}
+
+static struct x86_vcpu *running;
+static void stop(void) { vcpu_request(&running->core, REQ_EXIT); }
+
+/* What the loop of KVM_RUN does between blocks, without events. */
+static int run_until_end(struct x86_vcpu *c) {
+  for (;;) {
+    int r = x86_run_blocks(c);
+    u64 requests = atomic_exchange(&c->core.requests, 0);
+    if (r != X86_OK) return r;
+    if (c->triple_fault) { /* INT3 without an IDT */
+      c->triple_fault = false;
+      return x86_gp0(c);
+    }
+    if (requests & BIT(REQ_EXIT)) return -1;
+    if (requests & BIT(REQ_TLB_FLUSH)) x86_mmu_flush_all(c, true);
+    vcpu_requests_done(&c->core);
+  }
+}
+
+void engine_run_placed(enum engine_kind kind, const struct diff_case *k, struct diff_state *out) {
+  struct x86_vcpu *c = running = placed[kind];
+  load(c, k);
+  vm_memory_changed(c->core.vm);
+  host_watch(stop);
+  int r = run_until_end(c);
+  host_watch(NULL);
+  x86_mxcsr_sync(c);
+  x86_code_end(c);
+  *out = (struct diff_state){.vector = r == X86_FAULT ? c->fault.vector : DIFF_ENDLESS + 1 + r, .ip = c->rip, .rflags = c->rflags};
+  if (r == X86_FAULT && c->fault.has_error) out->error = c->fault.error;
+  if (r == X86_FAULT && c->fault.vector == VEC_PF) out->cr2 = c->fault.payload;
+  memcpy(out->gpr, c->regs, sizeof(out->gpr));
+  if (k->ext) ext_save(c, out);
+  normalise_end(k, out);
+}
+
+void engine_forget(void) {
+  for (unsigned kind = 0; kind < ENGINE_KINDS; kind++) x86_blocks_flush(x86_vm_of(placed[kind]));
+}
+
+static struct x86_block *block_at(u64 lin) {
+  struct x86_vcpu *c = placed[ENGINE_TRANSLATOR];
+  struct x86_jcache_entry *e = x86_jcache_slot(c, lin);
+  return e->lin == lin && e->gen == x86_code_generation(c) ? e->block : NULL;
+}
+
+void engine_warm(u64 at, unsigned len) {
+  for (u64 lin = at; lin < at + len; lin++) {
+    struct x86_block *b = block_at(lin);
+    if (b) b->runs = 1000;
+  }
+}
+
+unsigned engine_translated(u64 at, unsigned len) {
+  unsigned n = 0;
+  for (u64 lin = at; lin < at + len; lin++) {
+    struct x86_block *b = block_at(lin);
+    for (unsigned right = 0; b && right < TLB_COUNT; right++) n += atomic_load(&b->code[right]) != NULL;
+  }
+  return n;
+}
+
+void engine_reset(void) {
+  x86_mxcsr_sync(running);
+  x86_code_end(running);
+  running->cur = NULL;
+  running->stop = 0;
 }

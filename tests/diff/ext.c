@@ -94,18 +94,31 @@ static void print_bytes(const char *who, const u8 *p, unsigned n) {
   while (n--) printf("%02x", p[n]);
 }
 
+/* What the vector registers among the operands held: the low 128 bits. */
+static void report_operands(const struct diff_case *k) {
+  for (unsigned n = 0; n < k->insn.operand_count; n++) {
+    ZydisRegister r = k->ops[n].reg.value;
+    unsigned id = (unsigned)ZydisRegisterGetId(r);
+    if (k->ops[n].type != ZYDIS_OPERAND_TYPE_REGISTER || r < ZYDIS_REGISTER_XMM0 || r > ZYDIS_REGISTER_ZMM31) continue;
+    printf("    operand %s", ZydisRegisterGetString(r));
+    print_bytes("in", k->in.xsave + (id < 16 ? 160 + 16 * id : 1664 + 64 * (id - 16)), 16);
+    printf("\n");
+  }
+}
+
 void ext_report(const struct diff_case *k, const struct diff_state *h, const struct diff_state *e) {
   static const struct {
     const char *name;
     u8 at, size;
   } legacy[] = {{"fcw", 0, 2}, {"fsw", 2, 2}, {"ftw", 4, 1}, {"fop", 6, 2}, {"fip", 8, 8}, {"fdp", 16, 8}, {"mxcsr", 24, 4}};
   const u8 *in = k->in.xsave;
+  report_operands(k);
   for (size_t n = 0; n < ARRAY_SIZE(legacy); n++) {
     const u8 at = legacy[n].at, size = legacy[n].size;
     bool differs = memcmp(h->xsave + at, e->xsave + at, size);
     printf("    %s", legacy[n].name);
     print_bytes("in", in + at, size);
-    if (differs) print_bytes("host", h->xsave + at, size), print_bytes("engine", e->xsave + at, size);
+    if (differs) print_bytes(diff_side[0], h->xsave + at, size), print_bytes(diff_side[1], e->xsave + at, size);
     printf("\n");
   }
   for (size_t n = 0; n < ARRAY_SIZE(components); n++)
@@ -115,9 +128,9 @@ void ext_report(const struct diff_case *k, const struct diff_state *h, const str
       printf("    %s%u:", components[n].name, r);
       print_bytes("in", in + at, components[n].size);
       printf("\n       ");
-      print_bytes("host  ", h->xsave + at, components[n].size);
+      print_bytes(diff_side[0], h->xsave + at, components[n].size);
       printf("\n       ");
-      print_bytes("engine", e->xsave + at, components[n].size);
+      print_bytes(diff_side[1], e->xsave + at, components[n].size);
       printf("\n");
     }
 }

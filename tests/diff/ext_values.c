@@ -87,7 +87,7 @@ static u64 integer(void) {
 }
 
 /* size bytes, elements of one kind. */
-static void fill(u8 *p, unsigned size) {
+void ext_fill(u8 *p, unsigned size) {
   unsigned kind = rnd_below(5), step = kind == 0 ? 2 : kind == 1 ? 4 : 8;
   bool same = rnd_chance(10);
   u64 v = 0;
@@ -164,10 +164,10 @@ static void random_xsave(u8 *x, unsigned mode) {
   u32 mask = 0xffff;
   memcpy(x + 28, &mask, 4);
   for (unsigned n = 0; n < (mode == 64 ? 16u : 8u); n++) {
-    fill(x + 160 + 16 * n, 16);
-    fill(x + 576 + 16 * n, 16);
-    fill(x + 1152 + 32 * n, 32);
-    if (mode == 64) fill(x + 1664 + 64 * n, 64);
+    ext_fill(x + 160 + 16 * n, 16);
+    ext_fill(x + 576 + 16 * n, 16);
+    ext_fill(x + 1152 + 32 * n, 32);
+    if (mode == 64) ext_fill(x + 1664 + 64 * n, 64);
   }
   for (unsigned n = 0; n < 8; n++) {
     u64 k = rnd_chance(30) ? 0 : rnd_chance(30) ? ~0ull : rnd();
@@ -210,8 +210,8 @@ static void random_image(struct diff_case *k, u8 *x, unsigned *size) {
   *size = 2688;
   if (k->insn.mnemonic == ZYDIS_MNEMONIC_XRSTOR || k->insn.mnemonic == ZYDIS_MNEMONIC_XRSTOR64) {
     unsigned reserved = rnd_below(64);
-    if (rnd_chance(10) && (reserved < 1 || reserved > 2)) /* bytes 1 and 2 name components that the host may have and guests have not */
-      x[512 + reserved] ^= (u8)(1u << rnd_below(8));
+    bool others = (reserved & 7) == 1 || (reserved & 7) == 2; /* of XSTATE_BV and XCOMP_BV: components that the host may have and guests have not, or the other way round */
+    if (rnd_chance(10) && (reserved > 15 || !others)) x[512 + reserved] ^= (u8)(1u << rnd_below(8));
     if (rnd_chance(15)) x[527] |= 0x80, x[520] = x[512];                    /* a compacted image */
   } else {
     *size = 512;
@@ -261,7 +261,7 @@ static void fill_operand(struct diff_case *k, u64 at, unsigned size) {
     if (k->insn.meta.isa_ext == ZYDIS_ISA_EXT_X87 && size == 10)
       extended(x);
     else
-      fill(x, size > 64 ? 64 : size);
+      ext_fill(x, size > 64 ? 64 : size);
     if (size > 64) size = 64;
   }
   gen_poke(at, x, size);

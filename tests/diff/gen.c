@@ -234,27 +234,88 @@ static void peek(u64 a, void *data, unsigned size) {
 
 /* ---- bytes ---- */
 
-static void make_bytes(struct diff_case *k) {
+/* ModRM and SIB, and the high bits of their register numbers. */
+struct operands {
+  u8 modrm, sib;
+  bool has_sib;
+  unsigned rxb; /* R 4, X 2, B 1 */
+};
+
+static struct operands any_operands(const struct template *t) {
+  struct operands o = {.modrm = (u8)((t->memory ? rnd_below(3) << 6 : 0xc0) | t->reg << 3 | rnd_below(8)), .sib = (u8)rnd()};
+  o.has_sib = t->memory && (o.modrm & 7) == 4;
+  o.rxb = mode == 64 && rnd_chance(50) ? rnd_below(8) : 0;
+  return o;
+}
+
+static unsigned pick_register(u16 set) {
+  unsigned n = rnd_below((unsigned)__builtin_popcount(set));
+  while (n--) set &= (u16)(set - 1);
+  return (unsigned)__builtin_ctz(set);
+}
+
+/* A base register of the shape's, sometimes with its index; in 16-bit addressing one of BX, BP, SI, DI. */
+static struct operands shaped_operands(const struct template *t, const struct gen_shape *s) {
+  static const u8 rm16[8] = {[RBX] = 7, [RBP] = 6, [RSI] = 4, [RDI] = 5};
+  unsigned rm = pick_register(t->memory ? s->bases : s->pool), mod = t->memory ? rnd_below(3) : 3;
+  struct operands o = {.rxb = rm >> 3};
+  if (s->pool >> 8 && rnd_chance(40)) o.rxb |= 4;
+  if (mode == 16 && t->memory) {
+    rm = rm16[rm & 7];
+    if (rm == 6 && !mod) mod = 1;
+  } else if (t->memory) {
+    bool index = s->index != GEN_NO_INDEX && rnd_chance(25);
+    bool relative = mode == 64 && rnd_chance(8);
+    if (relative) rm = 5, mod = 0, index = false, o.rxb &= 4;
+    if ((rm & 7) == 5 && !mod && !relative) mod = 1;
+    o.has_sib = index || (rm & 7) == 4;
+    o.sib = (u8)((index ? rnd_below(4) << 6 | (s->index & 7) << 3 : 0x20) | (rm & 7));
+    if (index) o.rxb |= s->index >> 3 << 1;
+    if (o.has_sib) rm = 4;
+  }
+  o.modrm = (u8)(mod << 6 | t->reg << 3 | (rm & 7));
+  return o;
+}
+
+static u8 segment_prefix(const struct gen_shape *s) {
   static const u8 segments[] = {0x26, 0x2e, 0x36, 0x3e, 0x65, 0x65};
-  const struct kind *kind = &kinds[!kinds[0].n || (kinds[1].n && rnd_chance(50))];
+  return segments[rnd_below(s && mode != 64 ? 4 : sizeof(segments))];
+}
+
+static const struct template *pick_template(const struct gen_shape *s) {
+  unsigned ext = s ? s->ext : 50;
+  const struct kind *kind = &kinds[!kinds[0].n || (kinds[1].n && rnd_chance(ext))];
   const struct bucket *b = &buckets[kind->mnemonic[rnd_below(kind->n)]];
-  const struct template *t = &b->t[rnd_below(b->n)];
+  if (s && rnd_chance(40)) {
+    const struct bucket *common = &buckets[gen_common(kind == &kinds[1])];
+    if (common->n) b = common;
+  }
+  return &b->t[rnd_below(b->n)];
+}
+
+static unsigned vector_operand(const struct gen_shape *s, bool third) {
+  if (!third || !rnd_chance(70)) return 0;
+  return s && rnd_chance(80) ? pick_register(s->pool) : rnd_below(diff_gprs(mode));
+}
+
+static void make_bytes(struct diff_case *k, const struct gen_shape *s) {
+  const struct template *t = pick_template(s);
   u8 *p = k->code;
-  unsigned n = 0, rxb = mode == 64 && rnd_chance(50) ? rnd_below(8) : 0;
+  unsigned n = 0;
   bool legacy = t->map < MAP_VEX1;
-  if (rnd_chance(legacy ? 8 : 1)) p[n++] = 0xf0;
-  if (rnd_chance(10)) p[n++] = segments[rnd_below(sizeof(segments))];
-  if (rnd_chance(8)) p[n++] = 0x67;
+  struct operands o = s ? shaped_operands(t, s) : any_operands(t);
+  if (rnd_chance(legacy ? (s ? 3 : 8) : 1)) p[n++] = 0xf0;
+  if (rnd_chance(s ? 5 : 10)) p[n++] = segment_prefix(s);
+  if (rnd_chance(s && mode != 64 ? 1 : 8)) p[n++] = 0x67;
   if (rnd_chance(legacy ? 5 : 1)) p[n++] = 0x66;
   if (rnd_chance(legacy ? 4 : 1)) p[n++] = rnd_chance(50) ? 0xf2 : 0xf3;
-  struct evex e = {.high = mode == 64 && rnd_chance(50) ? (u8)rnd_below(4) : 0, .mask = rnd_chance(50) ? (u8)rnd_below(8) : 0, .broadcast = rnd_chance(25)};
+  struct evex e = {.high = mode == 64 && rnd_chance(s ? 25 : 50) ? (u8)rnd_below(4) : 0, .mask = rnd_chance(50) ? (u8)rnd_below(8) : 0, .broadcast = rnd_chance(25)};
   e.zeroing = e.mask && rnd_chance(40);
   bool third = t->map < MAP_EVEX1 || rnd_chance(70); /* EVEX: many have no third register */
   if (!third) e.high &= 1;
-  n += put_opcode(p + n, t, rxb, mode == 64 && rnd_chance(25), legacy || (third && rnd_chance(70)) ? rnd_below(diff_gprs(mode)) : 0, &e);
-  p[n++] = (u8)((t->memory ? rnd_below(3) << 6 : 0xc0) | t->reg << 3 | rnd_below(8));
-  bool sib = t->memory && (p[n - 1] & 7) == 4;
-  if (sib) p[n++] = (u8)rnd();
+  n += put_opcode(p + n, t, o.rxb, mode == 64 && rnd_chance(25), legacy ? 0 : vector_operand(s, third), &e);
+  p[n++] = o.modrm;
+  if (o.has_sib) p[n++] = o.sib;
   k->fixed = n;
   while (n < sizeof(k->code)) p[n++] = imm_byte();
 }
@@ -426,19 +487,23 @@ static void set_implicit(struct diff_case *k) {
   }
 }
 
+static bool is_branch(const ZydisDecodedInstruction *insn) {
+  unsigned c = insn->meta.category;
+  return c == ZYDIS_CATEGORY_COND_BR || c == ZYDIS_CATEGORY_UNCOND_BR || c == ZYDIS_CATEGORY_CALL || c == ZYDIS_CATEGORY_RET;
+}
+
 static bool make(struct diff_case *k) {
   k->branch = false;
   k->operand = 0;
   k->ext = false;
-  make_bytes(k);
+  make_bytes(k, NULL);
   if (!decode(k)) {
     if (!rnd_chance(10) || !refused(k)) return false;
     set_registers(k);
     return true;
   }
   if (!acceptable(&k->insn, k->ops)) return false;
-  k->branch = k->insn.meta.category == ZYDIS_CATEGORY_COND_BR || k->insn.meta.category == ZYDIS_CATEGORY_UNCOND_BR ||
-              k->insn.meta.category == ZYDIS_CATEGORY_CALL || k->insn.meta.category == ZYDIS_CATEGORY_RET;
+  k->branch = is_branch(&k->insn);
   k->ext = ext_family(&k->insn) != NULL;
   set_registers(k);
   set_implicit(k);
@@ -453,4 +518,32 @@ void gen_case(struct diff_case *k) {
   while (!make(k));
   for (unsigned n = 0; mode != 64 && n < 16; n++) k->in.gpr[n] = n < 8 ? (u32)k->in.gpr[n] : 0;
   if (mode == 16) k->in.gpr[RSP] = ENTRY_PAGE | (u16)k->in.gpr[RSP];
+}
+
+/* ---- for sequences (seq_gen.c) ---- */
+
+u64 gen_value(void) { return value(); }
+u64 gen_pointer(unsigned align) { return pointer(align); }
+u64 gen_address(u64 offset) { return ARENA_BASE + offset - diff_data_base(mode); }
+bool gen_decode(struct diff_case *k) { return decode(k); }
+bool gen_is_branch(const ZydisDecodedInstruction *insn) { return is_branch(insn); }
+
+/* Displacements stay near; mostly multiples of 64, so that aligned accesses stay so. */
+static void shape_displacement(struct diff_case *k, const ZydisDecodedOperand *op) {
+  if (!k->insn.raw.disp.size) return;
+  s64 d = (s64)rnd_below(8) * 64 - 256;
+  if (rnd_chance(25)) d += rnd_below(64);
+  if (op->mem.base == ZYDIS_REGISTER_RIP || op->mem.base == ZYDIS_REGISTER_EIP) return;
+  if (k->insn.raw.disp.size == 8) d = rnd_chance(75) ? (d & 64) : (s8)rnd();
+  patch_disp(k, (u64)d);
+}
+
+const ZydisDecodedOperand *gen_memory_operand(const struct diff_case *k) { return memory_operand(k); }
+
+bool gen_instruction(struct diff_case *k, const struct gen_shape *s) {
+  make_bytes(k, s);
+  if (!decode(k) || !acceptable(&k->insn, k->ops) || is_branch(&k->insn)) return false;
+  if (memory_operand(k)) shape_displacement(k, memory_operand(k));
+  k->ext = ext_family(&k->insn) != NULL;
+  return true;
 }

@@ -7,6 +7,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
+#include <sys/time.h>
 #include <ucontext.h>
 #include <unistd.h>
 #include "diff.h"
@@ -37,6 +38,7 @@ const u8 arena_map[ARENA_PAGES] = {PAGE_GONE, PAGE_RW, PAGE_RW, PAGE_RO, PAGE_GO
 static u8 *code; /* writable mapping of the code area */
 static unsigned slot;
 static bool took_signal;
+void (*host_on_crash)(void);
 static unsigned mode;
 
 static void die(const char *what) {
@@ -91,7 +93,8 @@ static void on_signal(int sig, siginfo_t *info, void *context) {
   int trap = (int)g[REG_TRAPNO];
   bool at_exit = g[REG_RIP] == (greg_t)(uintptr_t)host_exit || (g[REG_RIP] == (greg_t)EXIT_AT && trap == 1); /* single step behind a POPF that set TF */
   bool fetch = trap == 14 && (u64)g[REG_CR2] == (u64)g[REG_RIP] + diff_code_base(mode);     /* a branch to where nothing is */
-  if (!in_code((u64)g[REG_RIP] - (trap == 3)) && !at_exit && !fetch) {
+  if (!in_code((u64)g[REG_RIP] - (trap == 3)) && !at_exit && !fetch && trap != 1) { /* a single step may end anywhere */
+    if (host_on_crash) host_on_crash();
     signal(sig, SIG_DFL);
     return;
   }
@@ -163,14 +166,7 @@ static void put_exit(u8 *p, u64 address) {
   if (mode != 64) memcpy(p + 5, &cs, 2);
 }
 
-void host_run(const struct diff_case *k, struct diff_state *out) {
-  static u8 *last;
-  u8 *at = code + (k->at - CODE_BASE);
-  if (last) memset(last, INT3, 32); /* the engine may have read it as data until now */
-  last = at;
-  slot = (slot + 1) % SLOTS;
-  memcpy(at, k->code, k->len);
-  if (!k->branch) put_exit(at + k->len, k->at + k->len);
+static void enter(const struct diff_case *k, struct diff_state *out) {
   memcpy(&host_in.gpr, &k->in.gpr, sizeof(host_in.gpr));
   host_in.rflags = k->in.rflags;
   host_ext = k->ext;
@@ -181,7 +177,62 @@ void host_run(const struct diff_case *k, struct diff_state *out) {
   host_out.cr2 = 0;
   took_signal = false;
   host_enter();
-  if (!took_signal) host_out.ip = host_entry + k->len;
+  if (!took_signal) host_out.ip = DIFF_END;
   memcpy(&out->gpr, &host_out.gpr, sizeof(*out) - offsetof(struct diff_state, gpr));
   if (k->ext) memcpy(out->xsave, host_out.xsave, sizeof(out->xsave));
+}
+
+void host_run(const struct diff_case *k, struct diff_state *out) {
+  static u8 *last;
+  u8 *at = code + (k->at - CODE_BASE);
+  if (last) memset(last, INT3, 32); /* the engine may have read it as data until now */
+  last = at;
+  slot = (slot + 1) % SLOTS;
+  memcpy(at, k->code, k->len);
+  if (!k->branch) put_exit(at + k->len, k->at + k->len);
+  enter(k, out);
+  if (out->ip == DIFF_END) out->ip = host_entry + k->len;
+}
+
+/* ---- sequences ---- */
+
+void host_place(u64 at, const u8 *bytes, unsigned len) {
+  static u8 *last;
+  u8 *p = code + (at - CODE_BASE);
+  if (last) memset(last, INT3, SEQ_SIZE);
+  last = p;
+  memcpy(p, bytes, len);
+  put_exit(p + len, at + len);
+}
+
+u64 host_exit_address(void) { return (u64)(uintptr_t)host_exit; }
+bool host_is_int3(u64 ip) { return in_code(ip) && code[ip + diff_code_base(mode) - CODE_BASE] == INT3; }
+void host_run_placed(const struct diff_case *k, struct diff_state *out) { enter(k, out); }
+
+/* Code that does not end is stopped after some ticks. */
+static volatile unsigned ticks;
+static void (*volatile stop_other)(void);
+#define PATIENCE 3
+
+static void on_tick(int sig, siginfo_t *info, void *context) {
+  greg_t *g = ((ucontext_t *)context)->uc_mcontext.gregs;
+  if (++ticks < PATIENCE) return;
+  if (!in_code((u64)g[REG_RIP])) {
+    if (stop_other) stop_other();
+    return;
+  }
+  g[REG_TRAPNO] = DIFF_ENDLESS;
+  on_signal(sig, info, context);
+}
+
+void host_watch(void (*stop)(void)) {
+  ticks = 0;
+  stop_other = stop;
+}
+
+void host_start_watch(void) {
+  struct sigaction sa = {.sa_sigaction = on_tick, .sa_flags = SA_SIGINFO | SA_ONSTACK | SA_RESTART};
+  struct itimerval t = {.it_interval.tv_usec = 20000, .it_value.tv_usec = 20000};
+  sigaction(SIGVTALRM, &sa, NULL);
+  setitimer(ITIMER_VIRTUAL, &t, NULL);
 }

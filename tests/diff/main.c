@@ -20,7 +20,7 @@ u64 rnd(void) {
   return r;
 }
 
-static void seed(u64 s) {
+void rnd_seed(u64 s) {
   for (unsigned n = 0; n < 4; n++) { /* splitmix64 */
     u64 z = s += 0x9e3779b97f4a7c15ull;
     z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9ull;
@@ -50,7 +50,10 @@ static void usage(FILE *f) {
         "  --mode 16|32|64    16-bit, compatibility or 64-bit mode (default 64)\n"
         "  --flags         instead: the decoder's sets of flags read and written against the host\n"
         "  --encodings     instead: what the decoder refuses must be undefined on the host\n"
-        "  --summary       a line per mnemonic at the end\n",
+        "  --summary       a line per mnemonic at the end\n"
+        "  --sequences     instead: sequences of instructions on the host CPU, in the interpreter and as translated code\n"
+        "  --replay S      one sequence, by the number that a report names\n"
+        "  --code HEX,...  with other instructions than its own\n",
         f);
 }
 
@@ -66,7 +69,8 @@ struct options {
   u64 cases, seed;
   const char *family, *mnemonic;
   unsigned mode;
-  bool summary, encodings, flags;
+  const char *replay, *code;
+  bool summary, encodings, flags, sequences;
 };
 
 static bool parse(int argc, char **argv, struct options *o) {
@@ -80,6 +84,10 @@ static bool parse(int argc, char **argv, struct options *o) {
       o->encodings = true;
       continue;
     }
+    if (!strcmp(a, "--sequences")) {
+      o->sequences = true;
+      continue;
+    }
     if (!strcmp(a, "--summary")) {
       o->summary = true;
       continue;
@@ -91,6 +99,8 @@ static bool parse(int argc, char **argv, struct options *o) {
     else if (!strcmp(a, "--mode")) o->mode = (unsigned)number(v);
     else if (!strcmp(a, "--family")) o->family = v;
     else if (!strcmp(a, "--mnemonic")) o->mnemonic = v;
+    else if (!strcmp(a, "--replay")) o->replay = v;
+    else if (!strcmp(a, "--code")) o->code = v;
     else return false;
   }
   return true;
@@ -148,8 +158,9 @@ int main(int argc, char **argv) {
     return 2;
   }
   if (!o.seed) o.seed = (u64)time(NULL);
-  seed(o.seed);
-  engine_init(host_init(o.mode));
+  rnd_seed(o.seed);
+  u8 *code = host_init(o.mode);
+  engine_init(code);
   engine_set_mode(o.mode);
   k.mode = o.mode;
   host_fill_arena();
@@ -162,6 +173,10 @@ int main(int argc, char **argv) {
   if (!mnemonics) {
     fprintf(stderr, "diff: no such instructions\n");
     return 2;
+  }
+  if (o.sequences || o.replay) {
+    engine_start_sequences(code, o.mode);
+    return seq_run(&(struct seq_options){.cases = o.cases, .seed = o.seed, .mode = o.mode, .replay = o.replay, .code = o.code}) != 0;
   }
   printf("seed %llu, %u mnemonics\n", (unsigned long long)o.seed, mnemonics);
   u64 differences = run(&o);

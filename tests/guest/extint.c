@@ -281,16 +281,16 @@ static void both(void) {
   serve(start(guest_both));
 }
 
-/* Once the vCPU is halted: in KVM_RUN, where only this thread looks on, some time must do. */
+/* Once the vCPU is halted. */
 static void *pulse_thread(void *arg) {
-  usleep(10000);
+  guest_wait_halted(arg);
   line(arg, 4, 1);
   line(arg, 4, 0);
   return NULL;
 }
 static void *nmi_thread(void *arg) {
   pulse_thread(arg);
-  usleep(10000);
+  usleep(10000); /* the HLT must not end before the NMI */
   struct kvm_msi m = {.address_lo = 0xfee00000, .data = ICR_NMI};
   CHECK_EQ(guest_ioctl(((struct guest *)arg)->vm, KVM_SIGNAL_MSI, &m), 1);
   return NULL;
@@ -303,6 +303,7 @@ static void halts_end(void) {
     CHECK_EQ(guest_next(g), n);
     CHECK_EQ(halts, n - 1);
     if (n > 1) pthread_join(t, NULL);
+    guest_watch_halts(g);
     pthread_create(&t, NULL, n == 3 ? nmi_thread : pulse_thread, g);
   }
   CHECK_EQ(guest_next(g), DONE);

@@ -16,7 +16,9 @@ static const char *current;
 
 /* ---- the KVM in use ---- */
 
-static int kvm_open(void) { return host_kvm ? open("/dev/kvm", O_RDWR | O_CLOEXEC) : uvirt_open("/dev/kvm", O_RDWR | O_CLOEXEC); }
+static int kvm_open(void) {
+  return host_kvm ? open("/dev/kvm", O_RDWR | O_CLOEXEC) : uvirt_open("/dev/kvm", O_RDWR | O_CLOEXEC);
+}
 
 int guest_ioctl(int fd, unsigned long request, void *arg) {
   return host_kvm ? ioctl(fd, request, arg) : uvirt_ioctl(fd, request, arg);
@@ -24,9 +26,12 @@ int guest_ioctl(int fd, unsigned long request, void *arg) {
 
 static void *kvm_mmap(size_t size, int fd, u64 offset) {
   int prot = PROT_READ | PROT_WRITE;
-  return host_kvm ? mmap(NULL, size, prot, MAP_SHARED, fd, (off_t)offset) : uvirt_mmap(NULL, size, prot, MAP_SHARED, fd, (off_t)offset);
+  return host_kvm ? mmap(NULL, size, prot, MAP_SHARED, fd, (off_t)offset)
+                  : uvirt_mmap(NULL, size, prot, MAP_SHARED, fd, (off_t)offset);
 }
-static void kvm_close(int fd) { host_kvm ? close(fd) : uvirt_close(fd); }
+static void kvm_close(int fd) {
+  host_kvm ? close(fd) : uvirt_close(fd);
+}
 
 static int must(int r, const char *what) {
   if (r >= 0) return r;
@@ -34,6 +39,51 @@ static int must(int r, const char *what) {
   exit(1);
 }
 #define MUST(fd, request, arg) must(guest_ioctl(fd, request, (void *)(arg)), #request)
+
+/* ---- statistics ---- */
+
+static void read_stats(int fd, void *to, size_t n, u64 at) {
+  must(pread(fd, to, n, (off_t)at) == (ssize_t)n ? 0 : -1, "statistics");
+}
+
+/* The descriptor of the statistics stays open; the place of the value in it. */
+static int find_stat(int fd, const char *name, u64 *at) {
+  struct {
+    struct kvm_stats_desc desc;
+    char name[48];
+  } d;
+  struct kvm_stats_header h;
+  int stats = MUST(fd, KVM_GET_STATS_FD, 0);
+  read_stats(stats, &h, sizeof(h), 0);
+  for (u32 n = 0; n < h.num_desc; n++) {
+    read_stats(stats, &d, sizeof(d), h.desc_offset + n * sizeof(d));
+    *at = h.data_offset + d.desc.offset;
+    if (!strncmp(d.name, name, sizeof(d.name))) return stats;
+  }
+  errno = ENOENT;
+  return must(-1, name);
+}
+
+u64 guest_stat(int fd, const char *name) {
+  u64 at, v;
+  int stats = find_stat(fd, name, &at);
+  read_stats(stats, &v, sizeof(v), at);
+  kvm_close(stats);
+  return v;
+}
+
+void guest_watch_halts(struct guest *g) {
+  if (!g->halts) g->halts = find_stat(g->vcpu, "blocking", &g->halts_at);
+}
+
+void guest_wait_halted(struct guest *g) {
+  u64 blocking = 0;
+  for (unsigned n = 0; !blocking && n < 300000; n++) {
+    usleep(100);
+    read_stats(g->halts, &blocking, sizeof(blocking), g->halts_at);
+  }
+  CHECK(blocking);
+}
 
 /* ---- life ---- */
 
@@ -52,10 +102,25 @@ static u32 *cpuid_reg(struct kvm_cpuid2 *id, u32 leaf, unsigned reg) {
   return NULL;
 }
 
+/* Protection keys where only the engine has them: PKRU lies behind the components of AVX-512. */
+static void add_keys(struct guest *g, struct kvm_cpuid2 *id) {
+  struct kvm_cpuid2 *emulated = new_cpuid();
+  MUST(g->sys, KVM_GET_EMULATED_CPUID, emulated);
+  const u32 *keys = cpuid_reg(emulated, 7, 2);
+  if (keys && *keys & 8) {
+    *cpuid_reg(id, 7, 2) |= 8;
+    *cpuid_reg(id, 0xd, 0) |= 0x200;
+    *cpuid_reg(id, 0xd, 2) = 2688 + 8;
+    id->entries[id->nent++] = (struct kvm_cpuid_entry2){.function = 0xd, .index = 9, .flags = 1, .eax = 8, .ebx = 2688};
+  }
+  free(emulated);
+}
+
 /* The processor shows the guest everything it has. */
 static void set_cpuid(struct guest *g) {
   struct kvm_cpuid2 *id = new_cpuid();
   MUST(g->sys, KVM_GET_SUPPORTED_CPUID, id);
+  add_keys(g, id);
   for (unsigned n = 0; g->chips && n < id->nent; n++)
     if (id->entries[n].function == 1) id->entries[n].ecx |= 1u << 24; /* the TSC deadline is a capability of the APIC */
   MUST(g->vcpu, KVM_SET_CPUID2, id);
@@ -102,6 +167,7 @@ void *guest_map_vcpu(struct guest *g, u64 offset, size_t size) {
 
 static void cpu_free(struct guest *g) {
   munmap(g->run, g->run_size);
+  if (g->halts) kvm_close(g->halts);
   kvm_close(g->vcpu);
 }
 
@@ -135,10 +201,18 @@ static struct guest *new_guest(enum chips chips, u32 cap, u64 arg) {
   return g;
 }
 
-struct guest *guest_new(void) { return new_guest(NO_CHIPS, 0, 0); }
-struct guest *guest_new_chips(void) { return new_guest(ALL_CHIPS, 0, 0); }
-struct guest *guest_new_split(void) { return new_guest(SPLIT_CHIPS, 0, 0); }
-struct guest *guest_new_cap(u32 cap, u64 arg) { return new_guest(NO_CHIPS, cap, arg); }
+struct guest *guest_new(void) {
+  return new_guest(NO_CHIPS, 0, 0);
+}
+struct guest *guest_new_chips(void) {
+  return new_guest(ALL_CHIPS, 0, 0);
+}
+struct guest *guest_new_split(void) {
+  return new_guest(SPLIT_CHIPS, 0, 0);
+}
+struct guest *guest_new_cap(u32 cap, u64 arg) {
+  return new_guest(NO_CHIPS, cap, arg);
+}
 
 struct guest *guest_add_cpu(struct guest *g, unsigned id) {
   struct guest *other = calloc(1, sizeof(*other));
@@ -163,19 +237,27 @@ void guest_free(struct guest *g) {
 
 /* ---- memory ---- */
 
-void guest_load(struct guest *g, u64 gpa, const void *data, size_t size) { memcpy(g->mem + gpa, data, size); }
+void guest_load(struct guest *g, u64 gpa, const void *data, size_t size) {
+  memcpy(g->mem + gpa, data, size);
+}
 
 u64 guest_read(struct guest *g, u64 gpa, unsigned size) {
   u64 v = 0;
   memcpy(&v, g->mem + gpa, size);
   return v;
 }
-void guest_write(struct guest *g, u64 gpa, unsigned size, u64 v) { memcpy(g->mem + gpa, &v, size); }
+void guest_write(struct guest *g, u64 gpa, unsigned size, u64 v) {
+  memcpy(g->mem + gpa, &v, size);
+}
 
 /* ---- descriptor tables ---- */
 
-void guest_gdt_raw(struct guest *g, unsigned sel, u64 lo) { guest_write(g, GUEST_GDT + (sel & ~7u), 8, lo); }
-u64 guest_gdt_read(struct guest *g, unsigned sel) { return guest_read(g, GUEST_GDT + (sel & ~7u), 8); }
+void guest_gdt_raw(struct guest *g, unsigned sel, u64 lo) {
+  guest_write(g, GUEST_GDT + (sel & ~7u), 8, lo);
+}
+u64 guest_gdt_read(struct guest *g, unsigned sel) {
+  return guest_read(g, GUEST_GDT + (sel & ~7u), 8);
+}
 
 void guest_gdt(struct guest *g, unsigned sel, u32 base, u32 limit, unsigned access, unsigned flags) {
   u64 l = flags & D_G ? limit >> 12 : limit;
@@ -306,9 +388,13 @@ void guest_protected(struct guest *g, u32 eip) {
   set_start(g, eip, GUEST_STACK0);
 }
 
-static u64 table_new(struct guest *g) { return GUEST_TABLES + 0x1000ull * g->next_table++; }
+static u64 table_new(struct guest *g) {
+  return GUEST_TABLES + 0x1000ull * g->next_table++;
+}
 
-static u64 *table_entry(struct guest *g, u64 table, unsigned index) { return (u64 *)(void *)(g->mem + table) + index; }
+static u64 *table_entry(struct guest *g, u64 table, unsigned index) {
+  return (u64 *)(void *)(g->mem + table) + index;
+}
 
 void guest_map(struct guest *g, u64 lin, u64 gpa, u64 size, unsigned flags) {
   for (u64 at = 0; at < size; at += 0x1000) {
@@ -356,13 +442,17 @@ struct kvm_regs guest_regs(struct guest *g) {
   MUST(g->vcpu, KVM_GET_REGS, &r);
   return r;
 }
-void guest_set_regs(struct guest *g, const struct kvm_regs *r) { MUST(g->vcpu, KVM_SET_REGS, r); }
+void guest_set_regs(struct guest *g, const struct kvm_regs *r) {
+  MUST(g->vcpu, KVM_SET_REGS, r);
+}
 struct kvm_sregs guest_sregs(struct guest *g) {
   struct kvm_sregs s;
   MUST(g->vcpu, KVM_GET_SREGS, &s);
   return s;
 }
-void guest_set_sregs(struct guest *g, const struct kvm_sregs *s) { MUST(g->vcpu, KVM_SET_SREGS, s); }
+void guest_set_sregs(struct guest *g, const struct kvm_sregs *s) {
+  MUST(g->vcpu, KVM_SET_SREGS, s);
+}
 
 u64 guest_stack(struct guest *g, unsigned n, unsigned size) {
   struct kvm_regs r = guest_regs(g);

@@ -78,6 +78,8 @@ struct guest {
   unsigned slots;
   unsigned id; /* of the vCPU */
   bool chips;
+  int halts; /* descriptor of the statistics, and where the value is */
+  u64 halts_at;
 };
 
 /* ---- life ---- */
@@ -145,6 +147,12 @@ void guest_load(struct guest *g, u64 gpa, const void *data, size_t size);
 /* ---- running ---- */
 /* KVM_RUN, any exit; -1 with errno for a failure. */
 int guest_run(struct guest *g);
+/* From another thread: until the vCPU's KVM_RUN sleeps in HLT, by its statistics; half a minute at most.  They have to be opened
+ * while it does not run. */
+void guest_watch_halts(struct guest *g);
+void guest_wait_halted(struct guest *g);
+/* One value of KVM_GET_STATS_FD on a VM or vCPU descriptor. */
+u64 guest_stat(int fd, const char *name);
 /* To the next report: the checkpoint number, 0x100 + vector for a trap stub, 0x1000 + exit reason for any other exit. */
 unsigned guest_next(struct guest *g);
 #define TRAP(vector) (0x100u + (vector))

@@ -5,8 +5,10 @@
 #include <unistd.h>
 #include "inside.h"
 
-#define PIN_LEVEL 0x8000u
-#define GSI       10
+#define PIN_LEVEL  0x8000u
+#define PIN_MASKED 0x10000u
+#define GSI        10
+#define GSI_OTHER  11
 
 static volatile u32 count, ended;
 
@@ -27,6 +29,7 @@ static void guest_level(void) {
   apic_on();
   pic_off();
   ioapic_pin(GSI, PIN_LEVEL | 0x70);
+  ioapic_pin(GSI_OTHER, PIN_LEVEL | PIN_MASKED | 0x71);
   sti();
   report(1);
   for (;;) relax();
@@ -82,6 +85,23 @@ static void edge(void) {
   guest_free(g);
 }
 
+static bool is_up(struct guest *g, unsigned pin) {
+  struct kvm_irqchip chip = {.chip_id = KVM_IRQCHIP_IOAPIC};
+  CHECK_EQ(guest_ioctl(g->vm, KVM_GET_IRQCHIP, &chip), 0);
+  return chip.chip.ioapic.irr >> pin & 1;
+}
+
+/* Until whatever was signalled before has arrived: signals are taken in their order, and this one's can be seen. */
+static void last_arrives(struct guest *g) {
+  int fd = eventfd(0, EFD_NONBLOCK), again = eventfd(0, EFD_NONBLOCK);
+  CHECK_EQ(assign(g, fd, GSI_OTHER, KVM_IRQFD_FLAG_RESAMPLE, again), 0);
+  signal_fd(fd);
+  for (unsigned n = 0; !is_up(g, GSI_OTHER) && n < 300000; n++) usleep(100);
+  CHECK(is_up(g, GSI_OTHER));
+  CHECK_EQ(assign(g, fd, GSI_OTHER, KVM_IRQFD_FLAG_DEASSIGN, 0), 0);
+  close(fd), close(again);
+}
+
 /* Two sources share the line: an EOI lowers it and tells both; who still wants attention signals again. */
 static void resample(void) {
   struct guest *g = start(guest_level);
@@ -108,7 +128,7 @@ static void resample(void) {
   signal_fd(fd[0]);
   signal_fd(fd[1]);
   CHECK_EQ(guest_next(g), 2);
-  usleep(20000); /* the other has arrived, too */
+  last_arrives(g);
   CHECK_EQ(guest_next(g), 3);
   CHECK_EQ(count, 7);
   /* Without its irqfds the line stays low. */

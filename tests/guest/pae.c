@@ -6,13 +6,16 @@
 #define PD2  0x202000 /* 2 MiB higher */
 #define SEEN 0x40060000u
 
-#define CR0_NW   0x20000000u
-#define CR0_CD   0x40000000u
-#define CR0_PG   0x80000000u
-#define CR4_PSE  0x10u
-#define CR4_PAE  0x20u
-#define CR4_PGE  0x80u
-#define CR4_SMEP 0x100000u
+#define CR0_NW    0x20000000u
+#define CR0_CD    0x40000000u
+#define CR0_PG    0x80000000u
+#define CR4_PSE   0x10u
+#define CR4_PAE   0x20u
+#define CR4_PGE   0x80u
+#define CR4_SMEP  0x100000u
+#define CR4_SMAP  0x200000u
+#define CR4_PKE   0x400000u
+#define CR4_PCIDE 0x20000u
 
 /* The host starts it at one of these, with EAX; EBX is what is seen through the second PDPTE register: INVLPG, as a cached
  * translation may be older than the register. */
@@ -79,25 +82,41 @@ static const struct {
   bool loads;
   u32 change;
 } ops[] = {
-    {MOV_CR3, true, 0},       {MOV_CR0, true, CR0_CD},   {MOV_CR0, true, CR0_CD | CR0_NW},
-    {MOV_CR4, true, CR4_PSE}, {MOV_CR4, true, CR4_PGE},  {MOV_CR4, true, CR4_SMEP},
-    {MOV_CR0, false, 8},      {MOV_CR0, false, 0x10000}, {MOV_CR0, false, 0x40000},
-    {MOV_CR0, false, 0},      {MOV_CR4, false, 0},       {MOV_CR4, false, 4},
-    {MOV_CR4, false, 0x200},  {MOV_CR4, false, 0x100},   {MOV_CR4, false, 0x200000},
+    {MOV_CR3, true, 0},        {MOV_CR0, true, CR0_CD},   {MOV_CR0, true, CR0_CD | CR0_NW},
+    {MOV_CR4, true, CR4_PSE},  {MOV_CR4, true, CR4_PGE},  {MOV_CR4, true, CR4_SMEP},
+    {MOV_CR0, false, 8},       {MOV_CR0, false, 0x10000}, {MOV_CR0, false, 0x40000},
+    {MOV_CR0, false, 0},       {MOV_CR4, false, 0},       {MOV_CR4, false, 4},
+    {MOV_CR4, false, 0x200},   {MOV_CR4, false, 0x100},   {MOV_CR4, false, CR4_SMAP},
+    {MOV_CR4, false, CR4_PKE},
 };
 #define N_OPS (sizeof(ops) / sizeof(ops[0]))
+
+static bool has_pku(struct guest *g) {
+  return guest_supports(g, 7, 2, 3);
+}
+
+/* How often the table was read, of four entries each, since the last question. */
+static u64 table_reads(struct guest *g) {
+  static u64 last;
+  u64 now = guest_stat(g->vcpu, "pdpte_loads"), reads = now - last;
+  last = now;
+  return reads;
+}
 
 static void loads(void) {
   struct guest *g = start();
   for (unsigned n = 0; n < N_OPS; n++) {
+    if (ops[n].change == CR4_PKE && !has_pku(g)) continue;
     for (unsigned twice = 0; twice < 2; twice++) { /* the bit goes on, and off again */
       set_pdpte(g, 1, PD1 | 1);
       CHECK_EQ(run(g, MOV_CR3, PDPT), 1);
       CHECK_EQ(guest_regs(g).rbx, 1);
       set_pdpte(g, 1, PD2 | 1);
       CHECK_EQ(seen(g), 1);
+      table_reads(g);
       CHECK_EQ(run(g, ops[n].entry, value_of(g, ops[n].entry) ^ ops[n].change), 1);
       CHECK_EQ(guest_regs(g).rbx, ops[n].loads ? 2 : 1);
+      CHECK_EQ(table_reads(g), ops[n].loads);
     }
   }
   CHECK_EQ(pdpte(g, 0), PD1 | 1); /* no accessed bit in these */
@@ -146,6 +165,28 @@ static void refused(void) {
   guest_free(g);
 }
 
+/* What loads nothing finds nothing wrong, and what is wrong in itself comes before the PDPTEs. */
+static void not_looked_at(void) {
+  static const u32 quiet[] = {CR4_SMAP, CR4_PKE, 0x200};
+  struct guest *g = start();
+  u64 before = value_of(g, MOV_CR4);
+  set_pdpte(g, 1, PD2 | 3); /* bit 1 is reserved */
+  for (unsigned n = 0; n < sizeof(quiet) / sizeof(quiet[0]); n++) {
+    if (quiet[n] == CR4_PKE && !has_pku(g)) continue;
+    CHECK_EQ(run(g, MOV_CR4, before ^ quiet[n]), 1);
+    CHECK_EQ(value_of(g, MOV_CR4), before ^ quiet[n]);
+    CHECK_EQ(run(g, MOV_CR4, before), 1);
+  }
+  CHECK_EQ(run(g, MOV_CR4, before ^ CR4_PGE), TRAP(13));
+  CHECK_EQ(value_of(g, MOV_CR4), before);
+  set_pdpte(g, 1, PD2 | 1);
+  table_reads(g);
+  CHECK_EQ(run(g, MOV_CR4, before ^ (CR4_PGE | CR4_PCIDE)), TRAP(13)); /* PCIDs need long mode */
+  CHECK_EQ(table_reads(g), 0);
+  CHECK_EQ(seen(g), 1);
+  guest_free(g);
+}
+
 /* An absent PDPTE: #PF, not present. */
 static void absent(void) {
   struct guest *g = start();
@@ -184,5 +225,5 @@ static void task_switch(void) {
   guest_free(g);
 }
 
-GUEST_MAIN({"loads", loads}, {"paging-on", paging_on}, {"refused", refused}, {"absent", absent}, {"low-bits", low_bits},
-           {"task-switch", task_switch})
+GUEST_MAIN({"loads", loads}, {"paging-on", paging_on}, {"refused", refused}, {"not-looked-at", not_looked_at}, {"absent", absent},
+           {"low-bits", low_bits}, {"task-switch", task_switch})

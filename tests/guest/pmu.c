@@ -193,18 +193,23 @@ static void guest_cycles(void) {
   EXPECT_EQ(rdmsr(PERFCTR0), rdmsr(PERFCTR0)); /* it stands */
 
   /* none while halted; instructions go on from where they were */
-  wrmsr(PERFCTR0, 0);
   apic_on();
   apic_write(A_TDCR, 0xb);
   apic_write(A_LVT_TIME, 0x40);
-  wrmsr(GLOBAL_CTRL, 1);
-  t0 = rdtsc();
-  apic_write(A_TMICT, 30000000); /* 30 ms */
-  halt_once();
-  t1 = rdtsc();
-  wrmsr(GLOBAL_CTRL, 0);
-  EXPECT(t1 - t0 > 25 * ticks_per_ms);
-  EXPECT(rdmsr(PERFCTR0) < t1 - t0 - 15 * ticks_per_ms);
+  u64 counted, least = ~0ull;
+  for (unsigned n = 0; n < 100 && least > 15 * ticks_per_ms; n++) { /* the host may keep the vCPU on either side of the HLT */
+    wrmsr(PERFCTR0, 0);
+    wrmsr(GLOBAL_CTRL, 1);
+    t0 = rdtsc();
+    apic_write(A_TMICT, 30000000); /* 30 ms */
+    halt_once();
+    t1 = rdtsc();
+    wrmsr(GLOBAL_CTRL, 0);
+    EXPECT(t1 - t0 >= 30 * ticks_per_ms - ticks_per_ms / 10);
+    counted = rdmsr(PERFCTR0);
+    if (counted < least) least = counted;
+  }
+  EXPECT(least <= 15 * ticks_per_ms);
   done();
 }
 
@@ -507,9 +512,9 @@ static void filtered(void) {
 
 static u64 fastest_loop(void) {
   u64 best = ~0ull;
-  for (unsigned n = 0; n < 20; n++) {
+  for (unsigned n = 0; n < 200; n++) { /* short ones: some find no other program in their way */
     u64 t = rdtsc();
-    __asm__ volatile("mov $200000, %%ecx\n 1: dec %%ecx\n jnz 1b" ::: "ecx");
+    __asm__ volatile("mov $20000, %%ecx\n 1: dec %%ecx\n jnz 1b" ::: "ecx");
     t = rdtsc() - t;
     if (t < best) best = t;
   }

@@ -98,7 +98,7 @@ static struct guest *start(void (*f)(void)) {
     struct kvm_cpuid2 head;
     struct kvm_cpuid_entry2 entries[256];
   } t = {.head.nent = 256};
-  CHECK_EQ(guest_ioctl(g->sys, KVM_GET_SUPPORTED_CPUID, &t), 0);
+  CHECK_EQ(guest_ioctl(g->vcpu, KVM_GET_CPUID2, &t), 0);
   for (u32 n = 0; n < t.head.nent; n++)
     if (t.entries[n].function == 0xd && t.entries[n].index == 0) supported = t.entries[n].eax | (u64)t.entries[n].edx << 32;
   return g;

@@ -16,6 +16,7 @@
 #define X2APIC_FLAGS   (KVM_X2APIC_API_USE_32BIT_IDS | KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK)
 #define MSR_REASONS    (KVM_MSR_EXIT_REASON_INVAL | KVM_MSR_EXIT_REASON_UNKNOWN | KVM_MSR_EXIT_REASON_FILTER)
 #define HYPERCALL_EXITS BIT(KVM_HC_MAP_GPA_RANGE)
+#define BUS_LOCK_MODES (KVM_BUS_LOCK_DETECTION_OFF | KVM_BUS_LOCK_DETECTION_EXIT)
 #define DISABLED_EXITS KVM_X86_DISABLE_EXITS_PAUSE /* PAUSE never exits */
 
 static const struct {
@@ -45,6 +46,7 @@ static const struct {
     {KVM_CAP_SMALLER_MAXPHYADDR, 1},
     {KVM_CAP_EXIT_ON_EMULATION_FAILURE, 1},
     {KVM_CAP_EXIT_HYPERCALL, HYPERCALL_EXITS},
+    {KVM_CAP_X86_BUS_LOCK_EXIT, BUS_LOCK_MODES},
     {KVM_CAP_DISABLE_QUIRKS, 1},
     {KVM_CAP_DISABLE_QUIRKS2, QUIRKS},
     {KVM_CAP_X86_DISABLE_EXITS, DISABLED_EXITS},
@@ -162,6 +164,13 @@ static int enable_hypercall_exits(struct x86_vm *vm, const u64 *args) {
   return 0;
 }
 
+/* OFF is the default, and does not take an earlier EXIT back. */
+static int enable_bus_lock(struct x86_vm *vm, const u64 *args) {
+  if (args[0] & ~(u64)BUS_LOCK_MODES || args[0] == BUS_LOCK_MODES) return -EINVAL;
+  if (args[0] & KVM_BUS_LOCK_DETECTION_EXIT) vm->bus_lock_exits = true;
+  return 0;
+}
+
 static int enable_emulation_exit(struct x86_vm *vm, const u64 *args) {
   if (args[0] & ~1ull) return -EINVAL;
   vm->exit_on_emulation_failure = args[0];
@@ -197,6 +206,7 @@ static const struct {
     {KVM_CAP_MAX_VCPU_ID, enable_max_vcpu_id},
     {KVM_CAP_PMU_CAPABILITY, enable_pmu_capability},
     {KVM_CAP_EXIT_HYPERCALL, enable_hypercall_exits},
+    {KVM_CAP_X86_BUS_LOCK_EXIT, enable_bus_lock},
     {KVM_CAP_EXIT_ON_EMULATION_FAILURE, enable_emulation_exit},
 };
 

@@ -16,9 +16,6 @@
 static bool soft_exception(unsigned vector) {
   return vector == VEC_BP || vector == VEC_OF;
 }
-static bool has_payload(const struct x86_fault *ex) {
-  return ex->vector == VEC_DB || ex->vector == VEC_PF;
-}
 
 static void get_exception(struct x86_vcpu *c, struct kvm_vcpu_events *e, bool payloads) {
   const struct x86_fault *ex = &c->exception.ex;
@@ -29,8 +26,8 @@ static void get_exception(struct x86_vcpu *c, struct kvm_vcpu_events *e, bool pa
   e->exception.nr = ex->vector;
   e->exception.has_error_code = ex->has_error;
   e->exception.error_code = ex->error;
-  e->exception_has_payload = c->exception.pending && has_payload(ex);
-  e->exception_payload = ex->payload;
+  e->exception_has_payload = c->exception.pending && c->exception.has_payload;
+  e->exception_payload = e->exception_has_payload ? ex->payload : 0;
 }
 
 void x86_get_vcpu_events(struct x86_vcpu *c, struct kvm_vcpu_events *e) {
@@ -85,10 +82,8 @@ static void set_exception(struct x86_vcpu *c, const struct kvm_vcpu_events *e) {
   c->exception.pending = e->exception.pending;
   c->exception.ex =
       (struct x86_fault){.vector = e->exception.nr, .has_error = e->exception.has_error_code, .error = e->exception.error_code};
-  if (e->exception_has_payload)
-    c->exception.ex.payload = e->exception_payload;
-  else if (e->exception.nr == VEC_PF)
-    c->exception.ex.payload = c->cr2; /* CR2 is already what it should be */
+  c->exception.has_payload = e->exception_has_payload; /* without: CR2 and DR6 are already what they should be */
+  if (e->exception_has_payload) c->exception.ex.payload = e->exception_payload;
 }
 
 /* One kind of shadow at most (SDM Vol. 3C 24.4.2). */

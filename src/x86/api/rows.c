@@ -38,7 +38,7 @@ static long sys_has_attr(struct ioctl_ctx *ctx, void *data) {
 
 static long sys_get_attr(struct ioctl_ctx *ctx, void *data) {
   const struct kvm_device_attr *a = data;
-  u64 xcr0 = x86_xcr0_supported();
+  u64 xcr0 = x86_xcr0_announced();
   return sys_attr_known(a) ? copy_to_user((void *)(uintptr_t)a->addr, &xcr0, sizeof(xcr0)) : -ENXIO;
 }
 

@@ -104,13 +104,13 @@ bool x86_cr0_bits_valid(u64 v) {
 int x86_set_cr4(struct x86_vcpu *c, u64 v) {
   u64 changed = v ^ c->cr4;
   if (!x86_cr4_bits_valid(c, v)) return x86_gp0(c);
+  if ((changed & v & CR4_PCIDE) && (!x86_long(c) || (c->cr3 & CR3_PCID))) return x86_gp0(c);
   if (x86_long(c)) {
     if (!(v & CR4_PAE) || (changed & CR4_LA57)) return x86_gp0(c);
   } else if ((c->cr0 & CR0_PG) && (v & CR4_PAE) && (changed & CR4_PDPTE)) {
     int r = x86_mmu_load_pdptrs(c, c->cr3);
     if (r) return r;
   }
-  if ((changed & v & CR4_PCIDE) && (!x86_long(c) || (c->cr3 & CR3_PCID))) return x86_gp0(c);
   c->cr4 = v;
   x86_cpuid_cr4_changed(c, changed);
   if (changed & CR4_MMU) x86_mmu_mode_changed(c);

@@ -159,9 +159,13 @@ static int deliver_exception(struct x86_vcpu *c, const struct x86_fault *f) {
 /* CR2 and DR6 change when the exception is delivered, not before. */
 static void apply_payload(struct x86_vcpu *c, const struct x86_fault *f) {
   if (f->vector == VEC_PF) c->cr2 = f->payload;
-  if (f->vector != VEC_DB) return;
-  c->dr[6] = (c->dr[6] & ~0xfull) | (f->payload & DR6_TRAPS); /* 17.2.3: B0-B3 tell of this one, BD BS BT stay until cleared */
-  c->dr[7] &= ~(1ull << 13);                                  /* 17.2.4: GD, so that the handler may look */
+  if (f->vector == VEC_DB)
+    c->dr[6] = (c->dr[6] & ~0xfull) | (f->payload & DR6_TRAPS); /* 17.2.3: B0-B3 tell of this one, BD BS BT stay until cleared */
+}
+
+/* 17.2.4: the handler of a debug exception may look at the debug registers. */
+static void clear_general_detect(struct x86_vcpu *c, const struct x86_fault *f) {
+  if (f->vector == VEC_DB) c->dr[7] &= ~(1ull << 13);
 }
 
 static bool debugger_wants_db(const struct x86_vcpu *c) {
@@ -175,6 +179,7 @@ int x86_deliver_fault(struct x86_vcpu *c) {
   if (f.vector == VEC_PF) vcpu_stat_inc(&c->core, pf_guest);
   if (f.vector == VEC_DB && debugger_wants_db(c)) return x86_debug_exit(c, VEC_DB, c->rip, f.payload);
   apply_payload(c, &f);
+  clear_general_detect(c, &f);
   return deliver_exception(c, &f);
 }
 
@@ -227,7 +232,10 @@ static bool take_apic_events(struct x86_vcpu *c) {
 static bool take_injected(struct x86_vcpu *c, int *r) {
   if (c->exception.injected || c->exception.pending) {
     struct x86_fault ex = c->exception.ex;
-    if (!c->exception.injected) apply_payload(c, &ex);
+    if (!c->exception.injected) {
+      if (c->exception.has_payload) apply_payload(c, &ex);
+      clear_general_detect(c, &ex);
+    }
     c->exception.injected = c->exception.pending = false;
     ex.trap = ex.trap || ex.vector == VEC_BP || ex.vector == VEC_OF;
     *r = deliver_exception(c, &ex);
@@ -306,6 +314,7 @@ int x86_take_events(struct x86_vcpu *c) {
   int r = X86_OK;
   while (take_one(c, &r) && r == X86_OK) {
   }
+  c->irq_waits = x86_irq_unannounced(c) || (!x86_interrupt_allowed(c) && interrupt_waits(c));
   return r;
 }
 

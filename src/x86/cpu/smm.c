@@ -6,6 +6,7 @@
 #include <string.h>
 #include "x86/cpu/cpu.h"
 #include "x86/cpu/desc.h"
+#include "x86/cpuid/cpuid.h"
 #include "x86/mmu/walk.h"
 #include "x86/x86.h"
 
@@ -164,7 +165,6 @@ static void smm_state(struct x86_vcpu *c) {
 }
 
 static void recompute(struct x86_vcpu *c) {
-  x86_cpuid_runtime_changed(c);
   x86_mmu_mode_changed(c);
   x86_mode_changed(c);
 }
@@ -178,6 +178,7 @@ static bool area_is_ram(struct x86_vcpu *c) {
 
 void x86_smi_enter(struct x86_vcpu *c) {
   u8 area[SAVE_SIZE] = {0};
+  u64 cr4 = c->cr4;
   if (x86_has(c, X86_FEATURE_LM))
     save64(c, area);
   else
@@ -186,6 +187,7 @@ void x86_smi_enter(struct x86_vcpu *c) {
   c->smm_nmi_mask = c->nmi_blocked;
   c->nmi_blocked = true;
   smm_state(c);
+  x86_cpuid_cr4_changed(c, cr4 ^ c->cr4);
   recompute(c);
   /* Paging is off now, and the SMM address space in force: linear is physical. */
   if (area_is_ram(c)) x86_sys_write(c, save_area(c), area, SAVE_SIZE);

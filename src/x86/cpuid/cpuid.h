@@ -7,6 +7,7 @@
 
 #define X86_CPUID_MAX_ENTRIES   256 /* KVM_MAX_CPUID_ENTRIES */
 #define X86_CPUID_FEATURE_WORDS ((X86_FEATURE_COUNT + 63) / 64)
+#define X86_CPUID_CONFIG_WORDS  (X86_CPUID_FEATURE_WORDS + 1)
 
 /* Bits that no instruction depends on, by leaf 7 EDX: they only show that an MSR exists. */
 #define X86_CPUID_7_EDX_SPEC_CTRL 0x04000000u
@@ -26,8 +27,8 @@ struct x86_cpuid {
   u32 pv_features;                                          /* EAX of the KVM feature leaf */
   u64 xcr0;                                                 /* components that leaf 0xD lets the guest enable */
   struct kvm_cpuid_entry2 *leaf1, *leaf7, *leafd0, *leafd1; /* the entries that follow run-time state; NULL where absent */
-  u64 config[X86_CPUID_FEATURE_WORDS]; /* features without the run-time bits: what x86_vcpu.isa numbers.  Other vCPUs compare it
-                                          under isa_lock */
+  u64 config[X86_CPUID_CONFIG_WORDS]; /* features without the run-time bits, then x86_vcpu.bus_lock_exits: what x86_vcpu.isa numbers.
+                                         Other vCPUs compare it under isa_lock */
 };
 
 /* The guest may use a paravirtual feature (KVM_* of features.h); always, unless user space enforces the CPUID bits. */
@@ -39,7 +40,6 @@ u64 x86_cpuid_xcr0(const struct x86_vcpu *c);
 int x86_cpuid_set(struct x86_vcpu *c, struct kvm_cpuid_entry2 *entries, u32 n);
 /* Run-time bits, each by its cause. */
 void x86_cpuid_cr4_changed(struct x86_vcpu *c, u64 changed);
-void x86_cpuid_apic_changed(struct x86_vcpu *c);
 void x86_cpuid_mwait_changed(struct x86_vcpu *c);
 void x86_cpuid_xcr0_changed(struct x86_vcpu *c); /* XCR0 or IA32_XSS */
 

@@ -150,14 +150,17 @@ static int isa_choose(struct x86_vcpu *c, const u64 *config) {
 }
 
 int x86_isa_assign(struct x86_vcpu *c, const u64 features[X86_CPUID_FEATURE_WORDS]) {
-  u64 config[X86_CPUID_FEATURE_WORDS];
-  memcpy(config, features, sizeof(config));
+  u64 config[X86_CPUID_CONFIG_WORDS];
+  memcpy(config, features, X86_CPUID_FEATURE_WORDS * sizeof(*config));
   for (unsigned k = 0; k < ARRAY_SIZE(runtime_features); k++) config[runtime_features[k] / 64] &= ~BIT(runtime_features[k] % 64);
+  bool bus_lock_exits = x86_vm_of(c)->bus_lock_exits;
+  config[X86_CPUID_FEATURE_WORDS] = bus_lock_exits;
   pthread_mutex_lock(&isa_lock);
   int isa = isa_choose(c, config);
   if (isa >= 0) {
     memcpy(c->cpuid->config, config, sizeof(config));
     c->isa = (u8)isa;
+    c->bus_lock_exits = bus_lock_exits;
   }
   pthread_mutex_unlock(&isa_lock);
   return isa < 0 ? isa : 0;

@@ -78,11 +78,18 @@ static void leaf_6(struct builder *b, u32 function) {
 #define LEAF_7_2_BHI_CTRL 0x10u
 #define LEAF_7_2_MCDT_NO  0x20u
 
+/* Protection keys whose register has no place in the host's XSAVE area are offered as emulated: a client has to know where it is. */
+#define LEAF_7_PKU 8u
+
+static u32 hidden_keys(void) {
+  return x86_engine_has(X86_FEATURE_PKU) && !(x86_xcr0_announced() & XC(PKRU)) ? LEAF_7_PKU : 0;
+}
+
 static void leaf_7(struct builder *b, u32 function) {
   struct kvm_cpuid_entry2 *e = add(b, 7, 0, KVM_CPUID_FLAG_SIGNIFCANT_INDEX);
   e->eax = 2;
   e->ebx = x86_engine_word(7, 0, CPUID_EBX);
-  e->ecx = x86_engine_word(7, 0, CPUID_ECX);
+  e->ecx = x86_engine_word(7, 0, CPUID_ECX) & ~hidden_keys();
   e->edx = x86_engine_word(7, 0, CPUID_EDX) | X86_CPUID_7_EDX_SPEC_CTRL | X86_CPUID_7_EDX_STIBP | X86_CPUID_7_EDX_ARCH_CAPS |
            X86_CPUID_7_EDX_SSBD;
   add(b, 7, 1, KVM_CPUID_FLAG_SIGNIFCANT_INDEX)->eax = x86_engine_word(7, 1, CPUID_EAX);
@@ -99,7 +106,7 @@ static void leaf_a(struct builder *b, u32 function) {
 }
 
 static void leaf_d(struct builder *b, u32 function) {
-  u64 xcr0 = x86_xcr0_supported();
+  u64 xcr0 = x86_xcr0_announced();
   struct kvm_cpuid_entry2 *e = add(b, 0xd, 0, KVM_CPUID_FLAG_SIGNIFCANT_INDEX);
   if (!x86_engine_has(X86_FEATURE_XSAVE)) return;
   e->eax = (u32)xcr0;
@@ -217,12 +224,13 @@ int x86_cpuid_supported(struct kvm_cpuid_entry2 *entries, u32 max, u32 *n) {
   return b.error;
 }
 
-/* Nothing is slower than native by nature here: the list says what KVM's instruction emulator adds on any host. */
+/* Nothing is slower than native by nature here: the list says what KVM's instruction emulator adds on any host, and what the host's
+ * processor has no room for. */
 int x86_cpuid_emulated(struct kvm_cpuid_entry2 *entries, u32 max, u32 *n) {
   struct builder b = {.entries = entries, .max = max};
   add(&b, 0, 0, 0)->eax = 7;
   add(&b, 1, 0, 0)->ecx = 1u << 22;                               /* MOVBE */
-  add(&b, 7, 0, KVM_CPUID_FLAG_SIGNIFCANT_INDEX)->ecx = 1u << 22; /* RDPID */
+  add(&b, 7, 0, KVM_CPUID_FLAG_SIGNIFCANT_INDEX)->ecx = 1u << 22 | hidden_keys(); /* RDPID */
   *n = b.n;
   return b.error;
 }

@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include "core/stats.h"
 #include "x86/cpuid/cpuid.h"
 #include "x86/mmu/access.h"
 
@@ -55,9 +56,11 @@ static void engine_features(u64 *features) {
     if (x86_engine_has((enum x86_feature)f)) features[f / 64] |= BIT(f % 64);
 }
 
-static void show(struct x86_cpuid *id, enum x86_feature f, struct kvm_cpuid_entry2 *e, bool on) {
+static void show(struct x86_vcpu *c, enum x86_feature f, struct kvm_cpuid_entry2 *e, bool on) {
   const struct x86_feature_row *row = &x86_feature_rows[f];
+  struct x86_cpuid *id = c->cpuid;
   if (!e) return;
+  vcpu_stat_inc(&c->core, cpuid_updates);
   u32 *reg = x86_cpuid_reg(e, row->reg);
   *reg = (*reg & ~(1u << row->bit)) | (u32)on << row->bit;
   id->features[f / 64] = (id->features[f / 64] & ~BIT(f % 64)) | (u64)on << (f % 64);
@@ -67,25 +70,31 @@ static void show(struct x86_cpuid *id, enum x86_feature f, struct kvm_cpuid_entr
 
 void x86_cpuid_cr4_changed(struct x86_vcpu *c, u64 changed) {
   struct x86_cpuid *id = c->cpuid;
-  if (changed & CR4_OSXSAVE) show(id, X86_FEATURE_OSXSAVE, id->leaf1, c->cr4 & CR4_OSXSAVE);
-  if (changed & CR4_PKE) show(id, X86_FEATURE_OSPKE, id->leaf7, c->cr4 & CR4_PKE);
+  if (changed & CR4_OSXSAVE) show(c, X86_FEATURE_OSXSAVE, id->leaf1, c->cr4 & CR4_OSXSAVE);
+  if (changed & CR4_PKE) show(c, X86_FEATURE_OSPKE, id->leaf7, c->cr4 & CR4_PKE);
 }
 
 void x86_cpuid_apic_changed(struct x86_vcpu *c) {
-  show(c->cpuid, X86_FEATURE_APIC, c->cpuid->leaf1, c->apic_base & APIC_BASE_ENABLE);
+  show(c, X86_FEATURE_APIC, c->cpuid->leaf1, c->apic_base & APIC_BASE_ENABLE);
 }
 
 void x86_cpuid_mwait_changed(struct x86_vcpu *c) {
   u64 misc_enable;
   if (!(x86_vm_of(c)->disabled_quirks & KVM_X86_QUIRK_MISC_ENABLE_NO_MWAIT)) return;
   if (!c->msr || x86_msr_get_host(c, 0x1a0, &misc_enable)) return;
-  show(c->cpuid, X86_FEATURE_MONITOR, c->cpuid->leaf1, misc_enable & MISC_ENABLE_MWAIT);
+  show(c, X86_FEATURE_MONITOR, c->cpuid->leaf1, misc_enable & MISC_ENABLE_MWAIT);
 }
 
 void x86_cpuid_xcr0_changed(struct x86_vcpu *c) {
   struct x86_cpuid *id = c->cpuid;
-  if (id->leafd0) id->leafd0->ebx = (u32)x86_xsave_size(c->xcr0);
-  if (id->leafd1 && (id->leafd1->eax & 0xa)) id->leafd1->ebx = (u32)x86_xstate_packed_size(c->xcr0 | c->xss); /* XSAVEC, XSAVES */
+  if (id->leafd0) {
+    id->leafd0->ebx = (u32)x86_xsave_size(c->xcr0);
+    vcpu_stat_inc(&c->core, cpuid_updates);
+  }
+  if (id->leafd1 && (id->leafd1->eax & 0xa)) { /* XSAVEC, XSAVES */
+    id->leafd1->ebx = (u32)x86_xstate_packed_size(c->xcr0 | c->xss);
+    vcpu_stat_inc(&c->core, cpuid_updates);
+  }
 }
 
 void x86_cpuid_runtime_changed(struct x86_vcpu *c) {

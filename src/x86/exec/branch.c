@@ -172,9 +172,11 @@ static int deliver(struct x86_vcpu *c, const struct x86_insn *i, enum x86_event_
   u64 start = c->rip;
   c->rip = x86_next_ip(c, i);
   int r = x86_deliver(c, kind, vector, false, 0);
-  if (r == X86_OK) return X86_BRANCH;
+  if (r == X86_OK && !c->triple_fault) return X86_BRANCH;
   c->rip = start;
-  return r;
+  if (r != X86_OK) return r;
+  c->rip = x86_insn_ip(c, i); /* shut down at this instruction */
+  return X86_BRANCH;
 }
 static int int_n(struct x86_vcpu *c, const struct x86_insn *i) { return deliver(c, i, EV_SOFT_INT, (u8)i->imm); }
 static int int3(struct x86_vcpu *c, const struct x86_insn *i) { return deliver(c, i, EV_SOFT_EXCEPTION, VEC_BP); }

@@ -123,6 +123,7 @@ static inline int simple_rmw_begin(struct x86_vcpu *c, const struct x86_insn *i,
   if (unlikely(((lin + size - 1) & PAGE_MASK) != e->write || e->write != e->read)) return x86_rmw_begin_slow(c, i->seg, lin, size, locked, host);
   *host = x86_tlb_host(e, lin);
   c->rmw.kind = 0;
+  if (locked) x86_note_lock(c, lin, size);
   return X86_OK;
 }
 static inline int general_rmw_begin(struct x86_vcpu *c, const struct x86_insn *i, unsigned size, bool locked, void **host) {

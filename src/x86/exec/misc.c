@@ -117,8 +117,7 @@ static int mfence(struct x86_vcpu *c, const struct x86_insn *i) { return __built
 static int salc(struct x86_vcpu *c, const struct x86_insn *i) { return put8(c, 0, c->rflags & FL_CF ? 0xff : 0), X86_OK; }
 
 #define PLAIN(fn) static x86_exec_fn *select_##fn(const struct x86_decoded *d, struct x86_insn *i) { return fn; }
-PLAIN(nop) PLAIN(lfence) PLAIN(sfence) PLAIN(mfence) PLAIN(clc) PLAIN(stc) PLAIN(cmc) PLAIN(cld) PLAIN(std) PLAIN(cli) PLAIN(salc)
-static x86_exec_fn *select_sti(const struct x86_decoded *d, struct x86_insn *i) { return i->iflags |= X86_I_END, sti; }
+PLAIN(nop) PLAIN(lfence) PLAIN(sfence) PLAIN(mfence) PLAIN(clc) PLAIN(stc) PLAIN(cmc) PLAIN(cld) PLAIN(std) PLAIN(cli) PLAIN(sti) PLAIN(salc)
 static x86_exec_fn *select_ud(const struct x86_decoded *d, struct x86_insn *i) { return i->iflags |= X86_I_END, x86_exec_ud; }
 
 #define ROW(NAME, name) {ZYDIS_MNEMONIC_##NAME, select_##name}

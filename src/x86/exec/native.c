@@ -42,6 +42,10 @@ static int native_mem(struct x86_vcpu *c, const struct x86_insn *i) {
   return native_store(c, i, n, ea);
 }
 
+bool x86_x87_is_plain(const struct x86_insn *i) {
+  return (i->fn == native_reg || i->fn == native_mem) && ((const struct x86_native *)i->aux)->x87 && !((const struct x86_native *)i->aux)->mmx;
+}
+
 /* What may run natively: nothing that touches system state. */
 static bool runs_natively(ZydisISAExt ext) {
   switch (ext) {

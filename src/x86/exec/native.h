@@ -32,6 +32,8 @@ bool x86_x87_not_stored(struct x86_vcpu *c);
 
 /* #UD and #NM of x87 and MMX (SDM Vol. 3A tables 14-1, 14-2), and a pending #MF for instructions that wait. */
 int x86_x87_check(struct x86_vcpu *c, bool mmx, bool waits);
+/* An x87 instruction whose stub is all there is to it. */
+bool x86_x87_is_plain(const struct x86_insn *i);
 /* Runs an x87 or MMX stub; mem: host address of the memory operand or NULL.  i->imm: the opcode as FOP has it. */
 int x86_x87_run(struct x86_vcpu *c, const struct x86_insn *i, const struct x86_native *n, void *mem);
 

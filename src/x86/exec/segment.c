@@ -218,7 +218,7 @@ static int exec_write_base(struct x86_vcpu *c, const struct x86_insn *i) {
 static int set_ac(struct x86_vcpu *c, u64 v) {
   if (c->cpl) return x86_ud(c);
   x86_set_rflags(c, v, FL_AC);
-  return X86_OK;
+  return X86_END; /* other rights: translated code is made for them */
 }
 static int exec_clac(struct x86_vcpu *c, const struct x86_insn *i) { return set_ac(c, 0); }
 static int exec_stac(struct x86_vcpu *c, const struct x86_insn *i) { return set_ac(c, FL_AC); }
@@ -332,11 +332,9 @@ static x86_exec_fn *select_base(const struct x86_decoded *d, struct x86_insn *i)
 }
 
 static x86_exec_fn *select_plain(const struct x86_decoded *d, struct x86_insn *i) {
-  switch (d->insn.mnemonic) {
-  case ZYDIS_MNEMONIC_SWAPGS: return exec_swapgs;
-  case ZYDIS_MNEMONIC_CLAC: return exec_clac;
-  default: return exec_stac;
-  }
+  if (d->insn.mnemonic == ZYDIS_MNEMONIC_SWAPGS) return exec_swapgs;
+  i->iflags |= X86_I_END;
+  return d->insn.mnemonic == ZYDIS_MNEMONIC_CLAC ? exec_clac : exec_stac;
 }
 
 static const struct x86_op_row rows[] = {

@@ -233,6 +233,7 @@ struct operands {
   const void *reg, *rm, *vvvv; /* as the encoding has them */
   bool two;                    /* legacy form: the destination is the first source */
   bool broadcast, daz;
+  bool f16c; /* VCVTPS2PH */
   struct digits digits;
 };
 
@@ -245,6 +246,8 @@ static struct number first(const struct operands *o, unsigned n) {
 static struct number second(const struct operands *o, unsigned n) {
   return source(o, o->rm, n);
 }
+
+static bool denormal(struct number single) { return single.finite && single.m && !(single.m >> 23); }
 
 static struct number negated(struct number x) {
   x.negative = !x.negative;
@@ -273,6 +276,7 @@ static bool exact_element(const struct operands *o, unsigned n, const char *name
   if (o->a.op == OP_FMA) return exact_fused(o, n, name);
   if (o->a.op == OP_HADD || o->a.op == OP_HSUB) return exact_pair(o, n, o->a.op == OP_HSUB);
   struct number b = second(o, n);
+  if (o->f16c && denormal(b)) return false; /* as processors do it */
   if (o->a.op == OP_CONVERT) return !b.finite || representable(b, o->digits);
   struct number a = first(o, n);
   if (!a.finite || !b.finite) return true;
@@ -301,12 +305,13 @@ bool x86_vector_exact(struct x86_vcpu *c, const struct x86_insn *i, const struct
                        .vvvv = operand[ROLE_VVVV],
                        .two = v->class == VECTOR_SSE,
                        .broadcast = v->broadcast,
-                       .daz = c->fpu.mxcsr & 0x40};
+                       .daz = c->fpu.mxcsr & 0x40,
+                       .f16c = v->mnemonic == ZYDIS_MNEMONIC_VCVTPS2PH};
   if (o.a.op == OP_NONE || o.a.op == OP_COMPLEX || o.a.op == OP_DOT) return false;
   bool half = o.a.to->precision == 11;
   if (half && !o.a.from->exponent) return false; /* integers too large for half precision are always inexact */
   o.digits.count = o.a.to->precision;
-  bool bounded = (c->fpu.mxcsr & 0x800) || half; /* half precision: as processors do it */
+  bool bounded = (c->fpu.mxcsr & 0x800) || (half && !o.f16c); /* AVX512-FP16: as processors do it */
   o.digits.smallest = bounded ? 2 - (1 << (o.a.to->exponent - 1)) - (o.a.to->precision - 1) : INT_MIN;
   unsigned count = o.a.scalar ? 1 : v->elements;
   u64 bits = selected(c, i, v, count);

@@ -11,6 +11,7 @@ static struct component {
   bool aligned; /* to 64 bytes in a compacted image */
 } comp[XC_COUNT] = {[XC_X87] = {0, 160}, [XC_SSE] = {160, 256}};
 static u64 supported = XC(X87) | XC(SSE);
+static bool own_pkru; /* the host's layout has no place for PKRU, the engine's has */
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 
 static u64 host_xcr0(void) {
@@ -23,7 +24,7 @@ static u64 host_xcr0(void) {
 static void probe_component(unsigned n) {
   u32 a = 0, b = 0, c = 0, d = 0;
   __get_cpuid_count(0xd, n, &a, &b, &c, &d);
-  if (n == XC_PKRU && !a) a = 8, b = 2688; /* PKRU is kept by the engine: the host need not have it; its usual place */
+  if (n == XC_PKRU && !a) a = 8, b = 2688, own_pkru = true; /* kept by the engine: the host need not have it; its usual place */
   comp[n] = (struct component){.offset = b, .size = a, .aligned = c & 2};
   supported |= BIT(n);
 }
@@ -39,6 +40,11 @@ static void probe(void) {
 u64 x86_xcr0_supported(void) {
   pthread_once(&once, probe);
   return supported;
+}
+
+u64 x86_xcr0_announced(void) {
+  u64 all = x86_xcr0_supported();
+  return own_pkru ? all & ~XC(PKRU) : all;
 }
 
 /* ---- layout ---- */

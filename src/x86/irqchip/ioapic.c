@@ -57,6 +57,7 @@ static int service(struct x86_ioapic *io, unsigned pin) {
   bool level = e & RTE_LEVEL;
   if ((e & RTE_MASKED) || (level && (e & RTE_REMOTE_IRR))) return -1;
   if (!level) io->irr_delivered |= 1u << pin;
+  vm_irq_from_outside(&io->chip->vm->core); /* a level that stays may have a new reason */
   struct apic_msg m = {
       .dest = (u32)(e >> 56), .vector = (u8)e, .mode = e >> 8 & 7, .logical = e & RTE_LOGICAL, .level = level, .assert = true};
   int r = x86_apic_deliver(io->chip->vm, NULL, &m);

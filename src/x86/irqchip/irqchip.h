@@ -14,10 +14,15 @@ void x86_lapic_reset(struct x86_vcpu *c, bool init);
 
 /* An interrupt the vCPU could take if allowed (extINT through LVT0/PIC, or LAPIC above PPR). */
 bool x86_irq_pending(struct x86_vcpu *c);
+/* Whether one may come to be pending without a request: by a store of the guest (vapic), or at the client's. */
+bool x86_irq_unannounced(const struct x86_vcpu *c);
 /* Acknowledges it: the vector, or -1.  On the vCPU's thread. */
 int x86_irq_ack(struct x86_vcpu *c);
 /* Folds what other threads posted into the APIC (REQ_APIC); on the vCPU's thread. */
 void x86_lapic_sync(struct x86_vcpu *c);
+
+/* The vCPU returns to the client: an EOI that the guest may do in memory is settled, so that state and memory copied from here agree. */
+void x86_lapic_leave(struct x86_vcpu *c);
 
 /* TPR as CR8 (bits 3:0). */
 u64 x86_lapic_get_cr8(struct x86_vcpu *c);

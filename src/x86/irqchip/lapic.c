@@ -175,12 +175,20 @@ static void pv_eoi_check(struct x86_lapic *l) {
   }
 }
 
+static void pv_eoi_settle(struct x86_lapic *l) {
+  if (l->pv_eoi_pending) pv_eoi_check(l);
+  if (l->pv_eoi_pending) pv_eoi_withdraw(l);
+}
+
+void x86_lapic_leave(struct x86_vcpu *c) {
+  if (c->lapic) pv_eoi_settle(c->lapic);
+}
+
 int x86_lapic_pv_eoi_set(struct x86_vcpu *c, u64 value) {
   struct x86_lapic *l = c->lapic;
   u8 byte;
   if (!l || (value & 2) || ((value & 1) && vm_read_gpa(c->core.vm, value & ~3ull, &byte, 1))) return -1;
-  if (l->pv_eoi_pending) pv_eoi_check(l);
-  if (l->pv_eoi_pending) pv_eoi_withdraw(l);
+  pv_eoi_settle(l);
   l->pv_eoi = value;
   return 0;
 }
@@ -235,6 +243,10 @@ bool x86_irq_pending(struct x86_vcpu *c) {
   x86_lapic_sync(c);
   if (unlikely(l->vapic)) lapic_vapic_write(l);
   return extint_pending(l) || deliverable(l) >= 0;
+}
+
+bool x86_irq_unannounced(const struct x86_vcpu *c) {
+  return !c->lapic || c->lapic->vapic;
 }
 
 int x86_irq_ack(struct x86_vcpu *c) {
@@ -578,7 +590,7 @@ static void set_base(struct x86_vcpu *c, u64 value) {
   u64 changed = c->apic_base ^ value;
   struct x86_lapic *l = c->lapic;
   c->apic_base = value;
-  if (changed & APIC_BASE_ENABLE) x86_cpuid_runtime_changed(c);
+  if (changed & APIC_BASE_ENABLE) x86_cpuid_apic_changed(c);
   if (!l) return;
   if (changed & value & APIC_BASE_ENABLE) l->regs[REG_ID] = c->core.id << 24;
   if (changed & value & APIC_BASE_X2) {

@@ -200,6 +200,7 @@ int x86_rmw_begin_slow(struct x86_vcpu *c, unsigned seg, u64 lin, unsigned size,
     c->rmw.n[k] = (u8)p.len[k];
   }
   if (p.n == 1) c->rmw.n[1] = 0;
+  if (locked && p.x[0].host && (p.n == 1 || p.x[1].host)) x86_note_lock(c, lin, size);
   if (p.n == 1 && p.x[0].host) {
     c->rmw.kind = p.x[0].code ? RMW_CODE : RMW_DIRECT;
     *host = p.x[0].host;

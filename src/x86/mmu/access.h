@@ -106,6 +106,14 @@ void x86_rmw_end_slow(struct x86_vcpu *c);
  * refused, too. */
 bool x86_mmu_untear(struct x86_vcpu *c);
 
+/* A locked operation on RAM will happen: where it crosses a cache line a processor locks the bus (SDM Vol. 3A 9.1.2.3).  All memory is
+ * write-back, as KVM's EPT maps it. */
+static inline void x86_note_lock(struct x86_vcpu *c, u64 lin, unsigned size) {
+  if (likely((lin & 63) + size <= 64) || !c->bus_lock_exits) return;
+  c->bus_lock = true;
+  c->stop |= X86_STOP_LOCK;
+}
+
 static inline int x86_rmw_begin(struct x86_vcpu *c, unsigned seg, u64 ea, unsigned size, bool locked, void **host) {
   u64 lin;
   int r = x86_linear(c, seg, ea, size, ACC_WRITE, &lin);
@@ -114,6 +122,7 @@ static inline int x86_rmw_begin(struct x86_vcpu *c, unsigned seg, u64 ea, unsign
   if (likely(((lin + size - 1) & PAGE_MASK) == e->write && e->write == e->read)) {
     *host = x86_tlb_host(e, lin);
     c->rmw.kind = 0;
+    if (locked) x86_note_lock(c, lin, size);
     return X86_OK;
   }
   return x86_rmw_begin_slow(c, seg, lin, size, locked, host);

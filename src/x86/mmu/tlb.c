@@ -82,7 +82,7 @@ static unsigned executed_bit(u64 lin) { return (unsigned)((lin >> PAGE_SHIFT) * 
 void x86_mmu_executed(struct x86_vcpu *c, u64 lin) {
   struct x86_generations *g = &c->mmu.gen;
   unsigned bit = executed_bit(lin), n = c->mmu.right * X86_TLB_SIZE + ((lin >> PAGE_SHIFT) & (X86_TLB_SIZE - 1));
-  g->executed[bit / 64] |= BIT(bit % 64);
+  g->executed[c->cpl == 3][bit / 64] |= BIT(bit % 64);
   bool global = c->mmu.tables[n].exec == (lin & PAGE_MASK) && c->mmu.meta[n].global;
   if (c->cpl != 3 && !global) g->super_local = true;
 }
@@ -101,9 +101,9 @@ static void renew(struct x86_vcpu *c, bool globals) {
 static void renew_for_page(struct x86_vcpu *c, u64 lin) {
   struct x86_generations *g = &c->mmu.gen;
   unsigned bit = executed_bit(lin);
-  if (!(g->executed[bit / 64] >> (bit % 64) & 1)) return;
+  if (g->executed[0][bit / 64] >> (bit % 64) & 1) new_super(g);
+  if (!(g->executed[1][bit / 64] >> (bit % 64) & 1)) return;
   x86_mmu_forget_pcids(c);
-  new_super(g);
   new_user(c);
 }
 

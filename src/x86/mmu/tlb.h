@@ -51,7 +51,7 @@ struct x86_generations {
     u16 pcid;
   } known[X86_PCID_SLOTS];
   bool super_local;     /* supervisor code was found on a page that is not global */
-  u64 executed[(1u << X86_EXECUTED_BITS) / 64]; /* pages on which code was found, hashed: INVLPG of any other matters to no code */
+  u64 executed[2][(1u << X86_EXECUTED_BITS) / 64]; /* [CPL == 3] pages on which code was found, hashed: INVLPG of any other matters to no code */
 };
 
 struct x86_mmu {

@@ -3,6 +3,7 @@
  * Intel SDM Vol. 3A chapter 4.
  */
 #include "core/dirty_ring.h"
+#include "core/stats.h"
 #include "x86/mmu/walk.h"
 #include "x86/block.h"
 #include "x86/decode/table.h"
@@ -210,6 +211,7 @@ int x86_walk_page(struct x86_vcpu *c, u64 lin, enum x86_access acc, bool user, b
 
 int x86_mmu_load_pdptrs(struct x86_vcpu *c, u64 cr3) {
   u64 pdpte[4];
+  vcpu_stat_inc(&c->core, pdpte_loads);
   for (unsigned n = 0; n < 4; n++) {
     const struct memslot *slot;
     u64 *host = entry_host(c, (cr3 & 0xffffffe0u) + 8 * n, &slot);

@@ -107,7 +107,7 @@ static void inject_uncorrected(struct x86_vcpu *c, u64 *bank, const struct kvm_x
   record(c, bank, e, e->status | (bank[1] & MCI_VAL ? MCI_OVER : 0));
   c->msr->mcg_status = e->mcg_status;
   c->exception.pending = true;
-  c->exception.injected = false;
+  c->exception.injected = c->exception.has_payload = false;
   c->exception.ex = (struct x86_fault){.vector = VEC_MC};
   x86_request_event(c);
 }

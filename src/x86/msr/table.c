@@ -289,7 +289,7 @@ SETTER(set_system_time) {
 }
 SETTER(set_steal) {
   if (!pv(c, row->value)) return MSR_UNKNOWN;
-  return x86_pv_steal_write(c, value) ? MSR_OK : MSR_INVAL;
+  return x86_pv_steal_write(c, value, host) ? MSR_OK : MSR_INVAL;
 }
 SETTER(set_pv_eoi) {
   if (!pv(c, row->value)) return MSR_UNKNOWN;

@@ -29,7 +29,7 @@ struct x86_pv {
   u64 run_delay;          /* of the thread when it was last read */
   int delay_fd;           /* its /proc/thread-self/schedstat, or -1 */
   pthread_t delay_thread; /* whose */
-  bool preempted;         /* the flag is set in guest memory */
+  bool preempted;         /* the flag is, or may be, set in guest memory */
   u64 poll_control, eoi;  /* MSR_KVM_POLL_CONTROL, MSR_KVM_PV_EOI_EN */
   _Atomic bool kicked;    /* KVM_HC_KICK_CPU: the next or current halt ends */
 };
@@ -41,7 +41,7 @@ void x86_vm_clock_begin(struct x86_vm *vm); /* the first vCPU has its TSC */
 /* MSRs.  False: bad value (#GP). */
 void x86_pv_system_time_write(struct x86_vcpu *c, u64 value, bool old);
 void x86_pv_wall_clock_write(struct x86_vcpu *c, u64 value);
-bool x86_pv_steal_write(struct x86_vcpu *c, u64 value);
+bool x86_pv_steal_write(struct x86_vcpu *c, u64 value, bool host);
 /* Accounts run delay, at most once per millisecond; cheap to call often. */
 void x86_pv_steal_tick(struct x86_vcpu *c);
 

@@ -91,12 +91,14 @@ void x86_pv_steal_tick(struct x86_vcpu *c) {
   with_page(c, account);
 }
 
-bool x86_pv_steal_write(struct x86_vcpu *c, u64 value) {
+/* A client that restores the MSR finds its guest's memory untouched until the vCPU runs; a preempted flag that came along in memory
+ * is cleared then. */
+bool x86_pv_steal_write(struct x86_vcpu *c, u64 value, bool host) {
   if (value & STEAL_RESERVED) return false;
   c->pv->steal = value;
   c->pv->steal_next = 0;
-  c->pv->preempted = false;
-  x86_pv_steal_tick(c);
+  c->pv->preempted = value & STEAL_ENABLED;
+  if (!host) x86_pv_steal_tick(c);
   return true;
 }
 

@@ -3,7 +3,7 @@
 
 /* ---- targets by linear address ---- */
 
-_Static_assert(sizeof(struct x86_code_target) == 32 && X86_TARGET_BITS == 12, "t_find_target()");
+_Static_assert(sizeof(struct x86_code_target) == 32 && X86_TARGET_BITS == 14, "t_find_target()");
 #define TARGET(field) EM_GS_AT(H_RCX, offsetof(struct x86_vcpu, code.targets) + offsetof(struct x86_code_target, field))
 
 /* ECX: where the target in RAX is in the table. */
@@ -11,7 +11,7 @@ static void target_index(struct emitter *e) {
   em_reg(e, 0, 0x8b, H_RCX, H_RAX);             /* mov ecx, eax */
   em_reg(e, 0, 0xc1, 5, H_RCX), em8(e, 10);     /* shr ecx, 10 */
   em_reg(e, 0, 0x33, H_RCX, H_RAX);             /* xor ecx, eax */
-  em_reg(e, 0, 0x81, 4, H_RCX), em32(e, 0xfff); /* and ecx */
+  em_reg(e, 0, 0x81, 4, H_RCX), em32(e, 0x3fff); /* and ecx */
   em_reg(e, 0, 0xc1, 4, H_RCX), em8(e, 5);      /* shl ecx, 5 */
 }
 
@@ -46,22 +46,16 @@ void t_indirect(struct translation *t, s32 add_to_rsp) {
 
 /* ---- direct branches ---- */
 
-/* The displacement is patched while others run: it must not straddle four bytes. */
-static void align_displacement(struct emitter *e, unsigned opcode_bytes) {
-  static const u8 nops[4][3] = {{0}, {0x90}, {0x66, 0x90}, {0x0f, 0x1f, 0x00}};
-  unsigned n = (unsigned)(-(uintptr_t)(e->p + opcode_bytes) & 3);
-  for (unsigned k = 0; k < n; k++) em8(e, nops[n][k]);
-}
-
 /* A jump to the block itself needs no link. */
 static bool to_itself(struct translation *t, u8 *rel32, s32 target) {
   if (target != t->start) return false;
-  em_patch(&t->e, rel32, t->saved ? t->entry_saved : t->entry_host);
+  em_patch(&t->e, rel32, t->f.saved ? t->entry_saved : t->entry_host);
   return true;
 }
 
 void t_goto(struct translation *t, s32 target) {
-  align_displacement(&t->e, 1);
+  if (!t->f.host) t_save_flags(t);
+  em_align_displacement(&t->e, 1);
   u8 *rel32 = em_jmp(&t->e);
   if (!to_itself(t, rel32, target)) t_exit_to(t, rel32, target);
 }
@@ -81,7 +75,14 @@ static const u16 saved_bits[8] = {1, 1u << 8, 1u << 14, 1u << 14 | 1u << 8, 1u <
 static bool conditional(struct translation *t) {
   unsigned cc = t->z->opcode & 15;
   struct emitter *e = &t->e;
-  if (!t->host && saved_bits[cc >> 1]) {
+  if (t->copies > 1 && branch_target(t) == t->start) {
+    t_need_flags(t);
+    em_align_displacement(e, 2);
+    t_exit_to(t, em_jcc(e, cc ^ 1), t->start + t->i->next);
+    if (t->copy + 1 == t->copies) t_loop(t);
+    return true;
+  }
+  if (!t->f.host && t->f.producer.op == PRODUCER_NONE && saved_bits[cc >> 1]) {
     t_save_flags(t);
     em8(e, 0x66), em_mem(e, 0, 0xf7, 0, EM_GS(offsetof(struct x86_vcpu, code.flags)));
     em8(e, saved_bits[cc >> 1] & 0xff), em8(e, saved_bits[cc >> 1] >> 8);
@@ -89,7 +90,7 @@ static bool conditional(struct translation *t) {
   } else {
     t_need_flags(t);
   }
-  align_displacement(e, 2);
+  em_align_displacement(e, 2);
   u8 *rel32 = em_jcc(e, cc);
   if (!to_itself(t, rel32, branch_target(t))) t_exit_to(t, rel32, branch_target(t));
   t_goto(t, t->start + t->i->next);
@@ -123,11 +124,11 @@ static bool indirect_target(struct translation *t) {
   if (op->type == ZYDIS_OPERAND_TYPE_MEMORY) {
     struct em_mem m;
     if (!t_access(t, 0, &m)) return false;
-    t_lose_flags(t);
+    t_store_flags(t);
     em_load(&t->e, H_RAX, m);
   } else {
     if (op->type != ZYDIS_OPERAND_TYPE_REGISTER) return false;
-    t_lose_flags(t);
+    t_store_flags(t);
     em_mov(&t->e, H_RAX, t_read(t, (unsigned)ZydisRegisterGetId(op->reg.value), H_RAX));
   }
   return true;
@@ -161,7 +162,7 @@ static bool near_return(struct translation *t) {
   s32 more = t->ops[0].type == ZYDIS_OPERAND_TYPE_IMMEDIATE && t->z->operand_count_visible ? (s32)(u16)t->i->imm : 0;
   struct em_mem m;
   if (!t_access(t, 0, &m)) return false;
-  t_lose_flags(t);
+  t_store_flags(t);
   em_load(&t->e, H_RAX, m);
   t_indirect(t, 8 + more);
   return true;

@@ -5,6 +5,7 @@
 #include <sys/auxv.h>
 #include <ucontext.h>
 #include "core/request.h"
+#include "x86/decode/decoded.h"
 #include "x86/exec/vector.h"
 #include "x86/translate/private.h"
 #include "x86/x86.h"
@@ -69,12 +70,21 @@ void x86_code_destroy(struct x86_vm *vm) {
   vm->code = NULL;
 }
 
+/* XSAVE for the x87 registers alone.  The data pointer must not change with every instruction: CPUID.(7,0).EBX[6] says that exceptions alone change it. */
+static bool keeps_x87(void) {
+  unsigned a, b, d, e;
+  if (!__get_cpuid(1, &a, &b, &d, &e) || !(d & bit_OSXSAVE)) return false;
+  return __get_cpuid_count(7, 0, &a, &b, &d, &e) && (b & 1u << 6);
+}
+
 void x86_code_vcpu_init(struct x86_vcpu *c) {
   c->code.self = c;
   c->code.interpret = x86_code_interpret;
   c->code.rest = x86_code_rest;
   c->code.load_vectors = x86_code_load_vectors;
   c->code.leave = x86_code_leave;
+  c->code.load_x87 = x86_code_load_x87;
+  c->code.can_x87 = keeps_x87();
   c->code.avx = __builtin_cpu_supports("avx");
   c->code.wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw");
 }
@@ -152,8 +162,9 @@ static struct x86_code *make(struct x86_vcpu *c, struct x86_block *b, unsigned r
   return code;
 }
 
+/* Code for supervisor rights takes CPL 0 for granted. */
 static unsigned right_of(const struct x86_vcpu *c) {
-  return (unsigned)(c->tlb - c->mmu.tables) / X86_TLB_SIZE;
+  return c->cpl == 1 || c->cpl == 2 ? TLB_COUNT : (unsigned)(c->tlb - c->mmu.tables) / X86_TLB_SIZE;
 }
 
 struct x86_code *x86_code_for(struct x86_vcpu *c, struct x86_block *b) {
@@ -189,7 +200,7 @@ static void link_jump(struct x86_vcpu *c, struct x86_code *code) {
   if (c->code.link_to != c->rip || c->code.link_resets != atomic_load(&k->resets)) return; /* something else ran in between */
   const u8 *rx = k->arena.rx + at;
   struct x86_code *from = code_at(k, rx);
-  if (!from || from->right != code->right || from->block->gpa >> PAGE_SHIFT != code->block->gpa >> PAGE_SHIFT) return;
+  if (!from || (from->right ^ (link & 2 ? TLB_SUPER ^ TLB_SUPER_SMAP : 0)) != code->right || from->block->gpa >> PAGE_SHIFT != code->block->gpa >> PAGE_SHIFT) return;
   s32 d = (s32)((link & 1 ? code->saved : code->host) - (rx + 4));
   __atomic_store_n((s32 *)(void *)(k->arena.rw + at), d, __ATOMIC_RELEASE);
 }
@@ -325,6 +336,29 @@ static void recover_vectors(struct x86_vcpu *c, const u8 *area) {
   for (unsigned n = 0; n < 8 && c->code.wide; n++) k ? memcpy(&c->fpu.k[n], k + 8 * n, 8) : memset(&c->fpu.k[n], 0, 8);
 }
 
+/* The x87 registers in a signal frame. */
+static void recover_x87(struct x86_vcpu *c, const u8 *area) {
+  memcpy(c->fpu.fx, area, 24);
+  memcpy(c->fpu.fx + 32, area + 32, 128);
+  u64 ip = c->code.x87_page + (u64)c->code.x87_ip;
+  if (c->code.x87_ip >= 0) memcpy(c->fpu.fx + 8, &ip, 8);
+  __asm__ volatile("fninit\n\tfldcw %0" : : "m"(c->code.host_fcw));
+}
+
+/* `where`: as t_flags_end() has it. */
+static u64 recover_flags(const struct x86_vcpu *c, const struct x86_code *code, u8 where, u64 host) {
+  const struct x86_block *b = code->block;
+  ZydisDecodedInstruction z;
+  ZydisDecodedOperand ops[ZYDIS_MAX_OPERAND_COUNT];
+  u32 f = c->code.flags;
+  if (where == FLAGS_IN_HOST) return host & FL_ARITH;
+  if (where == FLAGS_IN_MEMORY) return (f >> 8 & (FL_ARITH & ~FL_OF)) | (f & 1) << 11;
+  unsigned insn = where - FLAGS_AGAIN;
+  if (!x86_decode_again(b->mode, b->bytes + b->insn[insn].off, b->insn[insn].len, &z, ops)) return 0;
+  struct t_producer p = t_producer_of(insn, &z, ops);
+  return t_producer_flags(&p, c->regs);
+}
+
 void x86_code_recover(void *vcpu, void *ucontext) {
   static const u8 gregs[16] = {[H_RDX] = REG_RDX, [H_RBX] = REG_RBX, [H_RBP] = REG_RBP, [H_RSI] = REG_RSI, [H_RDI] = REG_RDI,
                                [H_R8] = REG_R8,   [H_R9] = REG_R9,   [H_R10] = REG_R10, [H_R11] = REG_R11, [H_R12] = REG_R12,
@@ -340,13 +374,13 @@ void x86_code_recover(void *vcpu, void *ucontext) {
   for (unsigned n = 0; n < 16; n++)
     if (t_mapped(n)) c->regs[n] = (u64)g[gregs[T_HOME(n)]];
   unsigned n = 0, offset = (unsigned)(at - code->start);
-  while (n + 1u < code->block->n && code->at[n + 1] <= offset) n++;
-  u32 f = c->code.flags;
-  u64 flags = (f >> 8 & (FL_ARITH & ~FL_OF)) | (f & 1) << 11;
-  if (code->host_flags >> n & 1) flags = (u64)g[REG_EFL] & FL_ARITH;
-  c->rflags = (c->rflags & ~(u64)FL_ARITH) | flags;
+  while (n + 2 < code->n_places && code->place[n + 1].at <= offset) n++;
+  unsigned insn = n % code->block->n;
+  c->rflags = (c->rflags & ~(u64)FL_ARITH) | recover_flags(c, code, code->place[n].flags, (u64)g[REG_EFL]);
   c->rip = c->code.page + (code->block->gpa & (PAGE_SIZE - 1));
-  c->cur = &code->block->insn[n];
+  c->cur = &code->block->insn[insn];
   if (c->code.vectors && uc->uc_mcontext.fpregs) recover_vectors(c, (const u8 *)uc->uc_mcontext.fpregs);
   c->code.vectors = VECTORS_NONE;
+  if (c->code.x87 && uc->uc_mcontext.fpregs) recover_x87(c, (const u8 *)uc->uc_mcontext.fpregs);
+  c->code.x87 = false;
 }

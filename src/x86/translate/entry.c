@@ -51,6 +51,9 @@ const u8 x86_translate_home[16] = {H_R13, H_R14, H_RDX, H_RBX, H_R15, H_RBP,  H_
   "%%gs:%c[avx]\n\tjne 8f\n\t" EACH16(STORE_XMM) "jmp 9f\n8:\t" EACH16(STORE_YMM) "vzeroupper\n\tjmp 9f\n7:\t" EACH16(STORE_ZMM) \
       EACH_HIGH(STORE_ZMM) EACH8(STORE_K) "vzeroupper\n9:\n\t"
 
+/* EAX and EDX change. */
+#define SAVE_X87 "cmpb $0, %%gs:%c[x87]\n\tje 4f\n\tcall x86_code_save_x87\n4:\n\t"
+
 __attribute__((used)) static void sequences(void) {
   __asm__ volatile(
       ".pushsection .text\n\t"
@@ -60,7 +63,7 @@ __attribute__((used)) static void sequences(void) {
       "movq %%rsi, %%rcx\n\t" SPLIT_FLAGS LOAD_GUEST "jmpq *%%rcx\n\t"
 
       /* Out: flags in memory, RIP set, result 0. */
-      ".globl x86_code_leave\n\t.hidden x86_code_leave\nx86_code_leave:\n\t" SAVE_GUEST SAVE_VECTORS MERGE_FLAGS
+      ".globl x86_code_leave\n\t.hidden x86_code_leave\nx86_code_leave:\n\t" SAVE_GUEST SAVE_VECTORS SAVE_X87 MERGE_FLAGS
       "xorl %%eax, %%eax\n"
       "5:\taddq $8, %%rsp\n\tpopq %%r15\n\tpopq %%r14\n\tpopq %%r13\n\tpopq %%r12\n\tpopq %%rbp\n\tpopq %%rbx\n\tretq\n\t"
 
@@ -68,7 +71,7 @@ __attribute__((used)) static void sequences(void) {
        * before and after. A result that ends the block goes to whoever entered; so does a block that was invalidated, and a
        * request. */
       ".globl x86_code_interpret\n\t.hidden x86_code_interpret\nx86_code_interpret:\n\t" SAVE_GUEST
-      "addq %%gs:%c[page], %%rax\n\tmovq %%rax, %%gs:%c[rip_]\n\t" SAVE_VECTORS MERGE_FLAGS
+      "addq %%gs:%c[page], %%rax\n\tmovq %%rax, %%gs:%c[rip_]\n\t" SAVE_VECTORS SAVE_X87 MERGE_FLAGS
       "movq %%rcx, %%gs:%c[cur]\n\tmovq %%gs:%c[self], %%rdi\n\tmovq %%rcx, %%rsi\n\tsubq $8, %%rsp\n\tcallq *(%%rcx)\n\t"
       "movzbl %%gs:%c[stop], %%edx\n\torl %%eax, %%edx\n\tjne 6f\n\t"
       "movl %[end], %%eax\n\tmovq %%gs:%c[cur], %%rcx\n\tleaq x86_exec_stop(%%rip), %%rdx\n\tcmpq %%rdx, (%%rcx)\n\tje 6f\n\t"
@@ -81,7 +84,7 @@ __attribute__((used)) static void sequences(void) {
 
       /* The interpreter finishes the block from the instruction RCX on; otherwise as above.  code.scratch: whose check failed. */
       ".globl x86_code_rest\n\t.hidden x86_code_rest\nx86_code_rest:\n\t" SAVE_GUEST
-      "addq %%gs:%c[page], %%rax\n\tmovq %%rax, %%gs:%c[rip_]\n\t" SAVE_VECTORS MERGE_FLAGS
+      "addq %%gs:%c[page], %%rax\n\tmovq %%rax, %%gs:%c[rip_]\n\t" SAVE_VECTORS SAVE_X87 MERGE_FLAGS
       "movq %%gs:%c[self], %%rdi\n\tmovq %%rcx, %%rsi\n\tsubq $8, %%rsp\n\tcallq x86_code_finish\n\tjmp 6b\n\t"
 
       /* Called; flags in memory.  Sets the level to what there is. */
@@ -89,12 +92,25 @@ __attribute__((used)) static void sequences(void) {
       "movq %%gs:%c[self], %%rdi\n\tsubq $8, %%rsp\n\tcallq x86_code_vector_level\n\taddq $8, %%rsp\n\t"
       "testl %%eax, %%eax\n\tje 9f\n\tmovb %%al, %%gs:%c[vectors]\n\tcmpb $0, %%gs:%c[wide]\n\tjne 7f\n\tcmpb $0, "
       "%%gs:%c[avx]\n\tjne 8f\n\t" EACH16(LOAD_XMM) "jmp 9f\n8:\t" EACH16(LOAD_YMM) "jmp 9f\n7:\t" EACH16(LOAD_ZMM)
-          EACH_HIGH(LOAD_ZMM) EACH8(LOAD_K) "9:\t" LOAD_GUEST "retq\n\t"
-                                            ".popsection"
+          EACH_HIGH(LOAD_ZMM) EACH8(LOAD_K) "9:\t" LOAD_GUEST
+      "retq\n\t"
+
+      /* Called; flags in memory; RAX changes.  Sets c->code.x87 when the guest may use them (CR0.EM and TS) and masks all exceptions. */
+      ".globl x86_code_load_x87\n\t.hidden x86_code_load_x87\nx86_code_load_x87:\n\t"
+      "testb %[em_ts], %%gs:%c[cr0]\n\tjne 9f\n\tmovb %%gs:%c[fx], %%al\n\tnotb %%al\n\ttestb $0x3f, %%al\n\tjne 9f\n\t"
+      "movb $1, %%gs:%c[x87]\n\tmovl $-1, %%gs:%c[x87_ip]\n\tfnstcw %%gs:%c[host_fcw]\n\t"
+      "movq $1, %%gs:%c[header]\n\tmovq %%rdx, %%gs:%c[regs]+16\n\tmovl $1, %%eax\n\txorl %%edx, %%edx\n\t"
+      "xrstor64 %%gs:%c[fx]\n\tmovq %%gs:%c[regs]+16, %%rdx\n9:\tretq\n\t"
+
+      "x86_code_save_x87:\n\tmovb $0, %%gs:%c[x87]\n\tmovl $1, %%eax\n\txorl %%edx, %%edx\n\txsave64 %%gs:%c[fx]\n\t"
+      "movl %%gs:%c[x87_ip], %%eax\n\ttestl %%eax, %%eax\n\tjs 9f\n\taddq %%gs:%c[x87_page], %%rax\n\tmovq %%rax, %%gs:%c[fx]+8\n"
+      "9:\tfninit\n\tfldcw %%gs:%c[host_fcw]\n\tretq\n\t"
+      ".popsection"
       :
       : [regs] "i"(GS_OF(regs)), [flags] "i"(GS_OF(code.flags)), [rflags] "i"(GS_OF(rflags)), [page] "i"(GS_OF(code.page)),
         [rip_] "i"(GS_OF(regs) + 8 * X86_REG_RIP), [cur] "i"(GS_OF(cur)), [self] "i"(GS_OF(code.self)), [stop] "i"(GS_OF(stop)),
         [vectors] "i"(GS_OF(code.vectors)), [wide] "i"(GS_OF(code.wide)), [avx] "i"(GS_OF(code.avx)), [zmm] "i"(GS_OF(fpu.zmm)),
         [k] "i"(GS_OF(fpu.k)), [requests] "i"(GS_OF(core.requests)), [end] "i"(X86_END),
-        [result] "i"(GS_OF(code.result)));
+        [result] "i"(GS_OF(code.result)), [x87] "i"(GS_OF(code.x87)), [x87_ip] "i"(GS_OF(code.x87_ip)), [x87_page] "i"(GS_OF(code.x87_page)),
+        [host_fcw] "i"(GS_OF(code.host_fcw)), [fx] "i"(GS_OF(fpu.fx)), [header] "i"(GS_OF(fpu.header)), [cr0] "i"(GS_OF(cr0)), [em_ts] "i"(CR0_EM | CR0_TS));
 }

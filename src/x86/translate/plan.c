@@ -146,6 +146,23 @@ static bool moves(const struct x86_insn *i, const struct x86_decoded_insn *d, un
   return same && n >= -SPAN_MAX * 16 && n <= SPAN_MAX * 16;
 }
 
+/* Instructions of system.c that may turn to the interpreter or change what addresses mean. */
+static bool is_system(unsigned mnemonic) {
+  switch (mnemonic) {
+  case ZYDIS_MNEMONIC_CLI:
+  case ZYDIS_MNEMONIC_STI:
+  case ZYDIS_MNEMONIC_STAC:
+  case ZYDIS_MNEMONIC_CLAC:
+  case ZYDIS_MNEMONIC_SWAPGS:
+  case ZYDIS_MNEMONIC_RDPKRU:
+  case ZYDIS_MNEMONIC_RDTSC:
+  case ZYDIS_MNEMONIC_RDTSCP:
+    return true;
+  default:
+    return false;
+  }
+}
+
 /* ---- groups ---- */
 
 struct open_group {
@@ -190,7 +207,7 @@ static void place(struct plan *p, struct open_group *open, struct plan_access *a
 /* The registers of open groups after this instruction. */
 static void moved(struct plan *p, struct open_group *open, const struct x86_insn *i, const struct x86_decoded_insn *d,
                   struct plan_insn *at) {
-  u32 mask = written(d);
+  u32 mask = at->writes;
   for (unsigned n = 0; n < p->n_groups; n++) {
     const struct plan_address *a = &p->group[n].at;
     s32 by = 0;
@@ -207,11 +224,24 @@ static void moved(struct plan *p, struct open_group *open, const struct x86_insn
   }
 }
 
-static void group(struct plan *p, const struct x86_block *b, const struct x86_decoded_insn *d, u32 interpreted) {
+/* Groups whose registers nobody changes: in a loop one look is enough for all rounds. */
+static void find_constant(struct plan *p, const struct x86_block *b, struct open_group *open) {
+  u32 mask = 0;
+  for (unsigned k = 0; k < b->n; k++) mask |= p->insn[k].writes;
+  for (unsigned n = 0; n < p->n_groups; n++) {
+    const struct plan_address *a = &p->group[n].at;
+    bool changes = (a->base < 16 && (mask >> a->base & 1)) || (a->index < 16 && (mask >> a->index & 1));
+    if (changes || open[n].closed) continue;
+    p->constant |= 1u << n;
+    open[n].newest->last = false;
+  }
+}
+
+static void group(struct plan *p, const struct x86_block *b, const struct x86_decoded_insn *d, u32 interpreted, bool loop) {
   struct open_group open[PLAN_GROUPS];
   for (unsigned k = 0; k < b->n; k++) {
     struct plan_insn *i = &p->insn[k];
-    if (interpreted >> k & 1) { /* it may change what addresses mean */
+    if ((interpreted >> k & 1) || is_system(d[k].insn.mnemonic)) { /* it may change what addresses mean */
       for (unsigned n = 0; n < p->n_groups; n++) open[n].closed = true;
       i->n_access = 0;
       continue;
@@ -219,6 +249,7 @@ static void group(struct plan *p, const struct x86_block *b, const struct x86_de
     for (unsigned n = 0; n < i->n_access; n++) place(p, open, &i->access[n]);
     moved(p, open, &b->insn[k], &d[k], i);
   }
+  if (loop) find_constant(p, b, open);
   for (unsigned n = 0; n < p->n_groups; n++) {
     p->group[n].at.disp = open[n].low;
     p->group[n].span = open[n].high - open[n].low;
@@ -254,13 +285,16 @@ static bool may_stop(const struct plan_insn *p, const struct x86_insn *i) {
   return false;
 }
 
-/* Instructions that may have to load the vector registers first. */
-static void vectors(struct plan *p, const struct x86_block *b, u32 interpreted) {
+/* Instructions that may have to load the vector or x87 registers first. */
+static void loads(struct plan *p, const struct x86_block *b, const struct x86_decoded_insn *d, u32 interpreted) {
   unsigned loaded = 0;
+  bool x87_loaded = false;
   for (unsigned k = 0; k < b->n; k++) {
     unsigned level = x86_plan_vector_level(&b->insn[k]);
-    p->insn[k].loads = level > loaded;
+    bool x87 = d[k].insn.meta.isa_ext == ZYDIS_ISA_EXT_X87;
+    p->insn[k].loads = level > loaded || (x87 && !x87_loaded);
     loaded = interpreted >> k & 1 ? 0 : MAX(loaded, level);
+    x87_loaded = !(interpreted >> k & 1) && (x87_loaded || x87);
   }
 }
 
@@ -273,15 +307,39 @@ static void flags(struct plan *p, const struct x86_block *b, const struct x86_de
     u8 read = passes_flags(d[k].insn.mnemonic) ? i->flags_read & at->live : i->flags_read;
     at->needs = i->flags_written ? (u8)(read | (at->live & ~i->flags_written)) : read;
     live = (u8)((live & ~i->flags_written) | read);
-    if ((interpreted >> k & 1) || may_stop(at, i)) live = ALL_FLAGS;
+    if ((interpreted >> k & 1) || is_system(d[k].insn.mnemonic) || may_stop(at, i)) live = ALL_FLAGS;
   }
 }
 
+/* Those of system.c that may be left to the interpreter after all, or change what addresses mean. */
+static u32 system_insns(const struct x86_block *b, const struct x86_decoded_insn *d) {
+  u32 mask = 0;
+  for (unsigned k = 0; k < b->n; k++) {
+    switch (d[k].insn.mnemonic) {
+    case ZYDIS_MNEMONIC_STI:
+    case ZYDIS_MNEMONIC_SWAPGS:
+    case ZYDIS_MNEMONIC_RDPKRU:
+    case ZYDIS_MNEMONIC_RDTSC:
+    case ZYDIS_MNEMONIC_RDTSCP:
+      mask |= 1u << k;
+      break;
+    default:
+      break;
+    }
+  }
+  return mask;
+}
+
 void x86_plan(struct plan *p, const struct x86_block *b, const struct x86_decoded_insn *d, u32 interpreted, bool grouped,
-              bool exact) {
+              bool loop, bool exact) {
   p->n_groups = 0;
-  for (unsigned k = 0; k < b->n; k++) accesses(&p->insn[k], b, &b->insn[k], &d[k]);
-  if (grouped) group(p, b, d, interpreted);
-  vectors(p, b, interpreted);
+  p->constant = 0;
+  interpreted |= system_insns(b, d);
+  for (unsigned k = 0; k < b->n; k++) {
+    accesses(&p->insn[k], b, &b->insn[k], &d[k]);
+    p->insn[k].writes = written(&d[k]);
+  }
+  if (grouped) group(p, b, d, interpreted, loop);
+  loads(p, b, d, interpreted);
   flags(p, b, d, interpreted, exact);
 }

@@ -14,8 +14,12 @@ static void sleep_ms(unsigned ms) {
   nanosleep(&t, NULL);
 }
 
-static int spin_step(struct fake_vcpu *c) { return 0; }
-static int halt_step(struct fake_vcpu *c) { return FAKE_HALT; }
+static int spin_step(struct fake_vcpu *c) {
+  return 0;
+}
+static int halt_step(struct fake_vcpu *c) {
+  return FAKE_HALT;
+}
 static int exit_step(struct fake_vcpu *c) {
   c->core.run->exit_reason = KVM_EXIT_HLT;
   c->pending_io = true;
@@ -48,6 +52,14 @@ static void on_signal(int sig) {
   handled_outside = signal_gate.depth == 0;
 }
 
+/* A signal before KVM_RUN would be the client's own race. */
+static void wait_in_run(struct machine *m, fake_step *step) {
+  if (step == halt_step)
+    while (!atomic_load(&m->vcpu[0]->core.halted)) sched_yield();
+  else
+    machine_turns(m, 0, 5);
+}
+
 /* The handler runs after KVM_RUN has let go of everything, and KVM_RUN returns EINTR. */
 static void signal_kicks(fake_step *step) {
   SKIP_UNDER_TSAN(); /* it delays signals */
@@ -57,10 +69,8 @@ static void signal_kicks(fake_step *step) {
     void *r;
     handled = 0;
     machine_start(&m, 0, step, NULL);
-    machine_turns(&m, 0, step == halt_step ? 0 : 5);
+    wait_in_run(&m, step);
     if (step == halt_step && round % 2) sleep_ms(2);
-    while (step == halt_step && !atomic_load(&m.vcpu[0]->core.halted))
-      sched_yield(); /* a signal before KVM_RUN would be the client's own race */
     pthread_kill(m.thread[0], SIGUSR1);
     pthread_join(m.thread[0], &r);
     assert_int_equal((intptr_t)r, -EINTR);
@@ -71,8 +81,12 @@ static void signal_kicks(fake_step *step) {
   machine_down(&m);
 }
 
-static void signal_while_running(void **state) { signal_kicks(spin_step); }
-static void signal_while_halted(void **state) { signal_kicks(halt_step); }
+static void signal_while_running(void **state) {
+  signal_kicks(spin_step);
+}
+static void signal_while_halted(void **state) {
+  signal_kicks(halt_step);
+}
 
 /* KVM_SET_SIGNAL_MASK: the blocked signal ends KVM_RUN and stays pending; no handler is needed. */
 static void *masked_thread(void *arg) {
@@ -110,7 +124,7 @@ static void signal_mask(fake_step *step) {
   assert_int_equal(call(m.vcpu_fd[0], KVM_SET_SIGNAL_MASK, &mask), 0);
   m.vcpu[0]->step = step;
   pthread_create(&t, NULL, masked_thread, &m);
-  sleep_ms(30);
+  wait_in_run(&m, step);
   pthread_kill(t, SIGUSR2);
   pthread_join(t, &r);
   assert_int_equal((intptr_t)r, -EINTR);
@@ -119,8 +133,12 @@ static void signal_mask(fake_step *step) {
   machine_down(&m);
 }
 
-static void mask_while_running(void **state) { signal_mask(spin_step); }
-static void mask_while_halted(void **state) { signal_mask(halt_step); }
+static void mask_while_running(void **state) {
+  signal_mask(spin_step);
+}
+static void mask_while_halted(void **state) {
+  signal_mask(halt_step);
+}
 
 /* ---- halt ---- */
 
@@ -277,7 +295,7 @@ static void cancel_in_run(fake_step *step) {
   machine_up(&m, 1);
   m.vcpu[0]->step = step;
   pthread_create(&t, NULL, cancelled_thread, &m.vcpu_fd[0]);
-  sleep_ms(20);
+  wait_in_run(&m, step);
   pthread_cancel(t);
   pthread_join(t, &r);
   assert_ptr_equal(r, PTHREAD_CANCELED);
@@ -286,8 +304,12 @@ static void cancel_in_run(fake_step *step) {
   machine_down(&m);
 }
 
-static void cancel_while_running(void **state) { cancel_in_run(spin_step); }
-static void cancel_while_halted(void **state) { cancel_in_run(halt_step); }
+static void cancel_while_running(void **state) {
+  cancel_in_run(spin_step);
+}
+static void cancel_while_halted(void **state) {
+  cancel_in_run(halt_step);
+}
 
 int main(void) {
   struct sigaction sa = {.sa_handler = on_signal};

@@ -287,6 +287,19 @@ static void pv_eoi(void **s) {
   assert_int_equal(x86_irq_ack(C), 0x42);
   fake.memory[0x100] = 0;
   assert_int_equal(apic_read(0, REG_PPR), 0);
+  post(0x43);
+  assert_int_equal(x86_irq_ack(C), 0x43);
+  assert_int_equal(fake.memory[0x100], 1);
+  x86_lapic_leave(C); /* to the client: memory and state may be copied */
+  assert_int_equal(fake.memory[0x100], 0);
+  assert_int_equal(apic_read(0, REG_PPR), 0x40);
+  apic_write(0, REG_EOI, 0);
+  assert_int_equal(apic_read(0, REG_PPR), 0);
+  post(0x43);
+  assert_int_equal(x86_irq_ack(C), 0x43);
+  fake.memory[0x100] = 0;
+  x86_lapic_leave(C);
+  assert_int_equal(apic_read(0, REG_PPR), 0);
   fake_mmio_write(0xfec00000, 0x20); /* a pin of the I/O APIC: its EOI must be seen */
   fake_mmio_write(0xfec00010, 0x60);
   post(0x60);

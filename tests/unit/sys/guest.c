@@ -22,16 +22,29 @@ int guest_ioctl(int fd, unsigned long request, void *arg) {
   return r < 0 ? -errno : r;
 }
 
-void guest_supported(struct guest *g, struct cpuid_table *t) {
-  memset(t, 0, sizeof(*t));
-  t->head.nent = ROOM;
-  assert_int_equal(guest_ioctl(g->sys, KVM_GET_SUPPORTED_CPUID, t), 0);
-}
-
 struct kvm_cpuid_entry2 *cpuid_entry(struct cpuid_table *t, uint32_t function, uint32_t index) {
   for (uint32_t k = 0; k < t->head.nent; k++)
     if (t->entries[k].function == function && t->entries[k].index == index) return &t->entries[k];
   return NULL;
+}
+
+/* Protection keys where only the engine has them. */
+static void add_emulated_keys(struct guest *g, struct cpuid_table *t) {
+  struct cpuid_table emulated = {.head = {.nent = ROOM}};
+  assert_int_equal(guest_ioctl(g->sys, KVM_GET_EMULATED_CPUID, &emulated), 0);
+  if (!(cpuid_entry(&emulated, 7, 0)->ecx & 8)) return;
+  cpuid_entry(t, 7, 0)->ecx |= 8;
+  cpuid_entry(t, 0xd, 0)->eax |= 0x200;
+  cpuid_entry(t, 0xd, 0)->ecx = 2688 + 8;
+  t->entries[t->head.nent++] =
+      (struct kvm_cpuid_entry2){.function = 0xd, .index = 9, .flags = KVM_CPUID_FLAG_SIGNIFCANT_INDEX, .eax = 8, .ebx = 2688};
+}
+
+void guest_supported(struct guest *g, struct cpuid_table *t) {
+  memset(t, 0, sizeof(*t));
+  t->head.nent = ROOM;
+  assert_int_equal(guest_ioctl(g->sys, KVM_GET_SUPPORTED_CPUID, t), 0);
+  add_emulated_keys(g, t);
 }
 
 static void open_vm(struct guest *g, unsigned cpus, bool cpuid, bool irqchip) {

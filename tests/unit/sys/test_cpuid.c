@@ -1,4 +1,5 @@
 /* CPUID: the supported table, setting and reading it, run-time bits, out-of-range leaves. */
+#include <cpuid.h>
 #include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -53,6 +54,28 @@ static void out_of_range_leaves(void **state) {
     assert_int_equal(guest_regs(&g, 0).rax, amd ? 0 : 0x12345);
     guest_close(&g);
   }
+}
+
+/* Clients take offsets of an XSAVE image from the host's own CPUID (api.rst 4.42). */
+static void components_are_where_the_host_has_them(void **state) {
+  struct cpuid_table t = {.head = {.nent = ROOM}};
+  struct guest g;
+  guest_open(&g, 1, false);
+  assert_int_equal(guest_ioctl(g.sys, KVM_GET_SUPPORTED_CPUID, &t), 0);
+  for (uint32_t n = 2; n < 32; n++) {
+    uint32_t a, b, c, d;
+    struct kvm_cpuid_entry2 *e = cpuid_entry(&t, 0xd, n);
+    bool enabled = cpuid_entry(&t, 0xd, 0)->eax >> n & 1;
+    assert_true(enabled == (e != NULL));
+    if (!e) continue;
+    __cpuid_count(0xd, n, a, b, c, d);
+    assert_int_equal(e->eax, a);
+    assert_int_equal(e->ebx, b);
+    assert_int_equal(e->ecx, c & 3);
+    assert_int_equal(e->edx, d);
+  }
+  assert_int_equal(cpuid_entry(&t, 7, 0)->ecx >> 3 & 1, cpuid_entry(&t, 0xd, 0)->eax >> 9 & 1);
+  guest_close(&g);
 }
 
 static void table_is_fixed_after_the_first_run(void **state) {
@@ -174,6 +197,7 @@ int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(supported_table),
       cmocka_unit_test(out_of_range_leaves),
+      cmocka_unit_test(components_are_where_the_host_has_them),
       cmocka_unit_test(table_is_fixed_after_the_first_run),
       cmocka_unit_test(run_time_bits_follow),
       cmocka_unit_test(mwait_bit_follows_misc_enable),

@@ -223,17 +223,33 @@ void fake_reset(struct vmm *vmm) {
   vmm_unlock(vmm);
 }
 
-static void stop_loop(void *opaque) {
-  vmm_loop_stop(opaque);
+struct turn {
+  struct vmm_loop *loop;
+  struct vmm_timer *timer;
+  unsigned left;
+};
+
+static void arm_turn(struct turn *t, uint64_t in_ns) {
+  struct timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  vmm_timer_arm(t->timer, now.tv_sec * 1000000000ull + now.tv_nsec + in_ns);
+}
+
+/* Not at the first time: whatever was ready together with the timer, and what follows from it, comes before the next. */
+static void end_turn(void *opaque) {
+  struct turn *t = opaque;
+  if (t->left--)
+    arm_turn(t, 1000 * 1000);
+  else
+    vmm_loop_stop(t->loop);
 }
 
 void fake_loop_turn(struct vmm *vmm) {
-  struct timespec now;
-  clock_gettime(CLOCK_MONOTONIC, &now);
-  struct vmm_timer *timer = vmm_timer_create(vmm->loop, stop_loop, vmm->loop);
-  vmm_timer_arm(timer, now.tv_sec * 1000000000ull + now.tv_nsec + 20 * 1000 * 1000);
+  struct turn t = {.loop = vmm->loop, .left = 5};
+  t.timer = vmm_timer_create(vmm->loop, end_turn, &t);
+  arm_turn(&t, 20 * 1000 * 1000);
   vmm_loop_run(vmm->loop);
-  vmm_timer_destroy(timer);
+  vmm_timer_destroy(t.timer);
 }
 
 int fake_end_code(struct vmm *vmm) {

@@ -314,7 +314,7 @@ static void test_disk_intx(void **state) {
   unsigned gsi = pci_intx_gsi(b->d.slot, 0);
   assert_true(driver_start(&b->d, COMMON));
   assert_int_equal(request(b, VIRTIO_BLK_T_IN, 0, 512, false), VIRTIO_BLK_S_OK);
-  for (unsigned i = 0; i < 10000 && !fake_level(b->vmm, gsi); i++) usleep(100);
+  for (unsigned i = 0; i < 100000 && !fake_level(b->vmm, gsi); i++) usleep(100);
   assert_true(fake_level(b->vmm, gsi));
   assert_int_equal(driver_isr(&b->d), 1);
   assert_false(fake_level(b->vmm, gsi));

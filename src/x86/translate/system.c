@@ -1,0 +1,154 @@
+/* Instructions of the kernel that touch a few fields of the vCPU and are too frequent for a call of the interpreter.
+ *
+ * Code for supervisor rights runs at CPL 0 and in 64-bit mode, without debugging (code.c), which leaves few cases.  What is not decided here goes to
+ * the interpreter.
+ */
+#include "x86/translate/private.h"
+
+#define FIELD(f) EM_GS(offsetof(struct x86_vcpu, f))
+
+static bool supervisor(const struct translation *t) {
+  return t->right == TLB_SUPER || t->right == TLB_SUPER_SMAP;
+}
+
+/* op dword [field], imm32: 1 or, 4 and */
+static void change(struct translation *t, unsigned op, struct em_mem field, u32 v) {
+  em_mem(&t->e, 0, 0x81, op, field), em32(&t->e, v);
+}
+static void slow_unless_zero(struct translation *t, struct em_mem byte) {
+  em_mem(&t->e, 0, 0x80, 7, byte), em8(&t->e, 0); /* cmp byte [field], 0 */
+  t_slow_if(t, CC_NE);
+}
+static void slow_if_bit(struct translation *t, struct em_mem field, u32 bit, bool set) {
+  em_mem(&t->e, 0, 0xf7, 0, field), em32(&t->e, bit); /* test dword [field], bit */
+  t_slow_if(t, set ? CC_NE : CC_E);
+}
+
+/* ---- interrupt flag ---- */
+
+static bool cli(struct translation *t) {
+  if (!supervisor(t)) return false;
+  t_lose_flags(t);
+  change(t, 4, FIELD(rflags), ~FL_IF);
+  return true;
+}
+
+/* Where nothing waits, nothing can come before the instruction behind: there is no gate in between.  As the last of its block it is the interpreter's. */
+static bool sti(struct translation *t) {
+  if (!supervisor(t) || t->k + 1u == t->b->n) return false;
+  t_lose_flags(t);
+  slow_unless_zero(t, FIELD(irq_waits));
+  change(t, 1, FIELD(rflags), FL_IF);
+  return true;
+}
+
+/* ---- SMAP ---- */
+
+/* The block ends: what follows was translated for the other rights. */
+static void other_rights(struct translation *t, unsigned right) {
+  struct emitter *e = &t->e;
+  em_mem(e, 0, 0xc6, 0, FIELD(mmu.right)), em8(e, right);
+  em_load(e, H_RAX, FIELD(code.self));
+  em_lea(e, H_RAX, EM_AT(H_RAX, GS_OF(mmu.tables) + (s32)(right * X86_TLB_SIZE * sizeof(struct x86_tlb_entry))));
+  em_store(e, FIELD(tlb), H_RAX);
+  em_load(e, H_RAX, FIELD(code.generation));
+  em8(e, 0x24), em8(e, 0xfc); /* and al, ~3 */
+  if (right) em8(e, 0x0c), em8(e, right); /* or al, right */
+  em_store(e, FIELD(code.generation), H_RAX);
+  t_goto(t, t->start + t->i->next);
+  t->exits[t->n_exits - 1].smap = true;
+  t->ended = true;
+}
+
+_Static_assert((TLB_SUPER ^ TLB_SUPER_SMAP) == 1 && TLB_COUNT <= 4, "x86_code_state.generation, link_jump()");
+
+static bool stac(struct translation *t) {
+  if (!supervisor(t)) return false;
+  t_lose_flags(t);
+  change(t, 1, FIELD(rflags), FL_AC);
+  if (t->right == TLB_SUPER_SMAP) other_rights(t, TLB_SUPER);
+  return true;
+}
+
+static bool clac(struct translation *t) {
+  if (!supervisor(t)) return false;
+  if (t->right == TLB_SUPER_SMAP) return true; /* AC is 0 */
+  t_lose_flags(t);
+  slow_if_bit(t, FIELD(cr4), CR4_SMAP, false);
+  change(t, 4, FIELD(rflags), ~FL_AC);
+  other_rights(t, TLB_SUPER_SMAP);
+  return true;
+}
+
+/* ---- registers of the vCPU ---- */
+
+static bool swapgs(struct translation *t) {
+  struct em_mem base = EM_GS(offsetof(struct x86_vcpu, seg) + SEG_GS * sizeof(struct x86_seg) + offsetof(struct x86_seg, base));
+  struct emitter *e = &t->e;
+  if (!supervisor(t)) return false;
+  em_load(e, H_RCX, base);
+  em_load(e, H_RAX, FIELD(kernel_gs_base));
+  em_store(e, base, H_RAX);
+  em_store(e, FIELD(kernel_gs_base), H_RCX);
+  return true;
+}
+
+/* MOV from CR0, CR2, CR3, CR4. */
+static bool from_control(struct translation *t) {
+  static const s32 at[] = {GS_OF(cr0), 0, GS_OF(cr2), GS_OF(cr3), GS_OF(cr4)};
+  const ZydisDecodedOperand *from = &t->ops[1];
+  if (!supervisor(t) || from->type != ZYDIS_OPERAND_TYPE_REGISTER || from->reg.value < ZYDIS_REGISTER_CR0 || from->reg.value > ZYDIS_REGISTER_CR4 ||
+      from->reg.value == ZYDIS_REGISTER_CR1)
+    return false;
+  em_load(&t->e, H_RAX, EM_GS(at[from->reg.value - ZYDIS_REGISTER_CR0]));
+  t_write(t, t->i->rm, H_RAX);
+  return true;
+}
+
+static bool rdpkru(struct translation *t) {
+  struct emitter *e = &t->e;
+  t_lose_flags(t);
+  slow_if_bit(t, FIELD(cr4), CR4_PKE, false);
+  em_reg(e, 0, 0x85, T_HOME(RCX), T_HOME(RCX)); /* test: must be 0 */
+  t_slow_if(t, CC_NE);
+  em_mem(e, 0, 0x8b, T_HOME(RAX), FIELD(pkru));
+  em_mov_imm32(e, T_HOME(RDX), 0);
+  return true;
+}
+
+/* ---- time ---- */
+
+static bool rdtsc(struct translation *t) {
+  struct emitter *e = &t->e;
+  bool p = t->z->mnemonic == ZYDIS_MNEMONIC_RDTSCP;
+  t_lose_flags(t);
+  if (!supervisor(t)) slow_if_bit(t, FIELD(cr4), CR4_TSD, true);
+  slow_unless_zero(t, FIELD(tsc_scaled));
+  if (p) em8(e, 0x0f), em8(e, 0xae), em8(e, 0xe8); /* lfence */
+  em8(e, 0x0f), em8(e, 0x31);                      /* rdtsc */
+  em_reg(e, 1, 0xc1, 4, H_RDX), em8(e, 32);        /* shl rdx, 32 */
+  em_reg(e, 1, 0x0b, H_RAX, H_RDX);                /* or rax, rdx */
+  em_mem(e, 1, 0x03, H_RAX, FIELD(tsc_offset));
+  em_reg(e, 0, 0x8b, T_HOME(RAX), H_RAX);
+  em_mov(e, H_RDX, H_RAX);
+  em_reg(e, 1, 0xc1, 5, H_RDX), em8(e, 32); /* shr rdx, 32 */
+  if (p) em_mem(e, 0, 0x8b, T_HOME(RCX), FIELD(tsc_aux));
+  return true;
+}
+
+/* ---- which ---- */
+
+static const struct {
+  u16 mnemonic;
+  bool (*translate)(struct translation *t);
+} rows[] = {
+    {ZYDIS_MNEMONIC_CLI, cli},       {ZYDIS_MNEMONIC_STI, sti},       {ZYDIS_MNEMONIC_STAC, stac},
+    {ZYDIS_MNEMONIC_CLAC, clac},     {ZYDIS_MNEMONIC_SWAPGS, swapgs}, {ZYDIS_MNEMONIC_MOV, from_control},
+    {ZYDIS_MNEMONIC_RDPKRU, rdpkru}, {ZYDIS_MNEMONIC_RDTSC, rdtsc},   {ZYDIS_MNEMONIC_RDTSCP, rdtsc},
+};
+
+bool t_system(struct translation *t) {
+  for (size_t k = 0; k < ARRAY_SIZE(rows); k++)
+    if (rows[k].mnemonic == t->z->mnemonic) return rows[k].translate(t);
+  return false;
+}
