@@ -6,7 +6,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 #include "base/log.h"
 #include "base/ownfd.h"
@@ -111,13 +110,13 @@ static void block_destroy(void *values, unsigned n, size_t data_size) {
 }
 
 /* Turns the block's pages into a file's.  Values counted by other threads between the copy and the switch are lost: a few, once.
- * Not through libc, where the thread sanitizer would take the reads for a race. */
+ */
 static int make_file(struct layout *l, struct block_tail *t) {
   int fd = own_fd(memfd_create(UVIRT_STATS_OWN_FILE, MFD_CLOEXEC | MFD_ALLOW_SEALING));
   if (fd < 0) return -errno;
   size_t size = map_size(t->file_size);
   int r = 0;
-  if (ftruncate(fd, (off_t)t->file_size) || syscall(SYS_pwrite64, fd, l, t->file_size, 0) != (ssize_t)t->file_size ||
+  if (ftruncate(fd, (off_t)t->file_size) || pwrite(fd, l, t->file_size, 0) != (ssize_t)t->file_size ||
       mmap(l, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0) == MAP_FAILED)
     r = -errno;
   /* From here on only our mapping may write. */

@@ -73,10 +73,11 @@ static void slot_commit_x86(struct vm *v, const struct memslot *old, const struc
 
 static int slot_prepare_x86(struct vm *v, const struct memslot *old, struct memslot *new, enum slot_change change) { return 0; }
 
-static void memory_written_x86(struct vm *v, gpa_t gpa, size_t len) {
+static void memory_written_x86(struct vm *v, const void *host, size_t len) {
+  const char *at = host;
   for (size_t done = 0, n; done < len; done += n) {
-    n = MIN(len - done, (size_t)(PAGE_SIZE - ((gpa + done) & (PAGE_SIZE - 1))));
-    if (x86_page_has_code(v, (gpa + done) >> PAGE_SHIFT)) x86_blocks_written(x86_vm(v), gpa + done, (unsigned)n);
+    n = MIN(len - done, (size_t)(PAGE_SIZE - ((uintptr_t)(at + done) & (PAGE_SIZE - 1))));
+    if (x86_page_has_code(v, at + done)) x86_blocks_written(x86_vm(v), at + done, (unsigned)n);
   }
 }
 

@@ -177,7 +177,9 @@ static void emit_exit(struct translation *t, const struct t_exit *x) {
 static void gate_saved(struct translation *t, u8 **fail) {
   struct emitter *e = &t->e;
   load_gate(t);
+  em_align_displacement(e, 2);
   *fail = em_jcc(e, CC_NE);
+  t->code->gate = *fail + e->to_rx;
 }
 
 /* Without touching flags. */
@@ -218,7 +220,7 @@ static void emit_gate_exits(struct translation *t, u8 *fail[2]) {
   }
   em_here(e, fail[1]);
   set_rip(e, t->start);
-  leave(t, 0);
+  leave(t, (u32)(t->code->gate - x86_code_arena(t->c)->rx) | 1);
 }
 
 /* ---- the block ---- */
@@ -398,6 +400,7 @@ struct x86_code *x86_translate_block(struct x86_vcpu *c, struct jit_arena *a, st
   struct x86_code *code = calloc(1, sizeof(*code) + (copies * b->n + 1) * sizeof(code->place[0]));
   if (!code) return NULL;
   code->block = b;
+  code->gpa = b->gpa;
   code->right = (u8)right;
   code->epoch = (u64 *)(void *)(a->rw + a->size - a->words - 8);
   if (!translate(&t, copies, c, a, b, right, code, d)) {

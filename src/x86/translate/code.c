@@ -192,7 +192,15 @@ static struct x86_code *code_at(struct x86_code_cache *k, const u8 *rx) {
   return lo < atomic_load_explicit(&k->n, memory_order_acquire) && k->list[lo]->start <= rx ? k->list[lo] : NULL;
 }
 
-/* The jump that left last time goes to `code` by itself from now on: both lie in one page, whatever maps it. */
+/* Whether a jump out of `from` may lead to `code` for good: both lie in one page, whatever maps it.  At the gate only that of code that will never run
+ * again, which others still jump to: it leads to what took its place. */
+static bool may_link(const struct x86_code *from, const u8 *jump, const struct x86_code *code, u32 link) {
+  unsigned right = from->right ^ (link & 2 ? TLB_SUPER ^ TLB_SUPER_SMAP : 0);
+  if (right != code->right || from->gpa >> PAGE_SHIFT != code->gpa >> PAGE_SHIFT) return false;
+  return jump != from->gate || (from != code && __atomic_load_n(from->epoch, __ATOMIC_RELAXED) == EPOCH_NEVER);
+}
+
+/* The jump that left last time goes to `code` by itself from now on. */
 static void link_jump(struct x86_vcpu *c, struct x86_code *code) {
   struct x86_code_cache *k = x86_vm_of(c)->code;
   u32 link = c->code.link, at = link & ~3u;
@@ -200,7 +208,7 @@ static void link_jump(struct x86_vcpu *c, struct x86_code *code) {
   if (c->code.link_to != c->rip || c->code.link_resets != atomic_load(&k->resets)) return; /* something else ran in between */
   const u8 *rx = k->arena.rx + at;
   struct x86_code *from = code_at(k, rx);
-  if (!from || (from->right ^ (link & 2 ? TLB_SUPER ^ TLB_SUPER_SMAP : 0)) != code->right || from->block->gpa >> PAGE_SHIFT != code->block->gpa >> PAGE_SHIFT) return;
+  if (!from || !may_link(from, rx, code, link)) return;
   s32 d = (s32)((link & 1 ? code->saved : code->host) - (rx + 4));
   __atomic_store_n((s32 *)(void *)(k->arena.rw + at), d, __ATOMIC_RELEASE);
 }

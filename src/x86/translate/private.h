@@ -159,9 +159,11 @@ void x86_code_leave(void), x86_code_interpret(void), x86_code_rest(void), x86_co
 /* ---- a translation ---- */
 struct x86_code {
   struct x86_block *block;
+  gpa_t gpa;        /* of the block, which may be gone when this code is dead */
   u8 *host, *saved; /* where to enter by where the flags are */
   u8 *behind_gate;  /* as `saved`, for whoever has looked at the gate */
   u8 *end;
+  u8 *gate;   /* displacement of the jump at the gate of `saved`, taken when it is closed */
   u64 *epoch; /* the word at the gate: minus the epoch */
   u8 right;
   u16 missed;     /* how often a check for several accesses failed and the interpreter had to finish the block */
