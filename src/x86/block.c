@@ -203,7 +203,7 @@ static struct x86_block *find(struct x86_vcpu *c, const u8 *host, const u8 *host
 
 static bool bytes_equal(const struct x86_block *b) {
   unsigned first = first_part(b);
-  return !memcmp(b->bytes, b->host, first) && (!b->host2 || !memcmp(b->bytes + first, b->host2, b->len - first));
+  return x86_equal_guest(b->bytes, b->host, first) && (!b->host2 || x86_equal_guest(b->bytes + first, b->host2, b->len - first));
 }
 
 /* Others may have written: compare.  false: the block is (now) dead. */
@@ -407,7 +407,7 @@ static int lookup(struct x86_vcpu *c, u64 lin, u32 mode, struct x86_block **out)
   if (page_protect(c, f.host, &protected_already)) return X86_RESTART;
   if (!protected_already) return X86_RESTART;
   unsigned n, avail = MIN(f.avail, (unsigned)sizeof(bytes));
-  memcpy(bytes, f.host, avail);
+  x86_copy_guest(bytes, f.host, avail);
   unsigned len = decode_run(c, mode, bytes, avail, insn, &n);
   if (!n) {
     r = fetch_second(c, lin, &f);
@@ -420,7 +420,7 @@ static int lookup(struct x86_vcpu *c, u64 lin, u32 mode, struct x86_block **out)
     }
     if (page_protect(c, f.host2, &protected_already) || !protected_already) return X86_RESTART;
     unsigned more = (unsigned)MIN(f.room - f.avail, 15u);
-    memcpy(bytes + f.avail, f.host2, more);
+    x86_copy_guest(bytes + f.avail, f.host2, more);
     len = decode_run(c, mode | X86_MODE_SINGLE, bytes, f.avail + more, insn, &n);
     if (!n) return x86_gp0(c); /* it goes on behind the limit */
   }

@@ -178,7 +178,7 @@ struct x86_code *x86_code_for(struct x86_vcpu *c, struct x86_block *b) {
   struct x86_code *code = atomic_load_explicit(&b->code[right], memory_order_acquire);
   if (likely(code != NULL)) return code;
   if (__atomic_add_fetch(&b->runs, 1, __ATOMIC_RELAXED) < HOT) return NULL;
-  b->runs = 0;
+  __atomic_store_n(&b->runs, 0, __ATOMIC_RELAXED);
   return make(c, b, right);
 }
 
