@@ -233,7 +233,8 @@ def stat(uvirt, tmp):
         report = json.loads(out)
         check((report["machines"], report["vcpus"], report["pid"]) == (1, 2, guest.pid), "wrong objects", out.decode())
         total = {(s["owner"], s["name"]): s for s in report["statistics"]}
-        for name in ("exits", "io_exits", "mmio_exits", "halt_exits", "irq_injections", "pf_guest", "tlb_fills", "blocks_decoded"):
+        for name in ("exits", "io_exits", "mmio_exits", "halt_exits", "irq_injections", "pf_guest", "tlb_fills", "blocks_decoded", "translations", "translated_guest_bytes",
+                     "translated_host_bytes", "translation_ns"):
             check(total["vcpu", name]["total"] > 100, f"{name} was not counted", out.decode())
         check(total["vcpu", "irq_injections"]["per_second"] > 0, "no rate", out.decode())
         table = subprocess.run([uvirt, "stat", "--interval", "0.1", str(guest.pid)], stdout=subprocess.PIPE, check=True).stdout.decode()
