@@ -100,11 +100,12 @@ bool x86_code_is_full(struct x86_vm *vm) {
                       atomic_load_explicit(&vm->code->n, memory_order_relaxed) + 16 > vm->code->max);
 }
 
-void x86_code_suspend(struct x86_vm *vm) {
-  if (!vm->code) return;
+bool x86_code_suspend(struct x86_vm *vm) {
+  if (!vm->code) return true;
   pthread_mutex_lock(&vm->code->lock);
-  vm->code->suspended = true;
+  bool first = !atomic_exchange(&vm->code->suspended, true);
   pthread_mutex_unlock(&vm->code->lock);
+  return first;
 }
 
 void x86_code_reset(struct x86_vm *vm) {
@@ -157,6 +158,7 @@ static struct x86_code *make(struct x86_vcpu *c, struct x86_block *b, unsigned r
     u64 began = clock_now_ns();
     code = x86_translate_block(c, &k->arena, b, right);
     if (code) {
+      code->gfn = b->gpa >> PAGE_SHIFT;
       x86_watch_made(k->watch, c, code, began);
       k->list[k->n] = code;
       atomic_store_explicit(&k->n, k->n + 1, memory_order_release);
@@ -205,7 +207,7 @@ static void link_jump(struct x86_vcpu *c, struct x86_code *code) {
   if (c->code.link_to != c->rip || c->code.link_resets != atomic_load(&k->resets)) return; /* something else ran in between */
   const u8 *rx = k->arena.rx + at;
   struct x86_code *from = code_at(k, rx);
-  if (!from || (from->right ^ (link & 2 ? TLB_SUPER ^ TLB_SUPER_SMAP : 0)) != code->right || from->block->gpa >> PAGE_SHIFT != code->block->gpa >> PAGE_SHIFT) return;
+  if (!from || (from->right ^ (link & 2 ? TLB_SUPER ^ TLB_SUPER_SMAP : 0)) != code->right || from->gfn != code->gfn) return;
   s32 d = (s32)((link & 1 ? code->saved : code->host) - (rx + 4));
   __atomic_store_n((s32 *)(void *)(k->arena.rw + at), d, __ATOMIC_RELEASE);
 }

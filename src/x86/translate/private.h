@@ -152,7 +152,8 @@ void x86_code_leave(void), x86_code_interpret(void), x86_code_rest(void), x86_co
 
 /* ---- a translation ---- */
 struct x86_code {
-  struct x86_block *block;
+  struct x86_block *block; /* lives as long as a vCPU is in here: a translation may be left behind by its block */
+  gfn_t gfn;
   u8 *host, *saved; /* where to enter by where the flags are */
   u8 *behind_gate;  /* as `saved`, for whoever has looked at the gate */
   u8 *end;
