@@ -43,7 +43,7 @@ int x86_code_create(struct x86_vm *vm) {
   k->max = (unsigned)(s.cache / 256);
   k->margin = MIN(FULL_MARGIN, s.cache / 8);
   k->list = calloc(k->max, sizeof(struct x86_code *));
-  if (!k->list || jit_arena_create(&k->arena, s.cache)) { /* no executable memory to be had: the interpreter does everything */
+  if (!k->list || jit_arena_create(&k->arena, s.cache, s.perf)) { /* no executable memory to be had: the interpreter does everything */
     free(k->list);
     free(k);
     return 0;
