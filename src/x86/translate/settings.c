@@ -20,14 +20,14 @@ static bool is_on(const char *name) {
   return value && strcmp(value, "0");
 }
 
-/* A number of bytes, or of what K, M or G behind it says. */
+/* A number with K, M or G; without one it is in MiB, as everywhere. */
 static bool parse_size(const char *text, size_t *size) {
   static const char units[] = "KMG";
   char *end;
   errno = 0;
   unsigned long long n = strtoull(text, &end, 10);
   const char *unit = *end ? strchr(units, *end >= 'a' ? *end - 32 : *end) : NULL;
-  unsigned shift = unit ? 10 * (unsigned)(unit - units + 1) : 0;
+  unsigned shift = unit ? 10 * (unsigned)(unit - units + 1) : 20;
   if (end == text || *text == '-' || errno || (*end && (!unit || end[1])) || n > SIZE_MAX >> shift) return false;
   *size = (size_t)n << shift;
   return true;
