@@ -72,7 +72,7 @@ def main():
             _, name, value = line.split()
             native[name] = float(value)
         under_uvirt = [os.path.join(o.build, "cli/uvirt"), "exec", "--"]
-        for command in () if o.only else ([os.path.join(o.build, "bench/exits")], [*under_uvirt, os.path.join(o.build, "bench/kick")]):
+        for command in () if o.only else ([os.path.join(o.build, "bench/exits")], [os.path.join(o.build, "bench/kicks")]):
             for line in subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout.decode().splitlines():
                 _, name, value = line.split()
                 uvirt[name] = float(value)

@@ -35,7 +35,8 @@ typedef u64 hva_t; /* address in this process */
 #define MIN(a, b) ((a) < (b) ? (a) : (b))
 #define MAX(a, b) ((a) > (b) ? (a) : (b))
 
-/* Functions whose plain accesses are the guest's: its races are its own business, not ThreadSanitizer's. */
+/* Functions whose accesses are the guest's: its races are its own business, not ThreadSanitizer's, and a host fault within its atomic operations would leave
+ * locks of the sanitizer taken. */
 #define GUEST_ACCESS __attribute__((no_sanitize("thread")))
 
 /* Loads and stores of unaligned, possibly concurrently written guest memory. */

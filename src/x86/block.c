@@ -21,7 +21,7 @@
 /* A page that has, or had, blocks.  Never freed before the VM. */
 struct code_page {
   struct code_page *next;  /* bucket chain: published once, never changed */
-  gfn_t gfn;
+  u64 page;                /* number of the host page */
   _Atomic bool has_code;   /* set before the first block is decoded, cleared with the last one (blocks->lock) */
   struct x86_block *head;  /* blocks->lock; linked by page_next of the block's part on this page */
 };
@@ -37,7 +37,9 @@ struct x86_blocks {
   _Atomic size_t bytes;
 };
 
-static unsigned block_hash(gpa_t gpa, u32 mode) { return (unsigned)(((gpa ^ (u64)mode << 52) * 0x9e3779b97f4a7c15ull) >> 47); }
+static u64 page_of(const void *host) { return (u64)(uintptr_t)host >> PAGE_SHIFT; }
+
+static unsigned block_hash(const void *host, u32 mode) { return (unsigned)((((u64)(uintptr_t)host ^ (u64)mode << 52) * 0x9e3779b97f4a7c15ull) >> 47); }
 
 int x86_blocks_create(struct x86_vm *vm) {
   vm->blocks = calloc(1, sizeof(*vm->blocks));
@@ -67,25 +69,28 @@ void x86_blocks_destroy(struct x86_vm *vm) {
   vm->blocks = NULL;
 }
 
-static struct code_page *page_find(struct x86_blocks *bs, gfn_t gfn) {
-  struct code_page *p = __atomic_load_n(&bs->page[gfn & (PAGE_BUCKETS - 1)], __ATOMIC_ACQUIRE);
-  while (p && p->gfn != gfn) p = p->next;
+static struct code_page *page_find(struct x86_blocks *bs, u64 page) {
+  struct code_page *p = __atomic_load_n(&bs->page[page & (PAGE_BUCKETS - 1)], __ATOMIC_ACQUIRE);
+  while (p && p->page != page) p = p->next;
   return p;
 }
 
-bool x86_page_has_code(struct vm *vm, gfn_t gfn) {
-  struct code_page *p = page_find(x86_vm(vm)->blocks, gfn);
+bool x86_page_has_code(struct vm *vm, const void *host) {
+  struct code_page *p = page_find(x86_vm(vm)->blocks, page_of(host));
   return p && atomic_load_explicit(&p->has_code, memory_order_relaxed);
 }
 
-/* The list field of a block for the page at hand: a block that spans two pages is on two lists. */
-static struct x86_block **page_link(struct x86_block *b, gfn_t gfn) { return b->gpa >> PAGE_SHIFT == gfn ? &b->page_next : &b->page2_next; }
+/* A block that spans two pages is on two lists, unless both are the same page in memory. */
+static bool has_second_page(const struct x86_block *b) { return b->host2 && page_of(b->host2) != page_of(b->host); }
 
-static void page_unlink(struct x86_blocks *bs, gfn_t gfn, struct x86_block *b) {
-  struct code_page *p = page_find(bs, gfn);
+/* The list field of a block for the page at hand. */
+static struct x86_block **page_link(struct x86_block *b, u64 page) { return page_of(b->host) == page ? &b->page_next : &b->page2_next; }
+
+static void page_unlink(struct x86_blocks *bs, u64 page, struct x86_block *b) {
+  struct code_page *p = page_find(bs, page);
   struct x86_block **at = &p->head;
-  while (*at != b) at = page_link(*at, gfn);
-  *at = *page_link(b, gfn);
+  while (*at != b) at = page_link(*at, page);
+  *at = *page_link(b, page);
   if (!p->head) atomic_store(&p->has_code, false);
 }
 
@@ -95,32 +100,35 @@ static void kill_locked(struct x86_blocks *bs, struct x86_block *b) {
   atomic_store_explicit(&b->epoch, 0, memory_order_relaxed); /* equals no write_epoch: the next entry looks closer */
   x86_code_killed(b);
   for (unsigned n = 0; n < b->n; n++) __atomic_store_n(&b->insn[n].fn, x86_exec_stop, __ATOMIC_RELEASE);
-  struct x86_block **at = &bs->bucket[block_hash(b->gpa, b->mode)];
+  struct x86_block **at = &bs->bucket[block_hash(b->host, b->mode)];
   while (*at != b) at = &(*at)->hash_next;
   /* Readers may stand on b: its own hash_next has to stay intact until it is freed, so the dead list has a link of its own. */
   __atomic_store_n(at, b->hash_next, __ATOMIC_RELEASE);
-  page_unlink(bs, b->gpa >> PAGE_SHIFT, b);
-  if (b->gpa2 != ~0ull) page_unlink(bs, b->gpa2 >> PAGE_SHIFT, b);
+  page_unlink(bs, page_of(b->host), b);
+  if (has_second_page(b)) page_unlink(bs, page_of(b->host2), b);
   b->page_next = bs->dead;
   bs->dead = b;
   bs->n_dead++;
 }
 
-static bool overlaps(const struct x86_block *b, gpa_t gpa, unsigned len) {
-  unsigned first = b->gpa2 == ~0ull ? b->len : (unsigned)(PAGE_SIZE - (b->gpa & (PAGE_SIZE - 1)));
-  if (gpa < b->gpa + first && b->gpa < gpa + len) return true;
-  return b->gpa2 != ~0ull && gpa < b->gpa2 + (b->len - first) && b->gpa2 < gpa + len;
+/* Bytes of it on the first page. */
+static unsigned first_part(const struct x86_block *b) { return b->host2 ? (unsigned)(PAGE_SIZE - (b->gpa & (PAGE_SIZE - 1))) : b->len; }
+
+static bool overlaps(const struct x86_block *b, const u8 *at, unsigned len) {
+  unsigned first = first_part(b);
+  if (at < b->host + first && b->host < at + len) return true;
+  return b->host2 && at < b->host2 + (b->len - first) && b->host2 < at + len;
 }
 
-void x86_blocks_written(struct x86_vm *vm, gpa_t gpa, unsigned len) {
+void x86_blocks_written(struct x86_vm *vm, const void *host, unsigned len) {
   struct x86_blocks *bs = vm->blocks;
-  gfn_t gfn = gpa >> PAGE_SHIFT;
+  u64 page = page_of(host);
   pthread_mutex_lock(&bs->lock);
-  struct code_page *p = page_find(bs, gfn);
+  struct code_page *p = page_find(bs, page);
   if (p && !p->head) atomic_store(&p->has_code, false);
   for (struct x86_block *b = p ? p->head : NULL, *next; b; b = next) {
-    next = *page_link(b, gfn);
-    if (overlaps(b, gpa, len)) kill_locked(bs, b);
+    next = *page_link(b, page);
+    if (overlaps(b, host, len)) kill_locked(bs, b);
   }
   pthread_mutex_unlock(&bs->lock);
 }
@@ -155,20 +163,21 @@ static void reclaim(struct x86_vcpu *c) {
 }
 
 /* Makes sure the page is known to have code and is writable in no TLB.  true: it was already so; false: state was left and entered again. */
-static int page_protect(struct x86_vcpu *c, gfn_t gfn, bool *already) {
+static int page_protect(struct x86_vcpu *c, const void *host, bool *already) {
   struct x86_vm *vm = x86_vm_of(c);
   struct x86_blocks *bs = vm->blocks;
+  u64 page = page_of(host);
   pthread_mutex_lock(&bs->lock);
-  struct code_page *p = page_find(bs, gfn);
+  struct code_page *p = page_find(bs, page);
   if (!p) {
     p = calloc(1, sizeof(*p));
     if (!p) {
       pthread_mutex_unlock(&bs->lock);
       return -ENOMEM;
     }
-    p->gfn = gfn;
-    p->next = bs->page[gfn & (PAGE_BUCKETS - 1)];
-    __atomic_store_n(&bs->page[gfn & (PAGE_BUCKETS - 1)], p, __ATOMIC_RELEASE);
+    p->page = page;
+    p->next = bs->page[page & (PAGE_BUCKETS - 1)];
+    __atomic_store_n(&bs->page[page & (PAGE_BUCKETS - 1)], p, __ATOMIC_RELEASE);
   }
   *already = atomic_exchange(&p->has_code, true);
   pthread_mutex_unlock(&bs->lock);
@@ -179,20 +188,20 @@ static int page_protect(struct x86_vcpu *c, gfn_t gfn, bool *already) {
     vm_request_all(&vm->core, &c->core, REQ_TLB_FLUSH, true);
     vcpu_enter(&c->core);
   }
-  x86_mmu_protect_page(c, gfn << PAGE_SHIFT);
+  x86_mmu_protect_page(c, page << PAGE_SHIFT);
   return 0;
 }
 
-static struct x86_block *find(struct x86_vcpu *c, gpa_t gpa, gpa_t gpa2, u32 mode) {
-  struct x86_block *b = __atomic_load_n(&x86_vm_of(c)->blocks->bucket[block_hash(gpa, mode)], __ATOMIC_ACQUIRE);
-  while (b && !(b->gpa == gpa && b->mode == mode && b->isa == c->isa && (b->gpa2 == ~0ull || b->gpa2 == gpa2)))
+static struct x86_block *find(struct x86_vcpu *c, const u8 *host, const u8 *host2, u32 mode) {
+  struct x86_block *b = __atomic_load_n(&x86_vm_of(c)->blocks->bucket[block_hash(host, mode)], __ATOMIC_ACQUIRE);
+  while (b && !(b->host == host && b->mode == mode && b->isa == c->isa && (!b->host2 || b->host2 == host2)))
     b = __atomic_load_n(&b->hash_next, __ATOMIC_ACQUIRE);
   return b;
 }
 
 static bool bytes_equal(const struct x86_block *b) {
-  unsigned first = b->gpa2 == ~0ull ? b->len : (unsigned)(PAGE_SIZE - (b->gpa & (PAGE_SIZE - 1)));
-  return !memcmp(b->bytes, b->host, first) && (b->gpa2 == ~0ull || !memcmp(b->bytes + first, b->host2, b->len - first));
+  unsigned first = first_part(b);
+  return !memcmp(b->bytes, b->host, first) && (!b->host2 || !memcmp(b->bytes + first, b->host2, b->len - first));
 }
 
 /* Others may have written: compare.  false: the block is (now) dead. */
@@ -299,7 +308,7 @@ static struct x86_block *publish(struct x86_vcpu *c, u32 mode, const struct fetc
   pthread_mutex_lock(&bs->lock);
   c->publishing = b;
   /* A store between our copy and this lock either is seen by the comparison, or waits for the lock and finds the block. */
-  struct code_page *p = page_find(bs, f->gpa >> PAGE_SHIFT), *p2 = f->gpa2 == ~0ull ? NULL : page_find(bs, f->gpa2 >> PAGE_SHIFT);
+  struct code_page *p = page_find(bs, page_of(f->host)), *p2 = f->host2 ? page_find(bs, page_of(f->host2)) : NULL;
   bool same = atomic_load(&p->has_code) && (!p2 || atomic_load(&p2->has_code)) && still_backed(c, b->gpa, b->host) &&
               (!p2 || still_backed(c, b->gpa2, b->host2)) && bytes_equal(b);
   c->publishing = NULL;
@@ -308,12 +317,12 @@ static struct x86_block *publish(struct x86_vcpu *c, u32 mode, const struct fetc
     free(b);
     return NULL;
   }
-  struct x86_block **bucket = &bs->bucket[block_hash(b->gpa, mode)];
+  struct x86_block **bucket = &bs->bucket[block_hash(b->host, mode)];
   b->hash_next = *bucket;
   __atomic_store_n(bucket, b, __ATOMIC_RELEASE);
   b->page_next = p->head;
   p->head = b;
-  if (p2) {
+  if (has_second_page(b)) {
     b->page2_next = p2->head;
     p2->head = b;
   }
@@ -377,15 +386,15 @@ static int lookup(struct x86_vcpu *c, u64 lin, u32 mode, struct x86_block **out)
   int r = fetch_first(c, lin, &f);
   if (r) return r;
   u64 epoch = atomic_load_explicit(&c->core.vm->write_epoch, memory_order_acquire);
-  struct x86_block *b = find(c, f.gpa, ~0ull, mode);
-  if (b && b->gpa2 == ~0ull && b->len <= f.avail) {
+  struct x86_block *b = find(c, f.host, NULL, mode);
+  if (b && !b->host2 && b->len <= f.avail) {
     if (atomic_load_explicit(&b->epoch, memory_order_relaxed) != epoch && !revalidate(c, b, epoch)) return X86_RESTART;
     *out = b;
     return X86_OK;
   }
 
   bool protected_already;
-  if (page_protect(c, f.gpa >> PAGE_SHIFT, &protected_already)) return X86_RESTART;
+  if (page_protect(c, f.host, &protected_already)) return X86_RESTART;
   if (!protected_already) return X86_RESTART;
   unsigned n, avail = MIN(f.avail, (unsigned)sizeof(bytes));
   memcpy(bytes, f.host, avail);
@@ -393,13 +402,13 @@ static int lookup(struct x86_vcpu *c, u64 lin, u32 mode, struct x86_block **out)
   if (!n) {
     r = fetch_second(c, lin, &f);
     if (r) return r;
-    b = find(c, f.gpa, f.gpa2, mode);
-    if (b && b->gpa2 == f.gpa2 && b->len <= f.room) {
+    b = find(c, f.host, f.host2, mode);
+    if (b && b->host2 && b->len <= f.room) {
       if (atomic_load_explicit(&b->epoch, memory_order_relaxed) != epoch && !revalidate(c, b, epoch)) return X86_RESTART;
       *out = b;
       return X86_OK;
     }
-    if (page_protect(c, f.gpa2 >> PAGE_SHIFT, &protected_already) || !protected_already) return X86_RESTART;
+    if (page_protect(c, f.host2, &protected_already) || !protected_already) return X86_RESTART;
     unsigned more = (unsigned)MIN(f.room - f.avail, 15u);
     memcpy(bytes + f.avail, f.host2, more);
     len = decode_run(c, mode | X86_MODE_SINGLE, bytes, f.avail + more, insn, &n);

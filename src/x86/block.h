@@ -1,4 +1,5 @@
-/* Decoded blocks: keyed by guest-physical page, offset and mode; shared by the VM's vCPUs; invalidated by stores.
+/* Decoded blocks: keyed by host address and mode, as slots may show one page at several guest-physical addresses; shared by the VM's vCPUs;
+ * invalidated by stores.
  *
  * A block lies within one guest page (an instruction that crosses the end of the page is a block of its own, with two pages).
  *
@@ -17,9 +18,9 @@
 struct x86_block {
   struct x86_block *hash_next;
   struct x86_block *page_next, *page2_next; /* on the list of the first and of the second page; dead ones by page_next */
-  u64 gpa;             /* of the first byte */
+  u64 gpa;             /* of the first byte, where it was found first */
   u64 gpa2;            /* second page of a crossing block, else ~0 */
-  const u8 *host, *host2; /* the bytes in memory, to compare */
+  const u8 *host, *host2; /* the bytes in memory; host2: NULL or the second page */
   _Atomic u64 epoch;   /* vm->write_epoch when the bytes were last compared */
   u32 mode;
   u16 len;
@@ -57,10 +58,10 @@ int x86_finish_block(struct x86_vcpu *c, const struct x86_insn *last, int r);
 /* A host fault on guest memory unwound out of the loop: RIP goes to the instruction that was at work, locks are released. */
 void x86_blocks_abandon(struct x86_vcpu *c);
 
-/* A store has written [gpa, gpa+len) of a page that has blocks: kills the blocks it touches. */
-void x86_blocks_written(struct x86_vm *vm, gpa_t gpa, unsigned len);
+/* A store has written [host, host+len) of a page that has blocks: kills the blocks it touches. */
+void x86_blocks_written(struct x86_vm *vm, const void *host, unsigned len);
 /* Whether the page has blocks (then it may not become writable in a TLB). */
-bool x86_page_has_code(struct vm *vm, gfn_t gfn);
+bool x86_page_has_code(struct vm *vm, const void *host);
 /* Everything dies: slot changes. */
 void x86_blocks_flush(struct x86_vm *vm);
 

@@ -183,6 +183,21 @@ static void guest_border(void) {
   done();
 }
 
+/* Both linear pages are one page: the instruction across the border ends where that page begins. */
+#define FOLD 0x40020000ul
+static void guest_fold(void) {
+  for (u32 v = 1; v < 100; v++) {
+    u64 at = FOLD + 0x1000 - 2;
+    put_function(at, v);
+    EXPECT_EQ(run(at), v);
+    put32(FOLD - 1 + (v & 1 ? 0 : 0x1000), v << 8 | v); /* its end: by either address */
+    EXPECT_EQ(run(at), v | v << 8);
+    *(volatile u8 *)(FOLD + 0xfff) = 7; /* its beginning */
+    EXPECT_EQ(run(at), 7 | v << 8);
+  }
+  done();
+}
+
 /* Stores by another linear address count after a jump. */
 static void guest_alias(void) {
   for (u32 v = 1; v < 100; v++) {
@@ -290,6 +305,7 @@ static struct guest *start(void (*f)(void)) {
   struct guest *g = inside_start(f);
   guest_map(g, ALIAS, CODE, 0x4000, P_W);
   guest_map(g, PAGE, CODE, 0x1000, P_W);
+  for (unsigned n = 0; n < 3; n++) guest_map(g, FOLD - 0x1000 + n * 0x1000, CODE + 0x3000, 0x1000, P_W);
   u64 table = g->cr3;
   for (unsigned shift = 39; shift > 12; shift -= 9) table = guest_read(g, table + 8 * (PAGE >> shift & 511), 8) & ~0xfffull;
   pte = (u64 *)(uintptr_t)(table + 8 * (PAGE >> 12 & 511));
@@ -308,6 +324,7 @@ INSIDE(undefined)
 INSIDE(stores)
 INSIDE(frames)
 INSIDE(border)
+INSIDE(fold)
 INSIDE(alias)
 INSIDE(string)
 INSIDE(remap)
@@ -441,6 +458,6 @@ static void logged(void) {
 }
 
 GUEST_MAIN({"next-insn", run_next_insn}, {"loop", run_loop}, {"undefined", run_undefined}, {"stores", run_stores},
-           {"frames", run_frames}, {"border", run_border}, {"alias", run_alias}, {"string", run_string}, {"stepped", run_stepped},
+           {"frames", run_frames}, {"border", run_border}, {"fold", run_fold}, {"alias", run_alias}, {"string", run_string}, {"stepped", run_stepped},
            {"remap", run_remap}, {"walk", run_walk}, {"client-writes", client_writes},
            {"client-writes-ahead", client_writes_ahead}, {"client-remaps", client_remaps}, {"slots", slots}, {"logged", logged})

@@ -47,6 +47,11 @@ int x86_desc_read_upper(struct x86_vcpu *c, u16 sel, unsigned vector, unsigned e
   return X86_OK;
 }
 
+GUEST_ACCESS static void change_byte(u8 *host, u8 set, u8 clear) {
+  if (set) __atomic_fetch_or(host, set, __ATOMIC_SEQ_CST);
+  if (clear) __atomic_fetch_and(host, (u8)~clear, __ATOMIC_SEQ_CST);
+}
+
 /* Locked OR and AND of one byte of a descriptor. */
 static int desc_change(struct x86_vcpu *c, u64 lin, u8 set, u8 clear) {
   struct x86_xlat x;
@@ -54,9 +59,8 @@ static int desc_change(struct x86_vcpu *c, u64 lin, u8 set, u8 clear) {
   int r = x86_translate(c, lin, ACC_RMW, c->cr4 & CR4_SMAP ? TLB_SUPER_SMAP : TLB_SUPER, &x);
   if (r) return r;
   if (x.host) {
-    if (set) __atomic_fetch_or(x.host, set, __ATOMIC_SEQ_CST);
-    if (clear) __atomic_fetch_and(x.host, (u8)~clear, __ATOMIC_SEQ_CST);
-    if (x.code) x86_blocks_written(x86_vm_of(c), x.gpa, 1);
+    change_byte(x.host, set, clear);
+    if (x.code) x86_blocks_written(x86_vm_of(c), x.host, 1);
     return X86_OK;
   }
   r = x86_sys_read(c, lin, &v, 1);

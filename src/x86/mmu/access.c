@@ -88,7 +88,7 @@ static int read_part(struct x86_vcpu *c, const struct x86_xlat *x, u8 *data, uns
 static void write_part(struct x86_vcpu *c, const struct x86_xlat *x, const u8 *data, unsigned len) {
   if (likely(x->host)) {
     copy(x->host, data, len);
-    if (x->code) x86_blocks_written(x86_vm_of(c), x->gpa, len);
+    if (x->code) x86_blocks_written(x86_vm_of(c), x->host, len);
     return;
   }
   for (unsigned done = 0; done < len; done += 8) x86_io_write(c, x->gpa + done, data + done, MIN(8u, len - done));
@@ -119,7 +119,7 @@ bool x86_mmu_untear(struct x86_vcpu *c) {
   const struct memslot *slot = x86_memslot(c, gfn);
   bool same = slot && memslot_hva(slot, gfn) == ((hva_t)(uintptr_t)c->torn.host & PAGE_MASK);
   if (same && fault_copy(c->torn.host, c->torn.old, c->torn.len)) return false;
-  if (same && x86_page_has_code(c->core.vm, gfn)) x86_blocks_written(x86_vm_of(c), c->torn.gpa, c->torn.len);
+  if (same && x86_page_has_code(c->core.vm, c->torn.host)) x86_blocks_written(x86_vm_of(c), c->torn.host, c->torn.len);
   c->torn.len = 0;
   return true;
 }
@@ -219,14 +219,14 @@ void x86_rmw_end_slow(struct x86_vcpu *c) {
   unsigned kind = c->rmw.kind;
   c->rmw.kind = RMW_DIRECT;
   if (kind == RMW_CODE) {
-    x86_blocks_written(x86_vm_of(c), c->rmw.gpa[0], c->rmw.len);
+    x86_blocks_written(x86_vm_of(c), c->rmw.host[0], c->rmw.len);
     return;
   }
   struct x86_xlat x[2];
   unsigned len[2] = {c->rmw.n[0], c->rmw.n[1]};
   for (unsigned k = 0; k < 2; k++) {
     x[k] = (struct x86_xlat){.host = c->rmw.host[k], .gpa = c->rmw.gpa[k]};
-    x[k].code = x[k].host && x86_page_has_code(c->core.vm, x[k].gpa >> PAGE_SHIFT);
+    x[k].code = x[k].host && x86_page_has_code(c->core.vm, x[k].host);
   }
   if (len[1])
     write_parts(c, x, c->rmw.buf, len);

@@ -150,7 +150,7 @@ void x86_mmu_flush_all(struct x86_vcpu *c, bool globals);
 void x86_mmu_forget_pcid(struct x86_vcpu *c, unsigned pcid);
 void x86_mmu_forget_pcids(struct x86_vcpu *c);
 /* No vCPU may write the page the fast way any more: for one's own. */
-void x86_mmu_protect_page(struct x86_vcpu *c, gpa_t page);
+void x86_mmu_protect_page(struct x86_vcpu *c, hva_t page);
 /* The generation of code addresses in force, and that code was found at one. */
 static inline u64 x86_code_generation(const struct x86_vcpu *c) { return c->mmu.gen.now[c->cpl == 3]; }
 void x86_mmu_executed(struct x86_vcpu *c, u64 lin);

@@ -132,14 +132,16 @@ void x86_mmu_flush_all(struct x86_vcpu *c, bool globals) {
 }
 
 /* Write tags with this guest-physical page. */
-void x86_mmu_protect_page(struct x86_vcpu *c, gpa_t page) {
+void x86_mmu_protect_page(struct x86_vcpu *c, hva_t page) {
   struct x86_mmu *m = &c->mmu;
   if (m->logged > X86_TLB_LOG) {
     flush_entries(c, true);
     return;
   }
-  for (unsigned k = 0; k < m->logged; k++)
-    if (m->meta[m->log[k]].gpa == page) m->tables[m->log[k]].write = x86_tlb_none(m->log[k]);
+  for (unsigned k = 0; k < m->logged; k++) {
+    struct x86_tlb_entry *e = &m->tables[m->log[k]];
+    if (e->write + e->delta == page) e->write = x86_tlb_none(m->log[k]);
+  }
 }
 
 void x86_mmu_flush_page(struct x86_vcpu *c, u64 lin) {

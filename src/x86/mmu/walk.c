@@ -88,7 +88,7 @@ struct entry {
 };
 
 /* Sets accessed/dirty bits with a compare-and-swap; false when the entry changed under us (walk again). */
-static bool entry_set_bits(struct x86_vcpu *c, const struct entry *p, unsigned size, u64 bits) {
+GUEST_ACCESS static bool entry_set_bits(struct x86_vcpu *c, const struct entry *p, unsigned size, u64 bits) {
   if ((p->e & bits) == bits || (p->slot->flags & KVM_MEM_READONLY)) return true;
   bool ok;
   u64 old = p->e;
@@ -99,7 +99,7 @@ static bool entry_set_bits(struct x86_vcpu *c, const struct entry *p, unsigned s
   }
   if (!ok) return false;
   if (p->slot->flags & KVM_MEM_LOG_DIRTY_PAGES) mark_page_dirty(&c->core, p->slot, p->gpa >> PAGE_SHIFT);
-  if (unlikely(x86_page_has_code(c->core.vm, p->gpa >> PAGE_SHIFT))) x86_blocks_written(x86_vm_of(c), p->gpa, size);
+  if (unlikely(x86_page_has_code(c->core.vm, p->host))) x86_blocks_written(x86_vm_of(c), p->host, size);
   return true;
 }
 
@@ -258,7 +258,7 @@ int x86_translate(struct x86_vcpu *c, u64 lin, enum x86_access acc, unsigned tab
   }
 
   unsigned pk, perms = x86_page_perms(c, &w, rights, &pk);
-  x->code = x86_page_has_code(c->core.vm, gfn);
+  x->code = x86_page_has_code(c->core.vm, (const void *)(uintptr_t)host);
   bool logged = slot->flags & KVM_MEM_LOG_DIRTY_PAGES;
   if (write && logged) mark_page_dirty(&c->core, slot, gfn);
   /* A page may be written the fast way only when nothing has to be noticed about it: guest dirty bit set, no code, logged already. */

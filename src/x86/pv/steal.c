@@ -71,7 +71,7 @@ static bool with_page(struct x86_vcpu *c, void (*fn)(struct x86_vcpu *c, struct 
   return done;
 }
 
-static void account(struct x86_vcpu *c, struct kvm_steal_time *st) {
+GUEST_ACCESS static void account(struct x86_vcpu *c, struct kvm_steal_time *st) {
   u64 now;
   if (!read_run_delay(c->pv, &now)) return;
   u64 waited = c->pv->run_delay == ~0ull ? 0 : now - c->pv->run_delay;
@@ -104,13 +104,13 @@ bool x86_pv_steal_write(struct x86_vcpu *c, u64 value, bool host) {
 
 /* ---- leaving and entering ---- */
 
-static void set_preempted(struct x86_vcpu *c, struct kvm_steal_time *st) {
+GUEST_ACCESS static void set_preempted(struct x86_vcpu *c, struct kvm_steal_time *st) {
   __atomic_store_n(&st->preempted, KVM_VCPU_PREEMPTED, __ATOMIC_SEQ_CST);
   c->pv->preempted = true;
 }
 
 /* Others who see the flag leave their TLB flush there instead of sending an interrupt (KVM_FEATURE_PV_TLB_FLUSH). */
-static void clear_preempted(struct x86_vcpu *c, struct kvm_steal_time *st) {
+GUEST_ACCESS static void clear_preempted(struct x86_vcpu *c, struct kvm_steal_time *st) {
   u8 was = __atomic_exchange_n(&st->preempted, 0, __ATOMIC_SEQ_CST);
   c->pv->preempted = false;
   if ((was & KVM_VCPU_FLUSH_TLB) && x86_pv_has(c, X86_FEATURE_KVM_PV_TLB_FLUSH)) x86_mmu_flush_all(c, true);

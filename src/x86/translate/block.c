@@ -14,45 +14,6 @@
 
 #define CODE_MAX 16384u /* bytes of code of a block, more than any takes */
 
-/* ---- flags ---- */
-
-static void first_use(struct translation *t, int use) {
-  if (t->first == FIRST_NONE) t->first = use;
-}
-
-static void save(struct emitter *e) {
-  em8(e, 0x9f);                             /* lahf */
-  em8(e, 0x0f), em8(e, 0x90), em8(e, 0xc0); /* seto al */
-  em8(e, 0x66), em_mem(e, 0, 0x89, H_RAX, EM_GS(offsetof(struct x86_vcpu, code.flags)));
-}
-/* AL + 127 overflows exactly when AL is 1. */
-static void restore(struct emitter *e) {
-  em_mem(e, 0, 0x0fb7, H_RAX, EM_GS(offsetof(struct x86_vcpu, code.flags)));
-  em8(e, 0x04), em8(e, 127); /* add al, 127 */
-  em8(e, 0x9e);              /* sahf */
-}
-
-void t_save_flags(struct translation *t) {
-  first_use(t, FIRST_SAVED);
-  if (!t->saved) save(&t->e);
-  t->saved = true;
-}
-void t_lose_flags(struct translation *t) {
-  t_save_flags(t);
-  t->host = false;
-}
-void t_need_flags(struct translation *t) {
-  first_use(t, FIRST_READ);
-  if (!t->host) restore(&t->e);
-  t->host = true;
-}
-/* Flags that nobody looks at are good enough wherever they are. */
-void t_wrote_flags(struct translation *t) {
-  first_use(t, FIRST_WRITTEN);
-  t->host = true;
-  t->saved = !t->p->live;
-}
-
 /* ---- slow paths ---- */
 
 struct t_slow *t_slow(struct translation *t) {
@@ -93,7 +54,7 @@ static void leave_the_rest(struct translation *t, unsigned k) {
 void t_interpret(struct translation *t) {
   t->interpreted |= 1u << t->k;
   t->ready = 0;
-  t_lose_flags(t);
+  t_store_flags(t);
   call_interpreter(t, t->k);
   t->vectors = VECTORS_NONE;
   t->x87 = false;
@@ -132,6 +93,10 @@ static void emit_slow(struct translation *t, struct t_slow *s) {
     em_patch(e, em_jcc(e, s->load_x87 ? CC_NE : CC_AE), s->load_back);
   }
   for (unsigned n = 0; n < s->n_from; n++) em_here(e, s->from[n]);
+  if (s->again.op != PRODUCER_NONE) {
+    t_emit_flags_again(e, &s->again);
+    t_emit_save_flags(e);
+  }
   call_interpreter(t, s->insn);
   if (!s->back) return;
   if (s->group != PLAN_ALONE) {
@@ -142,7 +107,7 @@ static void emit_slow(struct translation *t, struct t_slow *s) {
     leave_the_rest(t, s->insn + 1);
     em_here(e, over);
   }
-  t->saved = true;
+  t->f.saved = true;
   if (s->vectors) {
     call(e, GS_OF(code.load_vectors));
     compare_level(e, s->vectors);
@@ -153,14 +118,14 @@ static void emit_slow(struct translation *t, struct t_slow *s) {
     t_compare_x87(e);
     exit_behind(t, s, CC_E);
   }
-  if (s->host_flags) restore(e);
+  if (s->host_flags) t_emit_restore_flags(e);
   em_jmp_to(e, s->back);
 }
 
 /* ---- exits ---- */
 
 void t_exit_to(struct translation *t, u8 *rel32, s32 target) {
-  t->exits[t->n_exits++] = (struct t_exit){.from = rel32, .target = target, .saved = t->saved};
+  t->exits[t->n_exits++] = (struct t_exit){.from = rel32, .target = target, .saved = t->f.saved};
 }
 
 static void set_rip(struct emitter *e, s32 target) {
@@ -186,10 +151,18 @@ static void leave_page(struct translation *t) {
   leave(t, 0);
 }
 
+/* E: open. */
+static void load_gate(struct translation *t) {
+  struct emitter *e = &t->e;
+  em_load(e, H_RAX, EM_GS(offsetof(struct x86_vcpu, core.gate)));
+  em8(e, 0x48), em8(e, 0x03), em8(e, 0x05); /* add rax, [rip + ...] */
+  em32(e, (u32)((u8 *)t->code->epoch - (e->p + 4)));
+}
+
 static void emit_exit(struct translation *t, const struct t_exit *x) {
   struct emitter *e = &t->e;
   em_here(e, x->from);
-  if (!x->saved) save(e);
+  if (!x->saved) t_emit_save_flags(e);
   set_rip(e, x->target);
   if (x->target < 0 || x->target >= PAGE_SIZE) {
     leave_page(t);
@@ -203,10 +176,10 @@ static void emit_exit(struct translation *t, const struct t_exit *x) {
 
 static void gate_saved(struct translation *t, u8 **fail) {
   struct emitter *e = &t->e;
-  em_load(e, H_RAX, EM_GS(offsetof(struct x86_vcpu, core.gate)));
-  em8(e, 0x48), em8(e, 0x03), em8(e, 0x05); /* add rax, [rip + ...] */
-  em32(e, (u32)((u8 *)t->code->epoch - (e->p + 4)));
+  load_gate(t);
+  em_align_displacement(e, 2);
   *fail = em_jcc(e, CC_NE);
+  t->code->gate = *fail + e->to_rx;
 }
 
 /* Without touching flags. */
@@ -226,13 +199,13 @@ static void emit_entries(struct translation *t, bool body_host, u8 *fail[2]) {
   fail[0] = NULL;
   if (!body_host) {
     t->entry_host = e->p;
-    save(e);
+    t_emit_save_flags(e);
   }
   t->entry_saved = e->p;
   gate_saved(t, &fail[1]);
   t->behind_gate = e->p;
   if (!body_host) return;
-  restore(e);
+  t_emit_restore_flags(e);
   u8 *over = em_jmp(e);
   t->entry_host = e->p;
   gate_host(t, &fail[0]);
@@ -243,11 +216,11 @@ static void emit_gate_exits(struct translation *t, u8 *fail[2]) {
   struct emitter *e = &t->e;
   if (fail[0]) {
     em_here(e, fail[0]);
-    save(e);
+    t_emit_save_flags(e);
   }
   em_here(e, fail[1]);
   set_rip(e, t->start);
-  leave(t, 0);
+  leave(t, (u32)(t->code->gate - x86_code_arena(t->c)->rx) | 1);
 }
 
 /* ---- the block ---- */
@@ -255,17 +228,15 @@ static void emit_gate_exits(struct translation *t, u8 *fail[2]) {
 /* An attempt that is given up leaves nothing behind. */
 static bool attempt(struct translation *t, bool (*fn)(struct translation *t)) {
   u8 *p = t->e.p;
-  bool host = t->host, saved = t->saved, x87 = t->x87;
-  int first = t->first;
+  bool x87 = t->x87;
+  struct t_flags f = t->f;
   u8 vectors = t->vectors;
   u32 ready = t->ready;
   unsigned n_slow = t->n_slow, n_exits = t->n_exits;
   if (fn(t)) return true;
   t->e.p = p;
-  t->host = host;
-  t->saved = saved;
+  t->f = f;
   t->x87 = x87;
-  t->first = first;
   t->vectors = vectors;
   t->ready = ready;
   t->n_slow = n_slow;
@@ -285,9 +256,8 @@ static void one(struct translation *t) {
     t->ended = ends;
 }
 
-static void note(struct translation *t) {
-  t->code->at[t->k] = (u16)(t->e.p - t->code->start);
-  if (t->host && !t->saved) t->code->host_flags |= 1u << t->k;
+static void place(struct translation *t) {
+  t->code->place[t->code->n_places++] = (struct x86_code_place){.at = (u16)(t->e.p - t->code->start)};
 }
 
 static bool translate_insns(struct translation *t, const struct x86_decoded_insn *d) {
@@ -296,29 +266,71 @@ static bool translate_insns(struct translation *t, const struct x86_decoded_insn
     t->z = &d[t->k].insn;
     t->ops = d[t->k].ops;
     t->p = &t->plan.insn[t->k];
-    note(t);
+    place(t);
+    t_flags_begin(t);
     one(t);
+    t->code->place[t->code->n_places - 1].flags = t_flags_end(t);
     if (em_overflow(&t->e) || t->n_slow >= MAX_SLOW - 1 || t->n_exits >= MAX_EXITS - 4) return false;
+    if (t->at) t->at->again = t->f.again;
     if (t->at && !t->ended) {
       t->at->back = t->e.p;
-      t->at->host_flags = t->host;
+      t->at->host_flags = t->f.host;
       t->at->vectors = t->vectors;
       t->at->x87 = t->x87;
     }
   }
   t->k = t->b->n;
-  t->code->at[t->k] = (u16)(t->e.p - t->code->start);
   t_flush_x87_pointer(t);
   if (!t->ended) t_goto(t, t->start + t->b->len);
   return true;
 }
 
+/* The second copy: what it starts with holds whenever the last one comes back. */
+static void begin_loop(struct translation *t) {
+  t->f.overwrites = false;
+  t_lose_flags(t);
+  t->loop.start = t->e.p;
+  t->loop.f = t->f;
+  t->loop.vectors = t->vectors;
+  t->loop.x87 = t->x87;
+  t->loop.ready = t->ready & t->plan.constant;
+}
+
+static bool as_the_loop_began(const struct translation *t) {
+  const struct t_producer *p = &t->f.producer, *q = &t->loop.f.producer;
+  return t->f.saved == t->loop.f.saved && p->op == q->op && (p->op == PRODUCER_NONE || p->insn == q->insn) && t->vectors >= t->loop.vectors &&
+         t->x87 >= t->loop.x87 && !(t->loop.ready & ~t->ready);
+}
+
+void t_loop(struct translation *t) {
+  struct emitter *e = &t->e;
+  t->f.overwrites = false;
+  t_lose_flags(t);
+  t->no_loop |= !as_the_loop_began(t);
+  load_gate(t);
+  em_patch(e, em_jcc(e, CC_E), t->loop.start);
+  t_save_flags(t);
+  set_rip(e, t->start);
+  leave(t, 0);
+}
+
+static bool translate_copies(struct translation *t, const struct x86_decoded_insn *d) {
+  for (t->copy = 0; t->copy < t->copies; t->copy++) {
+    if (t->copy == 1) begin_loop(t);
+    if (t->copy) t->ready &= t->plan.constant;
+    t->ended = false;
+    if (!translate_insns(t, d)) return false;
+  }
+  place(t);
+  return true;
+}
+
 static bool emit(struct translation *t, const struct x86_decoded_insn *d, bool body_host) {
   u8 *fail[2];
-  t->host = body_host;
-  t->saved = !body_host;
+  t->f.host = body_host;
+  t->f.saved = !body_host;
   emit_entries(t, body_host, fail);
-  if (!translate_insns(t, d)) return false;
+  if (!translate_copies(t, d)) return false;
   for (unsigned n = 0; n < t->n_slow; n++) emit_slow(t, &t->slow[n]);
   emit_gate_exits(t, fail);
   for (unsigned n = 0; n < t->n_exits; n++) emit_exit(t, &t->exits[n]);
@@ -333,9 +345,9 @@ static bool decode(const struct x86_block *b, struct x86_decoded_insn *d) {
 }
 
 static void begin(struct translation *t, struct x86_vcpu *c, struct jit_arena *a, const struct x86_block *b, unsigned right, struct x86_code *code) {
-  t->host = t->saved = t->ended = t->lost_plan = false;
+  t->f = (struct t_flags){.first = FIRST_NONE};
+  t->ended = t->lost_plan = t->no_loop = false;
   t->x87 = t->x87_page = t->x87_pointer_waits = false;
-  t->first = FIRST_NONE;
   t->vectors = VECTORS_NONE;
   t->ready = t->interpreted = t->n_slow = t->n_exits = 0;
   t->at = NULL;
@@ -345,40 +357,53 @@ static void begin(struct translation *t, struct x86_vcpu *c, struct jit_arena *a
   t->right = right;
   t->start = (s32)(b->gpa & (PAGE_SIZE - 1));
   t->e = (struct emitter){.p = a->rw + a->used, .end = a->rw + a->used + CODE_MAX, .to_rx = a->rx - a->rw};
-  code->host_flags = 0;
+  code->n_places = 0;
   code->start = t->e.p;
 }
 
 enum { ATTEMPTS = 4 }; /* at what to leave to the interpreter */
 
 /* Which instructions are left to the interpreter is known when they have been tried; where the flags should be at the beginning, when all is done. */
-static bool translate(struct translation *t, struct x86_vcpu *c, struct jit_arena *a, const struct x86_block *b, unsigned right, struct x86_code *code,
+static bool translate(struct translation *t, unsigned copies, struct x86_vcpu *c, struct jit_arena *a, const struct x86_block *b, unsigned right, struct x86_code *code,
                       const struct x86_decoded_insn *d) {
   u32 interpreted = 0;
   bool body_host = false;
+  t->copies = copies;
+  t->no_loop = false;
   for (unsigned n = 0; n <= ATTEMPTS; n++) {
     bool last = n == ATTEMPTS;
-    x86_plan(&t->plan, b, d, interpreted, !last && !b->scattered, last);
+    if (last || t->no_loop) t->copies = 1;
+    x86_plan(&t->plan, b, d, interpreted, !last && !b->scattered, t->copies > 1, last);
     begin(t, c, a, b, right, code);
     if (!emit(t, d, body_host)) return false;
-    if (last || (t->interpreted == interpreted && !t->lost_plan && body_host == (t->first == FIRST_READ))) return true;
+    if (last || (t->interpreted == interpreted && !t->lost_plan && !t->no_loop && body_host == (t->f.first == FIRST_READ))) return true;
     interpreted |= t->interpreted;
-    body_host = t->first == FIRST_READ;
+    body_host = t->f.first == FIRST_READ;
   }
   return true;
+}
+
+/* How often the block is there.  One that jumps to itself looks at the gate once in a few rounds. */
+static unsigned copies_of(const struct x86_block *b, const struct x86_decoded_insn *d) {
+  const struct x86_decoded_insn *last = &d[b->n - 1];
+  bool itself = last->insn.meta.category == ZYDIS_CATEGORY_COND_BR && last->ops[0].type == ZYDIS_OPERAND_TYPE_IMMEDIATE &&
+                (s64)b->insn[b->n - 1].imm == 0;
+  return !itself ? 1 : b->n <= 4 ? 5 : b->n <= 8 ? 3 : 2;
 }
 
 struct x86_code *x86_translate_block(struct x86_vcpu *c, struct jit_arena *a, struct x86_block *b, unsigned right) {
   static __thread struct translation t;
   static __thread struct x86_decoded_insn d[X86_BLOCK_MAX];
   if (jit_arena_room(a) < CODE_MAX + 64) return NULL;
-  struct x86_code *code = calloc(1, sizeof(*code));
+  decode(b, d);
+  unsigned copies = copies_of(b, d);
+  struct x86_code *code = calloc(1, sizeof(*code) + (copies * b->n + 1) * sizeof(code->place[0]));
   if (!code) return NULL;
   code->block = b;
+  code->gpa = b->gpa;
   code->right = (u8)right;
   code->epoch = (u64 *)(void *)(a->rw + a->size - a->words - 8);
-  decode(b, d);
-  if (!translate(&t, c, a, b, right, code, d)) {
+  if (!translate(&t, copies, c, a, b, right, code, d)) {
     free(code);
     return NULL;
   }

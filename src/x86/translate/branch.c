@@ -49,11 +49,12 @@ void t_indirect(struct translation *t, s32 add_to_rsp) {
 /* A jump to the block itself needs no link. */
 static bool to_itself(struct translation *t, u8 *rel32, s32 target) {
   if (target != t->start) return false;
-  em_patch(&t->e, rel32, t->saved ? t->entry_saved : t->entry_host);
+  em_patch(&t->e, rel32, t->f.saved ? t->entry_saved : t->entry_host);
   return true;
 }
 
 void t_goto(struct translation *t, s32 target) {
+  if (!t->f.host) t_save_flags(t);
   em_align_displacement(&t->e, 1);
   u8 *rel32 = em_jmp(&t->e);
   if (!to_itself(t, rel32, target)) t_exit_to(t, rel32, target);
@@ -74,7 +75,14 @@ static const u16 saved_bits[8] = {1, 1u << 8, 1u << 14, 1u << 14 | 1u << 8, 1u <
 static bool conditional(struct translation *t) {
   unsigned cc = t->z->opcode & 15;
   struct emitter *e = &t->e;
-  if (!t->host && saved_bits[cc >> 1]) {
+  if (t->copies > 1 && branch_target(t) == t->start) {
+    t_need_flags(t);
+    em_align_displacement(e, 2);
+    t_exit_to(t, em_jcc(e, cc ^ 1), t->start + t->i->next);
+    if (t->copy + 1 == t->copies) t_loop(t);
+    return true;
+  }
+  if (!t->f.host && t->f.producer.op == PRODUCER_NONE && saved_bits[cc >> 1]) {
     t_save_flags(t);
     em8(e, 0x66), em_mem(e, 0, 0xf7, 0, EM_GS(offsetof(struct x86_vcpu, code.flags)));
     em8(e, saved_bits[cc >> 1] & 0xff), em8(e, saved_bits[cc >> 1] >> 8);
@@ -116,11 +124,11 @@ static bool indirect_target(struct translation *t) {
   if (op->type == ZYDIS_OPERAND_TYPE_MEMORY) {
     struct em_mem m;
     if (!t_access(t, 0, &m)) return false;
-    t_lose_flags(t);
+    t_store_flags(t);
     em_load(&t->e, H_RAX, m);
   } else {
     if (op->type != ZYDIS_OPERAND_TYPE_REGISTER) return false;
-    t_lose_flags(t);
+    t_store_flags(t);
     em_mov(&t->e, H_RAX, t_read(t, (unsigned)ZydisRegisterGetId(op->reg.value), H_RAX));
   }
   return true;
@@ -154,7 +162,7 @@ static bool near_return(struct translation *t) {
   s32 more = t->ops[0].type == ZYDIS_OPERAND_TYPE_IMMEDIATE && t->z->operand_count_visible ? (s32)(u16)t->i->imm : 0;
   struct em_mem m;
   if (!t_access(t, 0, &m)) return false;
-  t_lose_flags(t);
+  t_store_flags(t);
   em_load(&t->e, H_RAX, m);
   t_indirect(t, 8 + more);
   return true;

@@ -6,6 +6,7 @@
 #include <ucontext.h>
 #include "base/evloop.h"
 #include "core/request.h"
+#include "x86/decode/decoded.h"
 #include "x86/exec/vector.h"
 #include "x86/translate/private.h"
 #include "x86/translate/watch.h"
@@ -158,7 +159,6 @@ static struct x86_code *make(struct x86_vcpu *c, struct x86_block *b, unsigned r
     u64 began = clock_now_ns();
     code = x86_translate_block(c, &k->arena, b, right);
     if (code) {
-      code->gfn = b->gpa >> PAGE_SHIFT;
       x86_watch_made(k->watch, c, code, began);
       k->list[k->n] = code;
       atomic_store_explicit(&k->n, k->n + 1, memory_order_release);
@@ -199,7 +199,15 @@ static struct x86_code *code_at(struct x86_code_cache *k, const u8 *rx) {
   return lo < atomic_load_explicit(&k->n, memory_order_acquire) && k->list[lo]->start <= rx ? k->list[lo] : NULL;
 }
 
-/* The jump that left last time goes to `code` by itself from now on: both lie in one page, whatever maps it. */
+/* Whether a jump out of `from` may lead to `code` for good: both lie in one page, whatever maps it.  At the gate only that of code that will never run
+ * again, which others still jump to: it leads to what took its place. */
+static bool may_link(const struct x86_code *from, const u8 *jump, const struct x86_code *code, u32 link) {
+  unsigned right = from->right ^ (link & 2 ? TLB_SUPER ^ TLB_SUPER_SMAP : 0);
+  if (right != code->right || from->gpa >> PAGE_SHIFT != code->gpa >> PAGE_SHIFT) return false;
+  return jump != from->gate || (from != code && __atomic_load_n(from->epoch, __ATOMIC_RELAXED) == EPOCH_NEVER);
+}
+
+/* The jump that left last time goes to `code` by itself from now on. */
 static void link_jump(struct x86_vcpu *c, struct x86_code *code) {
   struct x86_code_cache *k = x86_vm_of(c)->code;
   u32 link = c->code.link, at = link & ~3u;
@@ -207,7 +215,7 @@ static void link_jump(struct x86_vcpu *c, struct x86_code *code) {
   if (c->code.link_to != c->rip || c->code.link_resets != atomic_load(&k->resets)) return; /* something else ran in between */
   const u8 *rx = k->arena.rx + at;
   struct x86_code *from = code_at(k, rx);
-  if (!from || (from->right ^ (link & 2 ? TLB_SUPER ^ TLB_SUPER_SMAP : 0)) != code->right || from->gfn != code->gfn) return;
+  if (!from || !may_link(from, rx, code, link)) return;
   s32 d = (s32)((link & 1 ? code->saved : code->host) - (rx + 4));
   __atomic_store_n((s32 *)(void *)(k->arena.rw + at), d, __ATOMIC_RELEASE);
 }
@@ -352,6 +360,20 @@ static void recover_x87(struct x86_vcpu *c, const u8 *area) {
   __asm__ volatile("fninit\n\tfldcw %0" : : "m"(c->code.host_fcw));
 }
 
+/* `where`: as t_flags_end() has it. */
+static u64 recover_flags(const struct x86_vcpu *c, const struct x86_code *code, u8 where, u64 host) {
+  const struct x86_block *b = code->block;
+  ZydisDecodedInstruction z;
+  ZydisDecodedOperand ops[ZYDIS_MAX_OPERAND_COUNT];
+  u32 f = c->code.flags;
+  if (where == FLAGS_IN_HOST) return host & FL_ARITH;
+  if (where == FLAGS_IN_MEMORY) return (f >> 8 & (FL_ARITH & ~FL_OF)) | (f & 1) << 11;
+  unsigned insn = where - FLAGS_AGAIN;
+  if (!x86_decode_again(b->mode, b->bytes + b->insn[insn].off, b->insn[insn].len, &z, ops)) return 0;
+  struct t_producer p = t_producer_of(insn, &z, ops);
+  return t_producer_flags(&p, c->regs);
+}
+
 void x86_code_recover(void *vcpu, void *ucontext) {
   static const u8 gregs[16] = {[H_RDX] = REG_RDX, [H_RBX] = REG_RBX, [H_RBP] = REG_RBP, [H_RSI] = REG_RSI, [H_RDI] = REG_RDI,
                                [H_R8] = REG_R8,   [H_R9] = REG_R9,   [H_R10] = REG_R10, [H_R11] = REG_R11, [H_R12] = REG_R12,
@@ -367,13 +389,11 @@ void x86_code_recover(void *vcpu, void *ucontext) {
   for (unsigned n = 0; n < 16; n++)
     if (t_mapped(n)) c->regs[n] = (u64)g[gregs[T_HOME(n)]];
   unsigned n = 0, offset = (unsigned)(at - code->start);
-  while (n + 1u < code->block->n && code->at[n + 1] <= offset) n++;
-  u32 f = c->code.flags;
-  u64 flags = (f >> 8 & (FL_ARITH & ~FL_OF)) | (f & 1) << 11;
-  if (code->host_flags >> n & 1) flags = (u64)g[REG_EFL] & FL_ARITH;
-  c->rflags = (c->rflags & ~(u64)FL_ARITH) | flags;
+  while (n + 2 < code->n_places && code->place[n + 1].at <= offset) n++;
+  unsigned insn = n % code->block->n;
+  c->rflags = (c->rflags & ~(u64)FL_ARITH) | recover_flags(c, code, code->place[n].flags, (u64)g[REG_EFL]);
   c->rip = c->code.page + (code->block->gpa & (PAGE_SIZE - 1));
-  c->cur = &code->block->insn[n];
+  c->cur = &code->block->insn[insn];
   if (c->code.vectors && uc->uc_mcontext.fpregs) recover_vectors(c, (const u8 *)uc->uc_mcontext.fpregs);
   c->code.vectors = VECTORS_NONE;
   if (c->code.x87 && uc->uc_mcontext.fpregs) recover_x87(c, (const u8 *)uc->uc_mcontext.fpregs);

@@ -111,6 +111,15 @@ static inline void em_reg(struct emitter *e, unsigned w, u32 opcode, unsigned re
   em8(e, 0xc0 | (reg & 7) << 3 | (rm & 7));
 }
 
+/* The same with operands of 8 to 64 bits. */
+static inline void em_sized_reg(struct emitter *e, unsigned bits, u32 opcode, unsigned reg, unsigned rm) {
+  unsigned rex = (bits == 64 ? 8 : 0) | (reg & 8) >> 1 | (rm & 8) >> 3;
+  if (bits == 16) em8(e, 0x66);
+  if (rex || bits == 8) em8(e, 0x40 | rex);
+  em_opcode(e, opcode);
+  em8(e, 0xc0 | (reg & 7) << 3 | (rm & 7));
+}
+
 static inline void em_mov(struct emitter *e, unsigned dst, unsigned src) {
   if (dst != src) em_reg(e, 1, 0x8b, dst, src);
 }

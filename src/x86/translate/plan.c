@@ -207,7 +207,7 @@ static void place(struct plan *p, struct open_group *open, struct plan_access *a
 /* The registers of open groups after this instruction. */
 static void moved(struct plan *p, struct open_group *open, const struct x86_insn *i, const struct x86_decoded_insn *d,
                   struct plan_insn *at) {
-  u32 mask = written(d);
+  u32 mask = at->writes;
   for (unsigned n = 0; n < p->n_groups; n++) {
     const struct plan_address *a = &p->group[n].at;
     s32 by = 0;
@@ -224,7 +224,20 @@ static void moved(struct plan *p, struct open_group *open, const struct x86_insn
   }
 }
 
-static void group(struct plan *p, const struct x86_block *b, const struct x86_decoded_insn *d, u32 interpreted) {
+/* Groups whose registers nobody changes: in a loop one look is enough for all rounds. */
+static void find_constant(struct plan *p, const struct x86_block *b, struct open_group *open) {
+  u32 mask = 0;
+  for (unsigned k = 0; k < b->n; k++) mask |= p->insn[k].writes;
+  for (unsigned n = 0; n < p->n_groups; n++) {
+    const struct plan_address *a = &p->group[n].at;
+    bool changes = (a->base < 16 && (mask >> a->base & 1)) || (a->index < 16 && (mask >> a->index & 1));
+    if (changes || open[n].closed) continue;
+    p->constant |= 1u << n;
+    open[n].newest->last = false;
+  }
+}
+
+static void group(struct plan *p, const struct x86_block *b, const struct x86_decoded_insn *d, u32 interpreted, bool loop) {
   struct open_group open[PLAN_GROUPS];
   for (unsigned k = 0; k < b->n; k++) {
     struct plan_insn *i = &p->insn[k];
@@ -236,6 +249,7 @@ static void group(struct plan *p, const struct x86_block *b, const struct x86_de
     for (unsigned n = 0; n < i->n_access; n++) place(p, open, &i->access[n]);
     moved(p, open, &b->insn[k], &d[k], i);
   }
+  if (loop) find_constant(p, b, open);
   for (unsigned n = 0; n < p->n_groups; n++) {
     p->group[n].at.disp = open[n].low;
     p->group[n].span = open[n].high - open[n].low;
@@ -317,11 +331,15 @@ static u32 system_insns(const struct x86_block *b, const struct x86_decoded_insn
 }
 
 void x86_plan(struct plan *p, const struct x86_block *b, const struct x86_decoded_insn *d, u32 interpreted, bool grouped,
-              bool exact) {
+              bool loop, bool exact) {
   p->n_groups = 0;
+  p->constant = 0;
   interpreted |= system_insns(b, d);
-  for (unsigned k = 0; k < b->n; k++) accesses(&p->insn[k], b, &b->insn[k], &d[k]);
-  if (grouped) group(p, b, d, interpreted);
+  for (unsigned k = 0; k < b->n; k++) {
+    accesses(&p->insn[k], b, &b->insn[k], &d[k]);
+    p->insn[k].writes = written(&d[k]);
+  }
+  if (grouped) group(p, b, d, interpreted, loop);
   loads(p, b, d, interpreted);
   flags(p, b, d, interpreted, exact);
 }

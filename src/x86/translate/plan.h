@@ -39,6 +39,7 @@ struct plan_access {
 struct plan_insn {
   struct plan_access access[2];
   u8 n_access;
+  u32 writes; /* general registers, by number; bit 16: others */
   u8 live;    /* flags that somebody may look at after this instruction, as x86_insn.flags_read has them */
   bool loads; /* may have to load the vector registers first */
   u8 needs;   /* flags it takes part of its own result from */
@@ -51,14 +52,15 @@ struct plan_group {
 };
 
 struct plan {
+  u32 constant; /* groups whose registers are at the end as they were at the beginning */
   struct plan_insn insn[X86_BLOCK_MAX];
   struct plan_group group[PLAN_GROUPS];
   unsigned n_groups;
 };
 
-/* interpreted: bit n: instruction n is left to the interpreter.  grouped: whether accesses may share checks.  exact: all flags
+/* interpreted: bit n: instruction n is left to the interpreter.  grouped: whether accesses may share checks.  loop: the block is its own successor.  exact: all flags
  * matter everywhere. */
 void x86_plan(struct plan *p, const struct x86_block *b, const struct x86_decoded_insn *d, u32 interpreted, bool grouped,
-              bool exact);
+              bool loop, bool exact);
 
 #endif

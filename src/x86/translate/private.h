@@ -6,6 +6,7 @@
 #include "jit/arena.h"
 #include "x86/translate/code.h"
 #include "x86/translate/emit.h"
+#include "x86/translate/flags.h"
 #include "x86/translate/plan.h"
 
 #define GS_OF(field) ((s32)offsetof(struct x86_vcpu, field))
@@ -15,7 +16,7 @@
 #define T_HOME(guest) (x86_translate_home[guest])
 extern const u8 x86_translate_home[16];
 
-enum { MAX_SLOW = X86_BLOCK_MAX * 2, MAX_EXITS = 72 };
+enum { MAX_SLOW = X86_BLOCK_MAX * 2 + 2, MAX_EXITS = X86_BLOCK_MAX * 4 + 8 };
 
 /* Out of line: the interpreter runs the instruction whose fast way failed. */
 struct t_slow {
@@ -24,6 +25,7 @@ struct t_slow {
   unsigned insn;
   u8 *back;                  /* NULL: does not come back */
   bool host_flags;           /* expected in the host's register there */
+  struct t_producer again;   /* what makes the flags again when it is taken; none: memory has them */
   u8 vectors;                /* vector level expected there */
   u8 group;                  /* the check of this group is done again before going back; PLAN_ALONE: none */
   s32 group_moved;           /* how far the group's registers have moved then */
@@ -61,9 +63,18 @@ struct translation {
   const ZydisDecodedInstruction *z;
   const ZydisDecodedOperand *ops;
 
-  /* Where the arithmetic flags are: in the host's flags, in c->code.flags, or both. */
-  bool host, saved;
-  enum { FIRST_NONE, FIRST_SAVED, FIRST_READ, FIRST_WRITTEN } first; /* how the block uses the flags it starts with */
+  struct t_flags f;
+
+  /* A block that jumps to itself is there several times: the gate is at the end of the last one, which goes on at the second. */
+  unsigned copies, copy;
+  struct { /* the second starts with ... */
+    u8 *start;
+    struct t_flags f;
+    u8 vectors;
+    bool x87;
+    u32 ready;
+  } loop;
+  bool no_loop; /* what the second starts with is not what the last one ends with */
 
   u8 vectors; /* level known to be loaded (enum x86_vector_level) */
   bool x87;   /* known to be loaded */
@@ -80,18 +91,13 @@ struct translation {
   u8 *behind_gate;              /* of the second */
 };
 
-/* ---- flags (block.c) ---- */
-void t_save_flags(struct translation *t);  /* memory has them afterwards; RAX changes */
-void t_lose_flags(struct translation *t);  /* what follows changes the host's */
-void t_need_flags(struct translation *t);  /* the host's are the guest's; RAX changes */
-void t_wrote_flags(struct translation *t); /* the host's instruction has set all of the guest's */
-
 /* ---- slow paths (block.c) ---- */
 struct t_slow *t_slow(struct translation *t); /* that of this instruction */
 void t_need_vectors(struct translation *t, unsigned level);
 void t_slow_if(struct translation *t, unsigned cc); /* jump to the slow path of this instruction */
 void t_interpret(struct translation *t);            /* the interpreter runs this instruction */
 void t_exit_to(struct translation *t, u8 *rel32, s32 target);
+void t_loop(struct translation *t); /* the end of the last copy: to the second */
 
 /* ---- memory.c ---- */
 /* The instruction's n-th memory access as an operand of the host's, checked.  RCX changes and may be part of it, RAX changes; flags are lost unless the
@@ -152,17 +158,22 @@ void x86_code_leave(void), x86_code_interpret(void), x86_code_rest(void), x86_co
 
 /* ---- a translation ---- */
 struct x86_code {
-  struct x86_block *block; /* lives as long as a vCPU is in here: a translation may be left behind by its block */
-  gfn_t gfn;
+  struct x86_block *block;
+  gpa_t gpa;        /* of the block, which may be gone when this code is dead */
   u8 *host, *saved; /* where to enter by where the flags are */
   u8 *behind_gate;  /* as `saved`, for whoever has looked at the gate */
   u8 *end;
+  u8 *gate;   /* displacement of the jump at the gate of `saved`, taken when it is closed */
   u64 *epoch; /* the word at the gate: minus the epoch */
   u8 right;
-  u32 host_flags; /* bit n: instruction n runs with the guest's flags in the host's only */
   u16 missed;     /* how often a check for several accesses failed and the interpreter had to finish the block */
-  u16 at[X86_BLOCK_MAX + 1]; /* offset of each instruction's code from the start; the last: of the slow paths */
   u8 *start;
+  /* Each instruction's code, in each copy of the block: offset from the start, and where a fault finds the flags (t_flags_end()).  The last: the slow paths. */
+  unsigned n_places;
+  struct x86_code_place {
+    u16 at;
+    u8 flags;
+  } place[];
 };
 struct jit_arena *x86_code_arena(struct x86_vcpu *c);
 /* Translates into the arena; NULL: no room. */

@@ -15,14 +15,7 @@ static unsigned number(const ZydisDecodedOperand *op) {
   return general_number(op);
 }
 
-/* op reg-field /reg, operand: with operand-size prefix and REX as the width wants them. */
-static void sized_reg(struct emitter *e, unsigned bits, u32 opcode, unsigned reg, unsigned rm) {
-  unsigned rex = (bits == 64 ? 8 : 0) | (reg & 8) >> 1 | (rm & 8) >> 3;
-  if (bits == 16) em8(e, 0x66);
-  if (rex || bits == 8) em8(e, 0x40 | rex);
-  em_opcode(e, opcode);
-  em8(e, 0xc0 | (reg & 7) << 3 | (rm & 7));
-}
+/* op reg-field, [address]: with operand-size prefix and REX as the width wants them. */
 static void sized_mem(struct emitter *e, unsigned bits, u32 opcode, unsigned reg, unsigned address) {
   unsigned rex = (bits == 64 ? 8 : 0) | (reg & 8) >> 1 | (address & 8) >> 3;
   if (bits == 16) em8(e, 0x66);
@@ -56,7 +49,7 @@ static bool shift_by_cl(struct translation *t) {
     if (t->p->needs) t_need_flags(t);
     unsigned guest = number(dst), host = t_read(t, guest, H_RAX);
     em_mov(e, H_RCX, T_HOME(RCX));
-    sized_reg(e, dst->size, opcode, extension, host);
+    em_sized_reg(e, dst->size, opcode, extension, host);
     t_write(t, guest, host);
   }
   t_wrote_flags(t);
@@ -81,7 +74,7 @@ static bool multiply(struct translation *t) {
     if (!usable(src)) return false;
     unsigned host = t_read(t, number(src), H_RCX);
     em_mov(e, H_RAX, T_HOME(RAX));
-    sized_reg(e, src->size, opcode, extension, host);
+    em_sized_reg(e, src->size, opcode, extension, host);
   }
   em_mov(e, T_HOME(RAX), H_RAX);
   t_wrote_flags(t);
@@ -105,7 +98,7 @@ static bool compare_exchange(struct translation *t) {
   } else {
     if (!usable(dst) || !t_mapped(number(dst)) || number(dst) == RAX) return false;
     em_mov(e, H_RAX, T_HOME(RAX));
-    sized_reg(e, dst->size, opcode, s, T_HOME(number(dst)));
+    em_sized_reg(e, dst->size, opcode, s, T_HOME(number(dst)));
     em_mov(e, T_HOME(RAX), H_RAX);
   }
   t_wrote_flags(t);
@@ -114,7 +107,7 @@ static bool compare_exchange(struct translation *t) {
 
 static bool widen_rax(struct translation *t) { /* CBW, CWDE, CDQE */
   unsigned bits = t->z->mnemonic == ZYDIS_MNEMONIC_CBW ? 16 : t->z->mnemonic == ZYDIS_MNEMONIC_CWDE ? 32 : 64;
-  sized_reg(&t->e, bits, bits == 16 ? 0x0fbe : bits == 32 ? 0x0fbf : 0x63, T_HOME(RAX), T_HOME(RAX));
+  em_sized_reg(&t->e, bits, bits == 16 ? 0x0fbe : bits == 32 ? 0x0fbf : 0x63, T_HOME(RAX), T_HOME(RAX));
   return true;
 }
 static bool widen_into_rdx(struct translation *t) { /* CWD, CDQ, CQO */
