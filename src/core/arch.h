@@ -56,8 +56,8 @@ struct arch_ops {
   int (*slot_prepare)(struct vm *vm, const struct memslot *old, struct memslot *new, enum slot_change change);
   void (*slot_commit)(struct vm *vm, const struct memslot *old, const struct memslot *new, enum slot_change change);
 
-  /* The library itself has written guest memory.  NULL: vm_memory_changed() does what there is to do. */
-  void (*memory_written)(struct vm *vm, gpa_t gpa, size_t len);
+  /* The library itself has written guest memory, which lies at `host` in one slot.  RCU read lock held.  NULL: vm_memory_changed() does what there is to do. */
+  void (*memory_written)(struct vm *vm, const void *host, size_t len);
 
   /* Interrupt routing.  route_set translates one user entry into entry->set (below); -EINVAL for unknown chips/pins.  core has filled
    * entry's gsi, type and, for the types KVM_IRQ_ROUTING_IRQCHIP and KVM_IRQ_ROUTING_MSI, its union from ue.

@@ -21,6 +21,10 @@ static s64 copy_part(struct vm *vm, struct vcpu *writer, gpa_t gpa, void *data, 
   if (r) return trace_error(r);
   /* Marked after the copy: a log taken in between shows it the next time. */
   if (writer) mark_range(writer, slot, gpa, n);
+  if (writer && vm->arch->memory_written)
+    vm->arch->memory_written(vm, host, n);
+  else if (writer)
+    vm_memory_changed(vm);
   return (s64)n;
 }
 
@@ -38,10 +42,5 @@ static int copy_gpa(struct vm *vm, struct vcpu *writer, gpa_t gpa, void *data, s
 int vm_read_gpa(struct vm *vm, gpa_t gpa, void *data, size_t len) { return copy_gpa(vm, NULL, gpa, data, len); }
 
 int vcpu_write_gpa(struct vcpu *vcpu, gpa_t gpa, const void *data, size_t len) {
-  int r = copy_gpa(vcpu->vm, vcpu, gpa, (void *)data, len);
-  if (vcpu->vm->arch->memory_written)
-    vcpu->vm->arch->memory_written(vcpu->vm, gpa, len);
-  else
-    vm_memory_changed(vcpu->vm);
-  return r;
+  return copy_gpa(vcpu->vm, vcpu, gpa, (void *)data, len);
 }

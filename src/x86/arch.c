@@ -1,7 +1,6 @@
 /* The x86 architecture's operations table and the making and ending of its VMs and vCPUs. */
 #include <errno.h>
 #include <stdlib.h>
-#include <urcu-bp.h>
 #include "core/memslot.h"
 #include "x86/api/api.h"
 #include "x86/block.h"
@@ -74,16 +73,12 @@ static void slot_commit_x86(struct vm *v, const struct memslot *old, const struc
 
 static int slot_prepare_x86(struct vm *v, const struct memslot *old, struct memslot *new, enum slot_change change) { return 0; }
 
-static void memory_written_x86(struct vm *v, gpa_t gpa, size_t len) {
-  rcu_read_lock();
+static void memory_written_x86(struct vm *v, const void *host, size_t len) {
+  const char *at = host;
   for (size_t done = 0, n; done < len; done += n) {
-    gpa_t at = gpa + done;
-    const struct memslot *slot = memslot_find(vm_memslots(v, 0), at >> PAGE_SHIFT);
-    const u8 *host = slot ? (const u8 *)(uintptr_t)(memslot_hva(slot, at >> PAGE_SHIFT) + (at & (PAGE_SIZE - 1))) : NULL;
-    n = MIN(len - done, (size_t)(PAGE_SIZE - (at & (PAGE_SIZE - 1))));
-    if (host && x86_page_has_code(v, host)) x86_blocks_written(x86_vm(v), host, (unsigned)n);
+    n = MIN(len - done, (size_t)(PAGE_SIZE - ((uintptr_t)(at + done) & (PAGE_SIZE - 1))));
+    if (x86_page_has_code(v, at + done)) x86_blocks_written(x86_vm(v), at + done, (unsigned)n);
   }
-  rcu_read_unlock();
 }
 
 static bool irqchip_present_x86(struct vm *v) { return x86_vm(v)->irqchip != NULL; }
