@@ -277,7 +277,7 @@ def watch(uvirt, tmp):
 
 def cache(uvirt, tmp):
     """The smallest cache of translations: everything is forgotten again and again, and nothing goes wrong."""
-    script = "cat /proc/interrupts\nfind /sys -type f | head -n 3000 | wc -l\necho test-mark; sleep 3\necho test-end\n"
+    script = "cat /proc/interrupts\nfind /sys -type f | head -n 500 | wc -l\necho test-mark; sleep 3\necho test-end\n"
     guest = subprocess.Popen(Guest(uvirt, tmp, script, args=["--cpus", "2", "--code-cache", "1M"]).command,
                              stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     text, report = "", b""
