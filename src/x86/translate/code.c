@@ -286,12 +286,12 @@ __attribute__((used)) const void *x86_code_next(struct x86_vcpu *c, int flow) {
 
 /* Accesses that share a check lie in different pages so often that it costs much of the block's time: it is translated again, without such checks.
  * Now and then is what a walk through memory does at the end of each page. */
-static void count_miss(struct x86_code *code) {
+static void count_miss(struct x86_code *code, unsigned insn) {
   if (__atomic_add_fetch(&code->missed, 1, __ATOMIC_RELAXED) != SCATTERED) return;
   u64 now = x86_host_tsc(), since = __atomic_exchange_n(&code->missed_since, now, __ATOMIC_RELAXED);
   __atomic_store_n(&code->missed, 0, __ATOMIC_RELAXED);
   if (now - since > (u64)SCATTERED * MISS_CYCLES) return;
-  code->block->scattered = true;
+  __atomic_fetch_or(&code->block->scattered, 1u << insn, __ATOMIC_RELAXED);
   atomic_store(&code->block->code[code->right], NULL);
   set_epoch(code, EPOCH_NEVER);
 }
@@ -300,7 +300,8 @@ static void count_miss(struct x86_code *code) {
 int x86_code_finish(struct x86_vcpu *c, const struct x86_insn *i);
 __attribute__((used)) int x86_code_finish(struct x86_vcpu *c, const struct x86_insn *i) {
   int r;
-  count_miss((struct x86_code *)(uintptr_t)c->code.scratch);
+  struct x86_code *code = (struct x86_code *)(uintptr_t)c->code.scratch;
+  count_miss(code, (unsigned)(i - code->block->insn) - 1);
   for (;; i++) {
     c->cur = i;
     r = __atomic_load_n(&i->fn, __ATOMIC_RELAXED)(c, i);

@@ -16,7 +16,7 @@
 #define T_HOME(guest) (x86_translate_home[guest])
 extern const u8 x86_translate_home[16];
 
-enum { MAX_SLOW = X86_BLOCK_MAX * 2 + 2, MAX_EXITS = X86_BLOCK_MAX * 4 + 8 };
+enum { MAX_SLOW = PLAN_INSNS + 2, MAX_EXITS = X86_BLOCK_MAX * 4 + 8 };
 
 /* Out of line: the interpreter runs the instruction whose fast way failed. */
 struct t_slow {
