@@ -71,9 +71,8 @@ def main():
         for line in subprocess.run([guest_bench, *o.only], stdout=subprocess.PIPE, check=True).stdout.decode().splitlines():
             _, name, value = line.split()
             native[name] = float(value)
-        under_uvirt = [os.path.join(o.build, "cli/uvirt"), "exec", "--"]
-        for command in () if o.only else ([os.path.join(o.build, "bench/exits")], [os.path.join(o.build, "bench/kicks")]):
-            for line in subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout.decode().splitlines():
+        for name in () if o.only else ("exits", "kicks", "dirty"):
+            for line in subprocess.run([os.path.join(o.build, "bench", name)], stdout=subprocess.PIPE, check=True).stdout.decode().splitlines():
                 _, name, value = line.split()
                 uvirt[name] = float(value)
     rows = []

@@ -108,7 +108,7 @@ void host_fill_arena(void);   /* random contents, on both sides */
 void host_run(const struct diff_case *k, struct diff_state *out);
 u64 host_next_slot(void); /* where the next case's code will lie */
 /* Sequences: code is placed once, with the way out behind it, and run by everyone.  ip after the way out: DIFF_END. */
-#define DIFF_END     (~0ull - 1)
+#define DIFF_END     0x5a5a0e2dd0e0a5a5ull
 #define DIFF_ENDLESS 1000 /* vector: stopped by the watch */
 void host_place(u64 at, const u8 *bytes, unsigned len);
 void host_run_placed(const struct diff_case *k, struct diff_state *out);
@@ -128,7 +128,10 @@ void engine_run(const struct diff_case *k, struct diff_state *out);
 /* Placed code by way of the block loop: in a VM that interprets, and in one that translates, there interpreted until the blocks are warm. */
 enum engine_kind { ENGINE_INTERPRETER, ENGINE_TRANSLATOR, ENGINE_KINDS };
 void engine_start_sequences(u8 *code, unsigned mode);
+#define DIFF_HOLE    3000 /* vector: the host page was not there */
 void engine_run_placed(enum engine_kind kind, const struct diff_case *k, struct diff_state *out);
+/* The same while the client has taken a page of the arena away; where that is found (true), to the end when it is back. */
+bool engine_run_with_hole(enum engine_kind kind, const struct diff_case *k, unsigned hole, struct diff_state *stopped, struct diff_state *out);
 void engine_warm(u64 at, unsigned len); /* blocks of the code that just ran will be translated; */
 unsigned engine_translated(u64 at, unsigned len); /* how many of them have a translation */
 void engine_forget(void);                          /* all blocks: pages would collect those of earlier cases */
@@ -181,6 +184,7 @@ struct sequence {
   unsigned len;
   u16 offset[SEQ_MAX + 1];
   bool ext; /* extended state takes part */
+  u8 hole;  /* a page without memory in a further run of both engines; 0: none */
 };
 unsigned gen_common(bool ext);          /* a mnemonic that compilers like */
 void seq_make(struct sequence *s);      /* random; pokes what operands hold into the arena */

@@ -5,6 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
+#include "base/fault.h"
 #include "core/memslot.h"
 #include "diff.h"
 #include "x86/block.h"
@@ -17,6 +19,7 @@
 #define TABLES     5u
 
 u8 *engine_arena;
+static u8 *guest_arena; /* the same pages, as the guest's memory has them */
 static struct x86_vcpu *cpu, *placed[ENGINE_KINDS];
 static struct x86_cpuid *cpuid;
 static bool translated; /* UVIRT_ENGINE=translator */
@@ -77,7 +80,7 @@ static void map_slot(struct vm *vm, unsigned id, gpa_t gpa, u64 size, u8 *p) {
   if (vm_set_memory_region(vm, &m)) die("memory slot");
 }
 
-/* Four-level tables: identity, user pages, for the arena and (read-only) the code area. */
+/* Four-level tables: user pages, for the arena and (read-only) the code area. */
 static void make_tables(u64 *t) {
   enum { P = 1, W = 2, U = 4, A = 0x20, D = 0x40 };
   u64 *pml4 = t, *pdpt = t + 512, *pd = t + 1024, *pt = t + 1536, *code = t + 2048;
@@ -88,7 +91,7 @@ static void make_tables(u64 *t) {
   for (unsigned p = 0; p < CODE_SIZE >> PAGE_SHIFT; p++) code[p] = (CODE_BASE + p * PAGE_SIZE) | P | U | A | D;
   for (unsigned p = 0; p < ARENA_PAGES; p++)
     if (arena_map[p] != PAGE_GONE)
-      pt[p] = (ARENA_BASE + p * PAGE_SIZE) | P | U | A | D | (arena_map[p] == PAGE_RW ? W : 0) | BIT(63);
+      pt[p] = (ARENA_BASE + (ARENA_PAGES - 1 - p) * PAGE_SIZE) | P | U | A | D | (arena_map[p] == PAGE_RW ? W : 0) | BIT(63);
 }
 
 static void set_features(struct x86_vcpu *c) {
@@ -127,12 +130,25 @@ static void set_mode(struct x86_vcpu *c, unsigned mode) {
 
 void engine_set_mode(unsigned mode) { set_mode(cpu, mode); }
 
+/* The arena's pages lie the other way round in guest memory: what goes on behind the end of one is not the next. */
+static void make_arena(void) {
+  int fd = memfd_create("diff-arena", 0);
+  if (fd < 0 || ftruncate(fd, ARENA_SIZE)) die("arena");
+  guest_arena = mmap(NULL, ARENA_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+  engine_arena = mmap(NULL, ARENA_SIZE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (guest_arena == MAP_FAILED || engine_arena == MAP_FAILED) die("arena");
+  for (unsigned p = 0; p < ARENA_PAGES; p++)
+    if (mmap(engine_arena + p * PAGE_SIZE, PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, (off_t)(ARENA_PAGES - 1 - p) * (off_t)PAGE_SIZE) == MAP_FAILED)
+      die("arena");
+  close(fd);
+}
+
 static struct x86_vcpu *make_vcpu(u8 *code, u8 *tables) {
   struct vm *vm;
   struct vcpu *v;
   if (vm_create(&arch, 0, &vm) || vcpu_create(vm, 0, &v)) die("cannot make a VM");
   map_slot(vm, 0, TABLES_GPA, TABLES * PAGE_SIZE, tables);
-  map_slot(vm, 1, ARENA_BASE, ARENA_SIZE, engine_arena);
+  map_slot(vm, 1, ARENA_BASE, ARENA_SIZE, guest_arena);
   map_slot(vm, 2, CODE_BASE, CODE_SIZE, code);
   set_features(x86_vcpu(v));
   vcpu_enter(v);
@@ -141,8 +157,8 @@ static struct x86_vcpu *make_vcpu(u8 *code, u8 *tables) {
 
 void engine_init(u8 *code) {
   u8 *tables = allocate(TABLES * PAGE_SIZE);
-  engine_arena = allocate(ARENA_SIZE);
-  if (tables == MAP_FAILED || engine_arena == MAP_FAILED) die("memory");
+  if (tables == MAP_FAILED) die("memory");
+  make_arena();
   make_tables((u64 *)tables);
   cpu = make_vcpu(code, tables);
   translated = getenv("UVIRT_ENGINE") && !strcmp(getenv("UVIRT_ENGINE"), "translator");
@@ -264,6 +280,7 @@ void engine_start_sequences(u8 *code, unsigned mode) {
     placed[kind] = make_vcpu(code, tables);
     set_mode(placed[kind], mode);
   }
+  fault_install();
 }
 
 /* The way out in the engine: the jump's target is nowhere, or the far jump finds no descriptor; INT3 finds no gate. */
@@ -297,13 +314,28 @@ static int run_until_end(struct x86_vcpu *c) {
   }
 }
 
-void engine_run_placed(enum engine_kind kind, const struct diff_case *k, struct diff_state *out) {
-  struct x86_vcpu *c = running = placed[kind];
-  load(c, k);
-  vm_memory_changed(c->core.vm);
-  host_watch(stop);
-  int r = run_until_end(c);
-  host_watch(NULL);
+/* As KVM_RUN does it: the state is that before the instruction that touched memory which the client has taken away. */
+static int run_guarded(struct x86_vcpu *c) {
+  struct fault_guard guard;
+  int r;
+  if (!fault_try(&guard)) {
+    guard.arg = c;
+    guard.recover = x86_code_recover;
+    r = run_until_end(c);
+    fault_end(&guard);
+  } else {
+    x86_mxcsr_lost(c, guard.fault_mxcsr);
+    x86_blocks_abandon(c);
+    r = DIFF_HOLE - DIFF_ENDLESS - 1;
+  }
+  return r;
+}
+
+static void hide(unsigned page, int protection) {
+  mprotect(guest_arena + (ARENA_PAGES - 1 - page) * PAGE_SIZE, PAGE_SIZE, protection);
+}
+
+static void save(struct x86_vcpu *c, const struct diff_case *k, int r, struct diff_state *out) {
   x86_mxcsr_sync(c);
   x86_code_end(c);
   *out = (struct diff_state){.vector = r == X86_FAULT ? c->fault.vector : DIFF_ENDLESS + 1 + r, .ip = c->rip, .rflags = c->rflags};
@@ -312,6 +344,33 @@ void engine_run_placed(enum engine_kind kind, const struct diff_case *k, struct 
   memcpy(out->gpr, c->regs, sizeof(out->gpr));
   if (k->ext) ext_save(c, out);
   normalise_end(k, out);
+}
+
+static int run_watched(struct x86_vcpu *c, int (*run)(struct x86_vcpu *c)) {
+  vm_memory_changed(c->core.vm);
+  host_watch(stop);
+  int r = run(c);
+  host_watch(NULL);
+  return r;
+}
+
+void engine_run_placed(enum engine_kind kind, const struct diff_case *k, struct diff_state *out) {
+  struct x86_vcpu *c = running = placed[kind];
+  load(c, k);
+  save(c, k, run_watched(c, run_until_end), out);
+}
+
+bool engine_run_with_hole(enum engine_kind kind, const struct diff_case *k, unsigned hole, struct diff_state *stopped, struct diff_state *out) {
+  struct x86_vcpu *c = running = placed[kind];
+  load(c, k);
+  hide(hole, PROT_NONE);
+  int r = run_watched(c, run_guarded);
+  hide(hole, PROT_READ | PROT_WRITE);
+  bool hit = r == DIFF_HOLE - DIFF_ENDLESS - 1;
+  save(c, k, r, stopped);
+  if (hit) save(c, k, run_watched(c, run_until_end), out);
+  else *out = *stopped;
+  return hit;
 }
 
 void engine_forget(void) {
@@ -345,4 +404,6 @@ void engine_reset(void) {
   x86_code_end(running);
   running->cur = NULL;
   running->stop = 0;
+  fault_top = NULL;
+  mprotect(guest_arena, ARENA_SIZE, PROT_READ | PROT_WRITE);
 }

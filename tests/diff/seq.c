@@ -1,6 +1,8 @@
-/* Sequences of instructions, run three ways: on the host CPU, in the interpreter, and as translated code, which runs twice so that its blocks have been linked.
+/* Sequences of instructions, run three ways: on the host CPU, in the interpreter, and as translated code, which runs twice so
+ * that its blocks have been linked.
  *
- * A case follows from a number alone (--replay).  One that differs is made as short as it can be while it differs in the same way.
+ * A case follows from a number alone (--replay).  One that differs is made as short as it can be while it differs in the same
+ * way.
  */
 #include <setjmp.h>
 #include <stdio.h>
@@ -9,16 +11,17 @@
 #include <time.h>
 #include <unistd.h>
 #include "diff.h"
+#include "x86/regs.h"
 
 #define REPORTS 2 /* per last instruction */
 #define TRIALS  3 /* of translated code: warming up, translated, linked */
 
-enum verdict { SAME, HOST_DIFFERS, TRANSLATION_DIFFERS, CRASHED, ENDLESS };
+enum verdict { SAME, HOST_DIFFERS, TRANSLATION_DIFFERS, HOLE_DIFFERS, CRASHED, ENDLESS };
 
 static u8 blank[ARENA_SIZE], initial[ARENA_SIZE], interpreted[ARENA_SIZE]; /* contents of the arena's writable pages */
 static struct sequence seq;
 static struct diff_state host, interpreter, translator, judged /* by compare.c, which may take the host's part */;
-static u64 faults, translations;
+static u64 faults, holes, translations;
 static sigjmp_buf crash;
 
 /* ---- memory ---- */
@@ -57,12 +60,37 @@ static void blame(u64 ip) {
   }
 }
 
-static void on_crash(void) { siglongjmp(crash, 1); }
+static void on_crash(void) {
+  siglongjmp(crash, 1);
+}
+
+static void interpret(void) {
+  copy_pages(engine_arena, initial);
+  engine_run_placed(ENGINE_INTERPRETER, &seq.k, &interpreter);
+  copy_pages(interpreted, engine_arena);
+}
 
 static bool translation_same(void) {
   copy_pages(engine_arena, initial);
   engine_run_placed(ENGINE_TRANSLATOR, &seq.k, &translator);
   return compare_engines(&seq.k, &interpreter, &translator) && pages_equal(engine_arena, interpreted);
+}
+
+/* Where memory is missing translated code may not know flags that the instruction there writes: what counts is how it goes on. */
+static bool hole_same(void) {
+  static struct diff_state i, t;
+  copy_pages(engine_arena, initial);
+  bool hit = engine_run_with_hole(ENGINE_INTERPRETER, &seq.k, seq.hole, &i, &interpreter);
+  copy_pages(interpreted, engine_arena);
+  copy_pages(engine_arena, initial);
+  if (engine_run_with_hole(ENGINE_TRANSLATOR, &seq.k, seq.hole, &t, &translator) != hit) return false;
+  holes += hit;
+  bool same = compare_engines(&seq.k, &interpreter, &translator) && pages_equal(engine_arena, interpreted);
+  if (!same || !hit) return same;
+  interpreter = i;
+  translator = t;
+  t.rflags = (t.rflags & ~(u64)FL_ARITH) | (i.rflags & FL_ARITH);
+  return compare_engines(&seq.k, &i, &t);
 }
 
 static enum verdict run(void) {
@@ -72,10 +100,8 @@ static enum verdict run(void) {
     return CRASHED;
   }
   host_on_crash = on_crash;
-  copy_pages(engine_arena, initial);
-  engine_run_placed(ENGINE_INTERPRETER, &seq.k, &interpreter);
+  interpret();
   if (interpreter.vector >= DIFF_ENDLESS) return ENDLESS;
-  copy_pages(interpreted, engine_arena);
   copy_pages((u8 *)ARENA_BASE, initial);
   host_run_placed(&seq.k, &host);
   blame(interpreter.ip);
@@ -85,6 +111,8 @@ static enum verdict run(void) {
     if (!translation_same()) return TRANSLATION_DIFFERS;
     engine_warm(seq.k.at, seq.len);
   }
+  faults += interpreter.vector >= 0;
+  if (seq.k.mode == 64 && seq.hole && !hole_same()) return HOLE_DIFFERS;
   host_on_crash = NULL;
   return SAME;
 }
@@ -106,8 +134,10 @@ static void shorten(enum verdict v) {
       struct sequence before = seq;
       take_out(&seq, n);
       seq_layout(&seq);
-      if (run() == v) again = true;
-      else seq = before;
+      if (run() == v)
+        again = true;
+      else
+        seq = before;
     }
   }
   seq_layout(&seq);
@@ -131,7 +161,8 @@ static void print_instructions(void) {
     char text[128] = "?";
     u64 at = k.at - diff_code_base(k.mode) + seq.offset[n];
     memcpy(k.code, seq.insn[n].code, sizeof(k.code));
-    if (gen_decode(&k)) ZydisFormatterFormatInstruction(&f, &k.insn, k.ops, k.insn.operand_count_visible, text, sizeof(text), at, NULL);
+    if (gen_decode(&k))
+      ZydisFormatterFormatInstruction(&f, &k.insn, k.ops, k.insn.operand_count_visible, text, sizeof(text), at, NULL);
     printf("    %llx: %s\n", (unsigned long long)at, text);
   }
 }
@@ -143,7 +174,10 @@ static unsigned last_mnemonic(void) {
 }
 
 static void tell(enum verdict v, u64 number) {
-  static const char *const what[] = {[HOST_DIFFERS] = "host and interpreter differ", [TRANSLATION_DIFFERS] = "interpreter and translated code differ", [CRASHED] = "crash"};
+  static const char *const what[] = {[HOST_DIFFERS] = "host and interpreter differ",
+                                     [TRANSLATION_DIFFERS] = "interpreter and translated code differ",
+                                     [HOLE_DIFFERS] = "interpreter and translated code differ where memory is missing",
+                                     [CRASHED] = "crash"};
   static u8 told[ZYDIS_MNEMONIC_MAX_VALUE + 1][CRASHED + 1];
   if (told[last_mnemonic()][v]++ >= REPORTS) {
     told[last_mnemonic()][v] = REPORTS;
@@ -155,8 +189,10 @@ static void tell(enum verdict v, u64 number) {
   print_instructions();
   diff_side[0] = v == HOST_DIFFERS ? "host" : "interpreter";
   diff_side[1] = v == HOST_DIFFERS ? "interpreter" : "translator";
-  if (v == TRANSLATION_DIFFERS) copy_pages((u8 *)ARENA_BASE, interpreted);
-  if (v != CRASHED) report_placed(&seq.k, v == HOST_DIFFERS ? &host : &interpreter, v == HOST_DIFFERS ? &interpreter : &translator);
+  if (v == HOLE_DIFFERS) printf("    missing: the page at %llx\n", (unsigned long long)(ARENA_BASE + seq.hole * PAGE_SIZE));
+  if (v != HOST_DIFFERS) copy_pages((u8 *)ARENA_BASE, interpreted);
+  if (v != CRASHED)
+    report_placed(&seq.k, v == HOST_DIFFERS ? &host : &interpreter, v == HOST_DIFFERS ? &interpreter : &translator);
   fflush(stdout);
 }
 
@@ -202,7 +238,9 @@ static u64 replay(const struct seq_options *o) {
   return 1;
 }
 
-static u64 number_of(u64 seed, u64 n) { return (seed * 0x9e3779b97f4a7c15ull ^ n * 0xbf58476d1ce4e5b9ull) >> 8; }
+static u64 number_of(u64 seed, u64 n) {
+  return (seed * 0x9e3779b97f4a7c15ull ^ n * 0xbf58476d1ce4e5b9ull) >> 8;
+}
 
 u64 seq_run(const struct seq_options *o) {
   u64 differences = 0, endless = 0;
@@ -215,7 +253,6 @@ u64 seq_run(const struct seq_options *o) {
     if (!(n & 0xff)) engine_forget();
     make_case(number, o->mode);
     enum verdict v = run();
-    faults += interpreter.vector >= 0 && v == SAME;
     endless += v == ENDLESS;
     if (o->mode == 64 && v == SAME) translations += engine_translated(seq.k.at, seq.len);
     if (v != SAME && v != ENDLESS) {
@@ -225,11 +262,13 @@ u64 seq_run(const struct seq_options *o) {
     }
     if ((n & 0xff) || now() - last < 30) continue;
     last = now();
-    fprintf(stderr, "%llu of %llu sequences, %llu differences, %.0f/s\n", (unsigned long long)n, (unsigned long long)o->cases, (unsigned long long)differences,
-            (double)n / (last - begin));
+    fprintf(stderr, "%llu of %llu sequences, %llu differences, %.0f/s\n", (unsigned long long)n, (unsigned long long)o->cases,
+            (unsigned long long)differences, (double)n / (last - begin));
   }
-  printf("%llu sequences in %.1f s, %llu differences; %llu with an exception, %llu without end; %llu blocks translated\n", (unsigned long long)o->cases, now() - begin,
-         (unsigned long long)differences, (unsigned long long)faults, (unsigned long long)endless, (unsigned long long)translations);
+  printf("%llu sequences in %.1f s, %llu differences; %llu with an exception, %llu with missing memory, %llu without end; %llu "
+         "blocks translated\n",
+         (unsigned long long)o->cases, now() - begin, (unsigned long long)differences, (unsigned long long)faults,
+         (unsigned long long)holes, (unsigned long long)endless, (unsigned long long)translations);
   print_undefined();
   if (o->mode == 64 && !translations) puts("nothing was translated");
   return differences + (o->mode == 64 && !translations && o->cases);

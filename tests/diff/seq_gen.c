@@ -1,7 +1,7 @@
 /* Makes sequences: instructions that pass values and flags to one another through few registers, branches between them, a loop.
  *
- * Some registers keep pointers into the arena (bases), one may keep a small number (index), one counts the loop: instructions that would change those are not
- * taken, so that most sequences run to their end.  All others may hold anything.
+ * Some registers keep pointers into the arena (bases), one may keep a small number (index), one counts the loop: instructions
+ * that would change those are not taken, so that most sequences run to their end.  All others may hold anything.
  */
 #include <string.h>
 #include "diff.h"
@@ -9,24 +9,32 @@
 
 /* What compilers make most of; the rest of the table comes up often enough by itself. */
 static const u16 common_general[] = {
-    ZYDIS_MNEMONIC_ADD,   ZYDIS_MNEMONIC_ADC,    ZYDIS_MNEMONIC_SUB,   ZYDIS_MNEMONIC_SBB,    ZYDIS_MNEMONIC_AND,    ZYDIS_MNEMONIC_OR,     ZYDIS_MNEMONIC_XOR,
-    ZYDIS_MNEMONIC_CMP,   ZYDIS_MNEMONIC_TEST,   ZYDIS_MNEMONIC_INC,   ZYDIS_MNEMONIC_DEC,    ZYDIS_MNEMONIC_NEG,    ZYDIS_MNEMONIC_NOT,    ZYDIS_MNEMONIC_MOV,
-    ZYDIS_MNEMONIC_MOV,   ZYDIS_MNEMONIC_LEA,    ZYDIS_MNEMONIC_SHL,   ZYDIS_MNEMONIC_SHR,    ZYDIS_MNEMONIC_SAR,    ZYDIS_MNEMONIC_ROL,    ZYDIS_MNEMONIC_ROR,
-    ZYDIS_MNEMONIC_RCL,   ZYDIS_MNEMONIC_RCR,    ZYDIS_MNEMONIC_SHLD,  ZYDIS_MNEMONIC_SHRD,   ZYDIS_MNEMONIC_IMUL,   ZYDIS_MNEMONIC_MUL,    ZYDIS_MNEMONIC_MOVZX,
-    ZYDIS_MNEMONIC_MOVSX, ZYDIS_MNEMONIC_MOVSXD, ZYDIS_MNEMONIC_PUSH,  ZYDIS_MNEMONIC_POP,    ZYDIS_MNEMONIC_SETZ,   ZYDIS_MNEMONIC_SETB,   ZYDIS_MNEMONIC_SETL,
-    ZYDIS_MNEMONIC_CMOVZ, ZYDIS_MNEMONIC_CMOVNB, ZYDIS_MNEMONIC_CMOVLE, ZYDIS_MNEMONIC_BT,    ZYDIS_MNEMONIC_BTS,    ZYDIS_MNEMONIC_XCHG,   ZYDIS_MNEMONIC_XADD,
-    ZYDIS_MNEMONIC_LAHF,  ZYDIS_MNEMONIC_SAHF,   ZYDIS_MNEMONIC_CMC,   ZYDIS_MNEMONIC_STC,    ZYDIS_MNEMONIC_CMPXCHG, ZYDIS_MNEMONIC_BSF,   ZYDIS_MNEMONIC_BSR,
-    ZYDIS_MNEMONIC_TZCNT, ZYDIS_MNEMONIC_BSWAP,  ZYDIS_MNEMONIC_CDQ,   ZYDIS_MNEMONIC_STOSD,  ZYDIS_MNEMONIC_MOVSB,  ZYDIS_MNEMONIC_PUSHFQ, ZYDIS_MNEMONIC_PUSHF,
+    ZYDIS_MNEMONIC_ADD,   ZYDIS_MNEMONIC_ADC,     ZYDIS_MNEMONIC_SUB,    ZYDIS_MNEMONIC_SBB,   ZYDIS_MNEMONIC_AND,
+    ZYDIS_MNEMONIC_OR,    ZYDIS_MNEMONIC_XOR,     ZYDIS_MNEMONIC_CMP,    ZYDIS_MNEMONIC_TEST,  ZYDIS_MNEMONIC_INC,
+    ZYDIS_MNEMONIC_DEC,   ZYDIS_MNEMONIC_NEG,     ZYDIS_MNEMONIC_NOT,    ZYDIS_MNEMONIC_MOV,   ZYDIS_MNEMONIC_MOV,
+    ZYDIS_MNEMONIC_LEA,   ZYDIS_MNEMONIC_SHL,     ZYDIS_MNEMONIC_SHR,    ZYDIS_MNEMONIC_SAR,   ZYDIS_MNEMONIC_ROL,
+    ZYDIS_MNEMONIC_ROR,   ZYDIS_MNEMONIC_RCL,     ZYDIS_MNEMONIC_RCR,    ZYDIS_MNEMONIC_SHLD,  ZYDIS_MNEMONIC_SHRD,
+    ZYDIS_MNEMONIC_IMUL,  ZYDIS_MNEMONIC_MUL,     ZYDIS_MNEMONIC_MOVZX,  ZYDIS_MNEMONIC_MOVSX, ZYDIS_MNEMONIC_MOVSXD,
+    ZYDIS_MNEMONIC_PUSH,  ZYDIS_MNEMONIC_POP,     ZYDIS_MNEMONIC_SETZ,   ZYDIS_MNEMONIC_SETB,  ZYDIS_MNEMONIC_SETL,
+    ZYDIS_MNEMONIC_CMOVZ, ZYDIS_MNEMONIC_CMOVNB,  ZYDIS_MNEMONIC_CMOVLE, ZYDIS_MNEMONIC_BT,    ZYDIS_MNEMONIC_BTS,
+    ZYDIS_MNEMONIC_XCHG,  ZYDIS_MNEMONIC_XADD,    ZYDIS_MNEMONIC_LAHF,   ZYDIS_MNEMONIC_SAHF,  ZYDIS_MNEMONIC_CMC,
+    ZYDIS_MNEMONIC_STC,   ZYDIS_MNEMONIC_CMPXCHG, ZYDIS_MNEMONIC_BSF,    ZYDIS_MNEMONIC_BSR,   ZYDIS_MNEMONIC_TZCNT,
+    ZYDIS_MNEMONIC_BSWAP, ZYDIS_MNEMONIC_CDQ,     ZYDIS_MNEMONIC_STOSD,  ZYDIS_MNEMONIC_MOVSB, ZYDIS_MNEMONIC_PUSHFQ,
+    ZYDIS_MNEMONIC_PUSHF,
 };
 static const u16 common_ext[] = {
-    ZYDIS_MNEMONIC_MOVAPS,  ZYDIS_MNEMONIC_MOVUPS,    ZYDIS_MNEMONIC_MOVDQA,   ZYDIS_MNEMONIC_MOVDQU,    ZYDIS_MNEMONIC_MOVD,      ZYDIS_MNEMONIC_MOVQ,
-    ZYDIS_MNEMONIC_MOVSS,   ZYDIS_MNEMONIC_MOVSD,     ZYDIS_MNEMONIC_MOVHPS,   ZYDIS_MNEMONIC_MOVLPD,    ZYDIS_MNEMONIC_PXOR,      ZYDIS_MNEMONIC_PADDD,
-    ZYDIS_MNEMONIC_PCMPEQB, ZYDIS_MNEMONIC_PMOVMSKB,  ZYDIS_MNEMONIC_PSHUFD,   ZYDIS_MNEMONIC_PUNPCKLBW, ZYDIS_MNEMONIC_ADDPS,     ZYDIS_MNEMONIC_ADDSD,
-    ZYDIS_MNEMONIC_MULSD,   ZYDIS_MNEMONIC_SUBSS,     ZYDIS_MNEMONIC_DIVSD,    ZYDIS_MNEMONIC_UCOMISD,   ZYDIS_MNEMONIC_COMISS,    ZYDIS_MNEMONIC_CVTSI2SD,
-    ZYDIS_MNEMONIC_XORPS,   ZYDIS_MNEMONIC_CVTTSD2SI, ZYDIS_MNEMONIC_SHUFPS,   ZYDIS_MNEMONIC_PTEST,     ZYDIS_MNEMONIC_VADDPS,    ZYDIS_MNEMONIC_VPADDD,
-    ZYDIS_MNEMONIC_VMOVDQU, ZYDIS_MNEMONIC_VPXOR,     ZYDIS_MNEMONIC_VMOVUPS,  ZYDIS_MNEMONIC_VMOVD,     ZYDIS_MNEMONIC_VMOVDQU64, ZYDIS_MNEMONIC_VZEROUPPER,
-    ZYDIS_MNEMONIC_FLD,     ZYDIS_MNEMONIC_FSTP,      ZYDIS_MNEMONIC_FADD,     ZYDIS_MNEMONIC_FMULP,     ZYDIS_MNEMONIC_FXCH,      ZYDIS_MNEMONIC_FILD,
-    ZYDIS_MNEMONIC_FISTP,   ZYDIS_MNEMONIC_FNSTSW,    ZYDIS_MNEMONIC_FCOMI,    ZYDIS_MNEMONIC_KMOVQ,     ZYDIS_MNEMONIC_VPTERNLOGD, ZYDIS_MNEMONIC_VPCMPEQB,
+    ZYDIS_MNEMONIC_MOVAPS,  ZYDIS_MNEMONIC_MOVUPS,    ZYDIS_MNEMONIC_MOVDQA,     ZYDIS_MNEMONIC_MOVDQU,
+    ZYDIS_MNEMONIC_MOVD,    ZYDIS_MNEMONIC_MOVQ,      ZYDIS_MNEMONIC_MOVSS,      ZYDIS_MNEMONIC_MOVSD,
+    ZYDIS_MNEMONIC_MOVHPS,  ZYDIS_MNEMONIC_MOVLPD,    ZYDIS_MNEMONIC_PXOR,       ZYDIS_MNEMONIC_PADDD,
+    ZYDIS_MNEMONIC_PCMPEQB, ZYDIS_MNEMONIC_PMOVMSKB,  ZYDIS_MNEMONIC_PSHUFD,     ZYDIS_MNEMONIC_PUNPCKLBW,
+    ZYDIS_MNEMONIC_ADDPS,   ZYDIS_MNEMONIC_ADDSD,     ZYDIS_MNEMONIC_MULSD,      ZYDIS_MNEMONIC_SUBSS,
+    ZYDIS_MNEMONIC_DIVSD,   ZYDIS_MNEMONIC_UCOMISD,   ZYDIS_MNEMONIC_COMISS,     ZYDIS_MNEMONIC_CVTSI2SD,
+    ZYDIS_MNEMONIC_XORPS,   ZYDIS_MNEMONIC_CVTTSD2SI, ZYDIS_MNEMONIC_SHUFPS,     ZYDIS_MNEMONIC_PTEST,
+    ZYDIS_MNEMONIC_VADDPS,  ZYDIS_MNEMONIC_VPADDD,    ZYDIS_MNEMONIC_VMOVDQU,    ZYDIS_MNEMONIC_VPXOR,
+    ZYDIS_MNEMONIC_VMOVUPS, ZYDIS_MNEMONIC_VMOVD,     ZYDIS_MNEMONIC_VMOVDQU64,  ZYDIS_MNEMONIC_VZEROUPPER,
+    ZYDIS_MNEMONIC_FLD,     ZYDIS_MNEMONIC_FSTP,      ZYDIS_MNEMONIC_FADD,       ZYDIS_MNEMONIC_FMULP,
+    ZYDIS_MNEMONIC_FXCH,    ZYDIS_MNEMONIC_FILD,      ZYDIS_MNEMONIC_FISTP,      ZYDIS_MNEMONIC_FNSTSW,
+    ZYDIS_MNEMONIC_FCOMI,   ZYDIS_MNEMONIC_KMOVQ,     ZYDIS_MNEMONIC_VPTERNLOGD, ZYDIS_MNEMONIC_VPCMPEQB,
 };
 
 unsigned gen_common(bool ext) {
@@ -37,7 +45,7 @@ unsigned gen_common(bool ext) {
 
 struct roles {
   struct gen_shape shape;
-  u16 kept;  /* never written */
+  u16 kept; /* never written */
   u8 counter;
 };
 
@@ -82,24 +90,43 @@ static void written(const struct diff_case *k, u16 *named, u16 *all) {
   }
 }
 
-/* Images whose contents depend on more than the architecture says (XINUSE, SDM Vol. 1 13.6); and what mostly faults comes seldom. */
+/* Images whose contents depend on more than the architecture says (XINUSE, SDM Vol. 1 13.6); and what mostly faults comes seldom.
+ */
 static bool unwanted(const struct diff_case *k) {
   const char *family = ext_family(&k->insn);
   unsigned m = k->insn.mnemonic;
   if (family && !strcmp(family, "xsave"))
-    return m != ZYDIS_MNEMONIC_FXSAVE && m != ZYDIS_MNEMONIC_FXRSTOR && m != ZYDIS_MNEMONIC_LDMXCSR && m != ZYDIS_MNEMONIC_STMXCSR;
+    return m != ZYDIS_MNEMONIC_FXSAVE && m != ZYDIS_MNEMONIC_FXRSTOR && m != ZYDIS_MNEMONIC_LDMXCSR &&
+           m != ZYDIS_MNEMONIC_STMXCSR;
   switch (m) {
-  case ZYDIS_MNEMONIC_UD0: case ZYDIS_MNEMONIC_UD1: case ZYDIS_MNEMONIC_UD2: return true;
-  case ZYDIS_MNEMONIC_IN: case ZYDIS_MNEMONIC_OUT: case ZYDIS_MNEMONIC_INSB: case ZYDIS_MNEMONIC_INSW: case ZYDIS_MNEMONIC_INSD: case ZYDIS_MNEMONIC_OUTSB:
-  case ZYDIS_MNEMONIC_OUTSW: case ZYDIS_MNEMONIC_OUTSD: case ZYDIS_MNEMONIC_CLI: case ZYDIS_MNEMONIC_STI: return !rnd_chance(2);
-  case ZYDIS_MNEMONIC_DIV: case ZYDIS_MNEMONIC_IDIV: case ZYDIS_MNEMONIC_XLAT: case ZYDIS_MNEMONIC_MOVDIR64B: return !rnd_chance(20);
-  default: return false;
+  case ZYDIS_MNEMONIC_UD0:
+  case ZYDIS_MNEMONIC_UD1:
+  case ZYDIS_MNEMONIC_UD2:
+    return true;
+  case ZYDIS_MNEMONIC_IN:
+  case ZYDIS_MNEMONIC_OUT:
+  case ZYDIS_MNEMONIC_INSB:
+  case ZYDIS_MNEMONIC_INSW:
+  case ZYDIS_MNEMONIC_INSD:
+  case ZYDIS_MNEMONIC_OUTSB:
+  case ZYDIS_MNEMONIC_OUTSW:
+  case ZYDIS_MNEMONIC_OUTSD:
+  case ZYDIS_MNEMONIC_CLI:
+  case ZYDIS_MNEMONIC_STI:
+    return !rnd_chance(2);
+  case ZYDIS_MNEMONIC_DIV:
+  case ZYDIS_MNEMONIC_IDIV:
+  case ZYDIS_MNEMONIC_XLAT:
+  case ZYDIS_MNEMONIC_MOVDIR64B:
+    return !rnd_chance(20);
+  default:
+    return false;
   }
 }
 
 /* Mostly with room on both sides. */
 static u64 inside(void) {
-  if (rnd_chance(8)) return gen_pointer(64) & ~63ull;
+  if (rnd_chance(12)) return gen_pointer(64) & ~63ull;
   u64 at = ((rnd_chance(50) ? PAGE_SIZE : 5 * PAGE_SIZE) + 512 + rnd_below(2 * PAGE_SIZE - 1024)) & ~63ull;
   return gen_address(at);
 }
@@ -110,12 +137,13 @@ static bool memory_suits(const struct diff_case *k, const struct roles *r) {
   unsigned m = k->insn.mnemonic;
   if (!op) return true;
   if (op->mem.type == ZYDIS_MEMOP_TYPE_VSIB) return rnd_chance(20);
-  if ((m == ZYDIS_MNEMONIC_BT || m == ZYDIS_MNEMONIC_BTS || m == ZYDIS_MNEMONIC_BTR || m == ZYDIS_MNEMONIC_BTC) && k->ops[1].type == ZYDIS_OPERAND_TYPE_REGISTER)
+  if ((m == ZYDIS_MNEMONIC_BT || m == ZYDIS_MNEMONIC_BTS || m == ZYDIS_MNEMONIC_BTR || m == ZYDIS_MNEMONIC_BTC) &&
+      k->ops[1].type == ZYDIS_OPERAND_TYPE_REGISTER)
     return !(k->insn.attributes & ZYDIS_ATTRIB_HAS_LOCK) && rnd_chance(10);
   if (!(k->insn.attributes & ZYDIS_ATTRIB_HAS_LOCK) && m != ZYDIS_MNEMONIC_XCHG) return true;
   bool based = ZydisRegisterGetClass(op->mem.base) != ZYDIS_REGCLASS_IP && op->mem.base != ZYDIS_REGISTER_NONE;
-  return based && op->mem.index == ZYDIS_REGISTER_NONE && op->mem.segment != ZYDIS_REGISTER_GS && k->insn.address_width == k->mode &&
-         (r->kept >> ZydisRegisterGetId(op->mem.base) & 1) && !(op->mem.disp.value & 63);
+  return based && op->mem.index == ZYDIS_REGISTER_NONE && op->mem.segment != ZYDIS_REGISTER_GS &&
+         k->insn.address_width == k->mode && (r->kept >> ZydisRegisterGetId(op->mem.base) & 1) && !(op->mem.disp.value & 63);
 }
 
 static bool suits(const struct diff_case *k, const struct roles *r) {
@@ -151,7 +179,8 @@ static struct seq_insn branch(const u8 *opcode, unsigned n, unsigned size, enum 
 }
 
 static struct seq_insn conditional(unsigned cc, bool near, unsigned mode, unsigned target) {
-  return near ? branch((u8[]){0x0f, (u8)(0x80 | cc)}, 2, mode == 16 ? 2 : 4, FIX_RELATIVE, target) : branch((u8[]){(u8)(0x70 | cc)}, 1, 1, FIX_RELATIVE, target);
+  return near ? branch((u8[]){0x0f, (u8)(0x80 | cc)}, 2, mode == 16 ? 2 : 4, FIX_RELATIVE, target)
+              : branch((u8[]){(u8)(0x70 | cc)}, 1, 1, FIX_RELATIVE, target);
 }
 
 /* One or two instructions that go on at a later one. */
@@ -159,21 +188,30 @@ static unsigned forward(struct seq_insn *i, unsigned at, unsigned n, unsigned mo
   unsigned target = at + 1 + rnd_below(MIN(n - at, 7u)), wide = mode == 16 ? 2 : 4;
   bool near = rnd_chance(30);
   switch (rnd_below(12)) {
-  case 0: i[0] = near ? branch((u8[]){0xe9}, 1, wide, FIX_RELATIVE, target) : branch((u8[]){0xeb}, 1, 1, FIX_RELATIVE, target); return 1;
-  case 1: i[0] = branch((u8[]){0xe8}, 1, wide, FIX_RELATIVE, target); return 1;
-  case 2: i[0] = branch((u8[]){0xe3}, 1, 1, FIX_RELATIVE, target); return 1;
+  case 0:
+    i[0] = near ? branch((u8[]){0xe9}, 1, wide, FIX_RELATIVE, target) : branch((u8[]){0xeb}, 1, 1, FIX_RELATIVE, target);
+    return 1;
+  case 1:
+    i[0] = branch((u8[]){0xe8}, 1, wide, FIX_RELATIVE, target);
+    return 1;
+  case 2:
+    i[0] = branch((u8[]){0xe3}, 1, 1, FIX_RELATIVE, target);
+    return 1;
   case 3:
     if (!called && !rnd_chance(10)) break;
     i[0] = (struct seq_insn){.len = 1, .code = {0xc3}};
     return 1;
-  case 4: case 5: /* an address, and there: RET, JMP or CALL */
+  case 4:
+  case 5: /* an address, and there: RET, JMP or CALL */
     if (at + 2 > n) break;
     if (target < at + 2) target = at + 2;
     bool stack = rnd_chance(50);
     i[0] = branch((u8[]){stack ? 0x68 : 0xb8}, 1, wide, FIX_ABSOLUTE, target);
-    i[1] = stack ? (struct seq_insn){.len = 1, .code = {0xc3}} : (struct seq_insn){.len = 2, .code = {0xff, rnd_chance(50) ? 0xe0 : 0xd0}};
+    i[1] = stack ? (struct seq_insn){.len = 1, .code = {0xc3}}
+                 : (struct seq_insn){.len = 2, .code = {0xff, rnd_chance(50) ? 0xe0 : 0xd0}};
     return 2;
-  default: break;
+  default:
+    break;
   }
   i[0] = conditional(rnd_below(16), near, mode, target);
   return 1;
@@ -187,9 +225,12 @@ static unsigned back(struct seq_insn *i, unsigned at, unsigned start, const stru
     i[0] = branch((u8[]){0xe2}, 1, 1, FIX_RELATIVE, start);
     return 1;
   }
-  if (c == RCX) i[0] = (struct seq_insn){.len = 2, .code = {0xff, 0xc9}};
-  else if (rnd_chance(50)) i[0] = (struct seq_insn){.len = 3, .code = {0x49, 0xff, (u8)(0xc8 | (c & 7))}};
-  else i[0] = (struct seq_insn){.len = 4, .code = {0x49, 0x83, (u8)(0xe8 | (c & 7)), 1}};
+  if (c == RCX)
+    i[0] = (struct seq_insn){.len = 2, .code = {0xff, 0xc9}};
+  else if (rnd_chance(50))
+    i[0] = (struct seq_insn){.len = 3, .code = {0x49, 0xff, (u8)(0xc8 | (c & 7))}};
+  else
+    i[0] = (struct seq_insn){.len = 4, .code = {0x49, 0x83, (u8)(0xe8 | (c & 7)), 1}};
   i[1] = conditional(5, near, mode, start);
   return 2;
 }
@@ -219,7 +260,8 @@ static void make_code(struct sequence *s, const struct roles *r) {
       unsigned more = forward(&s->insn[n], n, want, mode, called);
       called |= s->insn[n].code[0] == 0xe8;
       n += more;
-    } else plain(&s->insn[n++], s, r);
+    } else
+      plain(&s->insn[n++], s, r);
     if (loop && n >= end) {
       unsigned more = back(&s->insn[n], n, start, r, mode);
       if (more == 2) keep_counting(s, n);
@@ -270,7 +312,8 @@ static void make_state(struct sequence *s, const struct roles *r) {
   if (r->shape.index != GEN_NO_INDEX) g[r->shape.index] = 8 * rnd_below(16);
   for (unsigned n = 0; k->mode != 64 && n < 16; n++) g[n] = n < 8 ? (u32)g[n] : 0;
   if (k->mode == 16) g[RSP] = ENTRY_PAGE | (u16)g[RSP];
-  k->in.rflags = 2 | FL_IF | (rnd() & FL_ARITH) | (rnd_chance(8) ? FL_DF : 0) | (rnd_chance(2) ? FL_AC : 0) | (rnd_chance(2) ? FL_NT : 0) | (rnd() & FL_ID);
+  k->in.rflags = 2 | FL_IF | (rnd() & FL_ARITH) | (rnd_chance(8) ? FL_DF : 0) | (rnd_chance(2) ? FL_AC : 0) |
+                 (rnd_chance(2) ? FL_NT : 0) | (rnd() & FL_ID);
   memset(&k->insn, 0, sizeof(k->insn));
   if (s->ext) ext_randomise(k, NULL, 0), calm(s);
 }
@@ -290,6 +333,7 @@ void seq_make(struct sequence *s) {
   s->k.ext = s->ext;
   make_state(s, &r);
   s->k.at = place();
+  s->hole = (u8)(rnd_chance(40) ? 1 + rnd_below(6) : 0);
   seq_layout(s);
 }
 
@@ -302,7 +346,10 @@ void seq_layout(struct sequence *s) {
   u64 base = s->k.at - diff_code_base(s->k.mode);
   for (unsigned n = 0; n < s->n; n++) {
     struct seq_insn *i = &s->insn[n];
-    u64 next = s->offset[n] + i->len, to = s->offset[i->target], v = i->fix == FIX_RELATIVE ? to - next : i->fix == FIX_ABSOLUTE ? base + to : i->data - (base + next);
+    u64 next = s->offset[n] + i->len, to = s->offset[i->target],
+        v = i->fix == FIX_RELATIVE   ? to - next
+            : i->fix == FIX_ABSOLUTE ? base + to
+                                     : i->data - (base + next);
     if (i->fix) memcpy(i->code + i->fix_at, &v, i->fix_size);
     memcpy(s->bytes + s->offset[n], i->code, i->len);
   }

@@ -106,8 +106,9 @@ struct guest *guest_add_cpu(struct guest *g, unsigned id);
 void guest_free_cpu(struct guest *g);
 /* Changes one register (0 EAX to 3 EDX) of a CPUID leaf, before the vCPU runs; sub-leaf 0. */
 void guest_cpuid(struct guest *g, u32 leaf, unsigned reg, u32 clear, u32 set);
-/* Whether KVM_GET_SUPPORTED_CPUID shows the bit. */
+/* Whether KVM_GET_SUPPORTED_CPUID shows the bit; whether the guest's table does. */
 bool guest_supports(struct guest *g, u32 leaf, unsigned reg, unsigned bit);
+bool guest_shows(struct guest *g, u32 leaf, unsigned reg, unsigned bit);
 /* More memory, backed by `host`; space 1 is the memory seen in system management mode. */
 void guest_add_slot(struct guest *g, unsigned space, u64 gpa, void *host, size_t size);
 int guest_ioctl(int fd, unsigned long request, void *arg);

@@ -9,16 +9,17 @@ static int native_reg(struct x86_vcpu *c, const struct x86_insn *i) {
   return r ? r : x86_x87_run(c, i, n, NULL);
 }
 
-/* Through a buffer; a store that faults changes nothing. */
+/* Through a buffer; a store that faults changes nothing, nor does one that finds no host memory and never comes back. */
 static int native_store(struct x86_vcpu *c, const struct x86_insn *i, const struct x86_native *n, u64 ea) {
-  u8 buf[16], saved[sizeof(c->fpu.fx)];
-  memcpy(saved, c->fpu.fx, sizeof(saved));
+  u8 buf[16], before[sizeof(c->fpu.fx)], after[sizeof(c->fpu.fx)];
+  memcpy(before, c->fpu.fx, sizeof(before));
   int r = x86_x87_run(c, i, n, buf);
   if (r || (n->x87 && x86_x87_not_stored(c))) return r;
+  memcpy(after, c->fpu.fx, sizeof(after));
+  memcpy(c->fpu.fx, before, sizeof(before));
   r = x86_write(c, i->seg, ea, buf, n->mem_size);
-  if (!r) return r;
-  memcpy(c->fpu.fx, saved, sizeof(saved));
-  if (n->mmx) x86_mmx_top(c); /* as processors do; the manual has nothing about it */
+  if (!r) memcpy(c->fpu.fx, after, sizeof(after));
+  else if (n->mmx) x86_mmx_top(c); /* as processors do; the manual has nothing about it */
   return r;
 }
 

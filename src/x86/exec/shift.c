@@ -24,6 +24,9 @@ static inline unsigned count_mask(unsigned opsize) { return opsize == 8 ? 63 : 3
 /* ROL and ROR of a register by an immediate other than 1 leave OF (undefined) alone on Intel processors, unlike those by CL or in memory. */
 static inline void set_flags_shift(struct x86_vcpu *c, u32 raw, bool keep_of) { set_flags_mask(c, raw, keep_of ? FL_ARITH & ~FL_OF : FL_ARITH); }
 
+/* A zero count accesses memory too: the client may have taken it away. */
+static inline void touch(const void *p) { (void)*(const volatile u8 *)p; }
+
 /* form: count in CL (c) or in i->imm, already masked (i).  A zero count still clears the upper half of a 32-bit register, and still writes memory. */
 #define DEFINE_FORM(name, bits, form, n_expr, keep_of)                                                                           \
   static int name##bits##_r##form(struct x86_vcpu *c, const struct x86_insn *i) {                                                \
@@ -44,6 +47,7 @@ static inline void set_flags_shift(struct x86_vcpu *c, u32 raw, bool keep_of) { 
     int r = x86_rmw_begin(c, i->seg, x86_ea(c, i), bits / 8, false, &p);                                                         \
     if (unlikely(r)) return r;                                                                                                   \
     if (n) *(x86_u##bits##_unaligned *)p = name##bits##_do(c, *(x86_u##bits##_unaligned *)p, n, &raw);                           \
+    else touch(p);                                                                                                               \
     x86_rmw_end(c);                                                                                                              \
     if (n) set_flags(c, raw);                                                                                                    \
     return X86_OK;                                                                                                               \
@@ -98,6 +102,7 @@ FORMS(shl) FORMS(shr) FORMS(sar) FORMS(rol) FORMS(ror) FORMS(rcl) FORMS(rcr)
     int r = x86_rmw_begin(c, i->seg, x86_ea(c, i), bits / 8, false, &p);                                                         \
     if (unlikely(r)) return r;                                                                                                   \
     if (n) *(x86_u##bits##_unaligned *)p = name##bits##_do(c, *(x86_u##bits##_unaligned *)p, get##bits(c, i->reg), n, &raw);     \
+    else touch(p);                                                                                                               \
     x86_rmw_end(c);                                                                                                              \
     if (n) set_flags(c, raw);                                                                                                    \
     return X86_OK;                                                                                                               \

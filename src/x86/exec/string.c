@@ -150,11 +150,12 @@ static int lods_one(struct x86_vcpu *c, const struct x86_insn *i) {
   advance(c, i, RSI, 1);
   return X86_OK;
 }
-/* Only the last element of a stretch is seen. */
+/* Only the last element of a stretch is seen; but the client may have taken its page away. */
 static u64 lods_bulk(struct x86_vcpu *c, const struct x86_insn *i, u64 n) {
   void *from;
   n = span(c, i, i->seg, at(c, i, RSI), n, ACC_READ, &from);
   if (n < 2) return 0;
+  (void)*(const volatile u8 *)from;
   advance(c, i, RSI, n - 1);
   return n - 1;
 }
@@ -292,7 +293,7 @@ static int ins_some(struct x86_vcpu *c, const struct x86_insn *i, u64 max, u64 *
   r = x86_pio_in_string(c, port(c), i->opsize, (unsigned)MAX(room, 1ull), &n, &data);
   if (r) return r;
   if (n <= room) {
-    memcpy(host, data, n * i->opsize);
+    x86_copy_guest(host, data, n * i->opsize);
   } else { /* also where the page changed its nature meanwhile: the rest of the answer is void */
     u32 v = 0;
     memcpy(&v, data, i->opsize);

@@ -13,7 +13,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <urcu-bp.h>
+#include "base/rcu.h"
 #include "x86/irqchip/chips.h"
 
 #define PIT_HZ     1193182ull

@@ -5,6 +5,7 @@
 #include <sys/auxv.h>
 #include <ucontext.h>
 #include "core/request.h"
+#include "x86/cpu/tsc.h"
 #include "x86/decode/decoded.h"
 #include "x86/exec/vector.h"
 #include "x86/translate/private.h"
@@ -14,6 +15,7 @@
 #define FULL_MARGIN (1u << 20) /* left when everything is forgotten */
 #define HOT         16u        /* runs of a block before it is translated */
 #define SCATTERED   64u        /* checks for several accesses that fail before each is checked by itself */
+#define MISS_CYCLES 4000u       /* between two such failures on average: rarer ones are borne */
 #define EPOCH_NEVER 1          /* at no gate: open gates are at least 1, so the sum is not 0 */
 
 #ifndef HWCAP2_FSGSBASE
@@ -80,6 +82,8 @@ static bool keeps_x87(void) {
 void x86_code_vcpu_init(struct x86_vcpu *c) {
   c->code.self = c;
   c->code.interpret = x86_code_interpret;
+  c->code.syscall = x86_code_syscall;
+  c->code.sysret = x86_code_sysret;
   c->code.rest = x86_code_rest;
   c->code.load_vectors = x86_code_load_vectors;
   c->code.leave = x86_code_leave;
@@ -173,8 +177,8 @@ struct x86_code *x86_code_for(struct x86_vcpu *c, struct x86_block *b) {
   if (right >= TLB_COUNT) return NULL;
   struct x86_code *code = atomic_load_explicit(&b->code[right], memory_order_acquire);
   if (likely(code != NULL)) return code;
-  if (__atomic_add_fetch(&b->runs, 1, __ATOMIC_RELAXED) < HOT || b->gpa2 != ~0ull) return NULL;
-  b->runs = 0;
+  if (__atomic_add_fetch(&b->runs, 1, __ATOMIC_RELAXED) < HOT) return NULL;
+  __atomic_store_n(&b->runs, 0, __ATOMIC_RELAXED);
   return make(c, b, right);
 }
 
@@ -196,7 +200,7 @@ static struct x86_code *code_at(struct x86_code_cache *k, const u8 *rx) {
  * again, which others still jump to: it leads to what took its place. */
 static bool may_link(const struct x86_code *from, const u8 *jump, const struct x86_code *code, u32 link) {
   unsigned right = from->right ^ (link & 2 ? TLB_SUPER ^ TLB_SUPER_SMAP : 0);
-  if (right != code->right || from->gpa >> PAGE_SHIFT != code->gpa >> PAGE_SHIFT) return false;
+  if (right != code->right || from->gpa >> PAGE_SHIFT != code->gpa >> PAGE_SHIFT || code->block->gpa2 != ~0ull) return false;
   return jump != from->gate || (from != code && __atomic_load_n(from->epoch, __ATOMIC_RELAXED) == EPOCH_NEVER);
 }
 
@@ -273,9 +277,13 @@ __attribute__((used)) const void *x86_code_next(struct x86_vcpu *c, int flow) {
   return t->owner->behind_gate;
 }
 
-/* Accesses of a block that is often here lie in several pages: it is translated again, without a common check. */
+/* Accesses that share a check lie in different pages so often that it costs much of the block's time: it is translated again, without such checks.
+ * Now and then is what a walk through memory does at the end of each page. */
 static void count_miss(struct x86_code *code) {
   if (__atomic_add_fetch(&code->missed, 1, __ATOMIC_RELAXED) != SCATTERED) return;
+  u64 now = x86_host_tsc(), since = __atomic_exchange_n(&code->missed_since, now, __ATOMIC_RELAXED);
+  __atomic_store_n(&code->missed, 0, __ATOMIC_RELAXED);
+  if (now - since > (u64)SCATTERED * MISS_CYCLES) return;
   code->block->scattered = true;
   atomic_store(&code->block->code[code->right], NULL);
   set_epoch(code, EPOCH_NEVER);
