@@ -147,10 +147,8 @@ static void reclaim(struct x86_vcpu *c) {
   struct x86_vm *vm = x86_vm_of(c);
   struct x86_blocks *bs = vm->blocks;
   bool all = atomic_load_explicit(&bs->bytes, memory_order_relaxed) > BYTES_MAX || x86_code_is_full(vm);
-  if (all) {
-    x86_code_suspend(vm); /* makes no translation of what comes after the flush */
-    x86_blocks_flush(vm);
-  }
+  if (all && !x86_code_suspend(vm)) return; /* no translation is made of what comes after the flush */
+  if (all) x86_blocks_flush(vm);
   pthread_mutex_lock(&bs->lock);
   struct x86_block *dead = bs->dead;
   bs->dead = NULL;

@@ -4,15 +4,16 @@
 #include <stdlib.h>
 #include <sys/auxv.h>
 #include <ucontext.h>
+#include "base/evloop.h"
 #include "core/request.h"
 #include "x86/cpu/tsc.h"
 #include "x86/decode/decoded.h"
 #include "x86/exec/vector.h"
 #include "x86/translate/private.h"
+#include "x86/translate/watch.h"
 #include "x86/x86.h"
 
-#define ARENA_SIZE  (64u << 20)
-#define FULL_MARGIN (1u << 20) /* left when everything is forgotten */
+#define FULL_MARGIN ((size_t)1 << 20) /* left when everything is forgotten, an eighth where there is little */
 #define HOT         16u        /* runs of a block before it is translated */
 #define SCATTERED   64u        /* checks for several accesses that fail before each is checked by itself */
 #define MISS_CYCLES 4000u       /* between two such failures on average: rarer ones are borne */
@@ -25,6 +26,8 @@
 struct x86_code_cache {
   pthread_mutex_t lock; /* making translations; inside it blocks->lock may be taken */
   struct jit_arena arena;
+  size_t margin;          /* room below which everything is forgotten */
+  struct x86_watch *watch;
   struct x86_code **list; /* by address */
   _Atomic unsigned n;
   unsigned max;
@@ -34,23 +37,22 @@ struct x86_code_cache {
 
 /* ---- life ---- */
 
-static bool wanted(void) {
-  const char *engine = getenv("UVIRT_ENGINE");
-  return !(engine && !strcmp(engine, "interpreter")) && (getauxval(AT_HWCAP2) & HWCAP2_FSGSBASE);
-}
-
 int x86_code_create(struct x86_vm *vm) {
-  if (!wanted()) return 0;
+  struct x86_code_settings s;
+  int r = x86_code_settings(&s);
+  if (r || s.off || !(getauxval(AT_HWCAP2) & HWCAP2_FSGSBASE)) return r;
   struct x86_code_cache *k = calloc(1, sizeof(*k));
   if (!k) return -ENOMEM;
-  k->max = ARENA_SIZE / 256;
+  k->max = (unsigned)(s.cache / 256);
+  k->margin = MIN(FULL_MARGIN, s.cache / 8);
   k->list = calloc(k->max, sizeof(struct x86_code *));
-  if (!k->list || jit_arena_create(&k->arena, ARENA_SIZE)) { /* no executable memory to be had: the interpreter does everything */
+  if (!k->list || jit_arena_create(&k->arena, s.cache, s.perf)) { /* no executable memory to be had: the interpreter does everything */
     free(k->list);
     free(k);
     return 0;
   }
   k->arena.used = 16; /* a link at 0 is none */
+  k->watch = x86_watch_create(&s, &k->arena);
   pthread_mutex_init(&k->lock, NULL);
   vm->code = k;
   return 0;
@@ -66,6 +68,7 @@ void x86_code_destroy(struct x86_vm *vm) {
   if (!k) return;
   free_all(k);
   free(k->list);
+  x86_watch_destroy(k->watch);
   jit_arena_destroy(&k->arena);
   pthread_mutex_destroy(&k->lock);
   free(k);
@@ -98,15 +101,16 @@ struct jit_arena *x86_code_arena(struct x86_vcpu *c) {
 }
 
 bool x86_code_is_full(struct x86_vm *vm) {
-  return vm->code && (jit_arena_room(&vm->code->arena) < FULL_MARGIN ||
+  return vm->code && (jit_arena_room(&vm->code->arena) < vm->code->margin ||
                       atomic_load_explicit(&vm->code->n, memory_order_relaxed) + 16 > vm->code->max);
 }
 
-void x86_code_suspend(struct x86_vm *vm) {
-  if (!vm->code) return;
+bool x86_code_suspend(struct x86_vm *vm) {
+  if (!vm->code) return true;
   pthread_mutex_lock(&vm->code->lock);
-  vm->code->suspended = true;
+  bool first = !atomic_exchange(&vm->code->suspended, true);
   pthread_mutex_unlock(&vm->code->lock);
+  return first;
 }
 
 void x86_code_reset(struct x86_vm *vm) {
@@ -118,6 +122,7 @@ void x86_code_reset(struct x86_vm *vm) {
   jit_arena_reset(&k->arena);
   k->arena.used = 16;
   k->suspended = false;
+  x86_watch_reset(k->watch, vm);
   pthread_mutex_unlock(&k->lock);
 }
 
@@ -155,8 +160,10 @@ static struct x86_code *make(struct x86_vcpu *c, struct x86_block *b, unsigned r
   pthread_mutex_lock(&k->lock);
   struct x86_code *code = atomic_load(&b->code[right]);
   if (!code && !k->suspended && k->n < k->max) {
+    u64 began = clock_now_ns();
     code = x86_translate_block(c, &k->arena, b, right);
     if (code) {
+      x86_watch_made(k->watch, c, code, began);
       k->list[k->n] = code;
       atomic_store_explicit(&k->n, k->n + 1, memory_order_release);
       publish(b, code);
