@@ -28,10 +28,16 @@ static void prepare_signals(void) {
   signal(SIGPIPE, SIG_IGN);
 }
 
+static const struct vmm_accel *accel_for(const struct run_options *o) {
+  const struct vmm_accel *accel = choose_accel(o->accel);
+  if (o->engine_option && accel != &vmm_accel_soft) complain("%s has no meaning with the machine's own /dev/kvm", o->engine_option);
+  return accel;
+}
+
 static int run_machine(struct run_options *o) {
   char err[MACHINE_ERR_LEN];
   struct machine_end end;
-  o->machine.accel = choose_accel(o->accel);
+  o->machine.accel = accel_for(o);
   prepare_signals();
   struct vmm *vmm = machine_create(&o->machine, err);
   if (!vmm) {
@@ -51,7 +57,7 @@ static int describe_machine(struct run_options *o) {
     complain("%s", err);
     return VMM_END_ERROR;
   }
-  o->machine.accel = choose_accel(o->accel);
+  o->machine.accel = accel_for(o);
   struct machine_config quiet = o->machine;
   quiet.console = "none";
   if (quiet.virtio_console) quiet.virtio_console = "none";

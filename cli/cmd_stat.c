@@ -125,7 +125,7 @@ static void print_table(const struct options *o, const struct stat_sample *befor
     if (r->instant)
       printf(" %16s%s\n", "-", eol);
     else
-      printf(" %16.0f%s%s\n", rate(before, r, seconds), *r->unit ? " ns" : "", eol);
+      printf(" %16.0f%s%s%s\n", rate(before, r, seconds), *r->unit ? " " : "", r->unit, eol);
   }
 }
 

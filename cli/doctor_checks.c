@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/auxv.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
@@ -17,6 +18,10 @@
 #include "cli/cli.h"
 #include "cli/doctor.h"
 #include "vmm/kvm.h"
+
+#ifndef HWCAP2_FSGSBASE
+#define HWCAP2_FSGSBASE 2 /* asm/hwcap2.h */
+#endif
 
 __attribute__((format(printf, 2, 3))) static void say(struct finding *f, const char *fmt, ...) {
   va_list ap;
@@ -92,6 +97,30 @@ static void check_executable_memory(struct finding *f) {
   if (p == MAP_FAILED) fail(f, "x87, MMX, SSE and AVX instructions of guests run in memory that must be executable");
   if (p != MAP_FAILED) munmap(p, 4096);
   if (fd >= 0) close(fd);
+}
+
+/* CPUID.(7,0).EBX[6]: the x87 data pointer changes with exceptions only (SDM Vol. 1, 8.1.8); else the host's would not be the guest's. */
+static bool x87_is_kept(void) {
+  unsigned a, b, c, d;
+  if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_OSXSAVE)) return false;
+  return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b & (1u << 6));
+}
+
+/* What src/x86/translate asks of the host; executable memory is a check of its own. */
+static void check_translator(struct finding *f) {
+  const char *engine = getenv("UVIRT_ENGINE");
+  if (engine && strcmp(engine, "interpreter") == 0) {
+    say(f, "off: UVIRT_ENGINE=interpreter");
+    lack(f, "guests run in the interpreter alone, many times slower");
+  } else if (!(getauxval(AT_HWCAP2) & HWCAP2_FSGSBASE)) {
+    say(f, "off: no FSGSBASE");
+    lack(f, "guests run in the interpreter alone, many times slower; it takes a processor with FSGSBASE and Linux 5.9");
+  } else if (!x87_is_kept()) {
+    say(f, "on, without x87");
+    lack(f, "x87 instructions of guests run in the interpreter: the processor shows another data pointer, or has no XSAVE");
+  } else {
+    say(f, "on, with x87");
+  }
 }
 
 static void check_preload(struct finding *f) {
@@ -257,6 +286,7 @@ const struct check doctor_checks[] = {
     {"engine", check_engine},
     {"descriptors from memory", check_memfd},
     {"executable memory", check_executable_memory},
+    {"translator", check_translator},
     {"preload library", check_preload},
     {"processor", check_model},
     {"vector instructions", check_vectors},

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "cli/cli.h"
 #include "cli/run_options.h"
@@ -26,7 +27,7 @@ static int set_append(struct run_options *o, const char *arg) {
 }
 
 /* A number with K, M, G or T; without one it is in MiB. */
-static int set_memory(struct run_options *o, const char *arg) {
+static bool parse_size(const char *arg, uint64_t *size) {
   static const char units[] = "KMGT";
   char *end;
   errno = 0;
@@ -36,12 +37,15 @@ static int set_memory(struct run_options *o, const char *arg) {
     const char *unit = strchr(units, *end >= 'a' ? *end - 32 : *end);
     shift = unit && end[1] == 0 ? 10 * (unsigned)(unit - units + 1) : 0;
   }
-  if (end == arg || *arg == '-' || shift == 0 || errno || n > UINT64_MAX >> shift) {
-    complain("the memory size '%s' is not a number with K, M, G or T behind it", arg);
-    return -1;
-  }
-  o->machine.memory = (uint64_t)n << shift;
-  return 0;
+  if (end == arg || *arg == '-' || shift == 0 || errno || n > UINT64_MAX >> shift) return false;
+  *size = (uint64_t)n << shift;
+  return true;
+}
+
+static int set_memory(struct run_options *o, const char *arg) {
+  if (parse_size(arg, &o->machine.memory)) return 0;
+  complain("the memory size '%s' is not a number with K, M, G or T behind it", arg);
+  return -1;
 }
 
 static int set_cpus(struct run_options *o, const char *arg) {
@@ -141,6 +145,47 @@ static int set_accel(struct run_options *o, const char *arg) {
   return -1;
 }
 
+/* ---- the engine: it reads these from the environment ---- */
+
+static int tell_engine(struct run_options *o, const char *option, const char *variable, const char *value) {
+  o->engine_option = option;
+  if (setenv(variable, value, 1) == 0) return 0;
+  complain("%s", strerror(errno));
+  return -1;
+}
+
+static int set_code_cache(struct run_options *o, const char *arg) {
+  uint64_t size;
+  if (parse_size(arg, &size) && size >= 1u << 20 && size <= 1u << 30) return tell_engine(o, "--code-cache", "UVIRT_CODE_CACHE", arg);
+  complain("the size of the code cache '%s' is not one from 1M to 1G", arg);
+  return -1;
+}
+
+/* The engine appends to the file. */
+static int set_trace_code(struct run_options *o, const char *arg) {
+  FILE *f = arg ? fopen(arg, "we") : NULL;
+  if (f) fclose(f);
+  if (f || !arg) return tell_engine(o, "--trace-code", "UVIRT_TRACE_CODE", arg ? arg : "-");
+  complain("the listing %s cannot be written: %s", arg, strerror(errno));
+  return -1;
+}
+
+static int set_symbols(struct run_options *o, const char *arg) {
+  if (access(arg, R_OK) == 0) return tell_engine(o, "--symbols", "UVIRT_SYMBOLS", arg);
+  complain("the symbols %s cannot be read: %s", arg, strerror(errno));
+  return -1;
+}
+
+static int set_perf_map(struct run_options *o, const char *arg) {
+  return tell_engine(o, "--perf-map", "UVIRT_PERF_MAP", "1");
+}
+
+static int set_gdb_jit(struct run_options *o, const char *arg) {
+  return tell_engine(o, "--gdb-jit", "UVIRT_GDB_JIT", "1");
+}
+
+/* ---- flags ---- */
+
 #define SET_FLAG(name, field)                                                                                                    \
   static int name(struct run_options *o, const char *arg) {                                                                      \
     o->field = true;                                                                                                             \
@@ -154,7 +199,7 @@ SET_FLAG(set_json, json)
 SET_FLAG(set_help, help)
 
 static const struct option_row {
-  const char *name, *value; /* value: NULL for a flag */
+  const char *name, *value; /* value: NULL for a flag; in brackets, with its "=": may be left out */
   int (*set)(struct run_options *o, const char *arg);
   const char *help; /* further lines begin after a newline */
 } rows[] = {
@@ -174,15 +219,24 @@ static const struct option_row {
     {"no-reboot", NULL, set_no_reboot, "end instead of restarting when the guest resets"},
     {"accel", "KIND", set_accel,
      "soft (uvirt's own engine), host (/dev/kvm) or auto (the default: host where the\nCPU has VT-x or SVM)"},
+    {"code-cache", "SIZE", set_code_cache, "memory for translated guest code, 1M to 1G (default: 64M)"},
+    {"trace-code", "[=FILE]", set_trace_code, "list every translation, guest and host code side by side, in FILE or on stderr"},
+    {"perf-map", NULL, set_perf_map, "write /tmp/perf-PID.map, by which perf names guest code"},
+    {"gdb-jit", NULL, set_gdb_jit, "tell gdb the names of guest code"},
+    {"symbols", "FILE", set_symbols, "System.map or ELF file with the names for the three options above"},
     {"dry-run", NULL, set_dry_run, "build the machine, describe it, do not run it"},
     {"json", NULL, set_json, "print the description, or how the run ended (last line of stderr), as JSON"},
     {"help", NULL, set_help, "print this"},
 };
 enum { ROWS = sizeof(rows) / sizeof(rows[0]) };
 
+static bool is_optional(const struct option_row *row) {
+  return row->value && *row->value == '[';
+}
+
 static void print_row(const struct option_row *row) {
   char left[40];
-  snprintf(left, sizeof(left), "--%s%s%s", row->name, row->value ? " " : "", row->value ? row->value : "");
+  snprintf(left, sizeof(left), "--%s%s%s", row->name, row->value && !is_optional(row) ? " " : "", row->value ? row->value : "");
   printf("  %-24s", left);
   for (const char *p = row->help; *p; p++) {
     putchar(*p);
@@ -224,7 +278,7 @@ static int parse_one(int argc, char **argv, int *i, struct run_options *o) {
     complain("the option '--%s' takes no value", row->name);
     return -1;
   }
-  if (!row->value) return row->set(o, NULL);
+  if (!row->value || (is_optional(row) && !equals)) return row->set(o, NULL);
   if (!equals && *i + 1 >= argc) {
     complain("the option '--%s' needs a value: %s", row->name, row->value);
     return -1;

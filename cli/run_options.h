@@ -10,6 +10,7 @@ struct run_options {
   struct machine_config machine;
   enum accel_choice accel;
   bool help, dry_run, json;
+  const char *engine_option;      /* one of those that only uvirt's own engine knows, as given; NULL: none */
   char *owned[MACHINE_MAX_DISKS]; /* copies of disk paths without their ",ro" */
 };
 

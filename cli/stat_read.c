@@ -43,6 +43,7 @@ static void add_stat(struct stat_sample *s, const char *owner, const struct kvm_
   unsigned type = d->flags & KVM_STATS_TYPE_MASK;
   bool histogram = type == KVM_STATS_TYPE_LOG_HIST || type == KVM_STATS_TYPE_LINEAR_HIST;
   if ((d->flags & KVM_STATS_UNIT_MASK) == KVM_STATS_UNIT_SECONDS && !histogram) snprintf(r->unit, sizeof(r->unit), "ns");
+  if ((d->flags & KVM_STATS_UNIT_MASK) == KVM_STATS_UNIT_BYTES) snprintf(r->unit, sizeof(r->unit), "bytes");
   for (unsigned n = 0; n < d->size; n++) r->value += values[n];
 }
 

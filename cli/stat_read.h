@@ -9,7 +9,7 @@
 struct stat_row {
   char owner[8]; /* "vm" or "vcpu" */
   char name[48];
-  char unit[8]; /* "", "ns" */
+  char unit[8]; /* "", "ns", "bytes" */
   int instant;  /* shows the present: rates have no meaning */
   uint64_t value;
 };

@@ -5,10 +5,10 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
-#include <urcu-bp.h>
 #include "api/fd.h"
 #include "base/log.h"
 #include "base/process.h"
+#include "base/rcu.h"
 #include "core/device.h"
 
 #define MAX_FDS (1u << 20) /* Linux's default hard limit; the table is reserved address space that costs nothing until used */

@@ -2,11 +2,15 @@
 #include <sched.h>
 #include <sys/mman.h>
 #include <unistd.h>
-#include <urcu-bp.h>
 #include "base/ownfd.h"
 #include "base/process.h"
+#include "base/rcu.h"
 
 union process_page process_page __attribute__((aligned(PAGE_SIZE)));
+
+#ifdef __SANITIZE_THREAD__
+char rcu_order;
+#endif
 
 static _Atomic bool ready;
 static struct fork_mutex *mutexes; /* grows in constructors only */

@@ -7,9 +7,9 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <urcu-bp.h>
 #include "base/fault.h"
 #include "base/log.h"
+#include "base/rcu.h"
 #include "core/dirty.h"
 #include "core/dirty_ring.h"
 #include "core/vm_priv.h"

@@ -1,8 +1,8 @@
 /* Copies to and from guest-physical memory for chips and paravirtual interfaces, from any thread. */
 #include <errno.h>
-#include <urcu-bp.h>
 #include "base/fault.h"
 #include "base/log.h"
+#include "base/rcu.h"
 #include "core/memslot.h"
 
 static void mark_range(struct vcpu *vcpu, const struct memslot *slot, gpa_t gpa, size_t len) {

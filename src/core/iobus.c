@@ -2,8 +2,8 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <urcu-bp.h>
 #include "base/log.h"
+#include "base/rcu.h"
 #include "core/iobus.h"
 #include "core/vm_priv.h"
 

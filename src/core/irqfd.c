@@ -7,9 +7,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
-#include <urcu-bp.h>
 #include "base/evloop.h"
 #include "base/log.h"
+#include "base/rcu.h"
 #include "core/eventfd.h"
 #include "core/irqfd.h"
 #include "core/route.h"

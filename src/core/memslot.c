@@ -9,8 +9,8 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <urcu-bp.h>
 #include "base/log.h"
+#include "base/rcu.h"
 #include "core/dirty.h"
 #include "core/memslot.h"
 #include "core/vm_priv.h"

@@ -5,8 +5,8 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <urcu-bp.h>
 #include "base/log.h"
+#include "base/rcu.h"
 #include "core/route.h"
 #include "core/vm_priv.h"
 

@@ -2,11 +2,11 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <urcu-bp.h>
 #include "base/evloop.h"
 #include "base/fault.h"
 #include "base/log.h"
 #include "base/process.h"
+#include "base/rcu.h"
 #include "base/signals.h"
 #include "core/stats.h"
 #include "core/vm_priv.h"

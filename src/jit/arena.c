@@ -5,17 +5,30 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-int jit_arena_create(struct jit_arena *a, size_t size) {
+static int map_file(struct jit_arena *a) {
   int fd = memfd_create("uvirt-translations", MFD_CLOEXEC);
   if (fd < 0) return -errno;
-  *a = (struct jit_arena){.size = size, .rw = MAP_FAILED, .rx = MAP_FAILED};
-  int r = ftruncate(fd, (off_t)size) ? -errno : 0;
+  int r = ftruncate(fd, (off_t)a->size) ? -errno : 0;
   if (!r) {
-    a->rw = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-    a->rx = mmap(NULL, size, PROT_READ | PROT_EXEC, MAP_SHARED, fd, 0);
+    a->rw = mmap(NULL, a->size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    a->rx = mmap(NULL, a->size, PROT_READ | PROT_EXEC, MAP_SHARED, fd, 0);
     if (a->rw == MAP_FAILED || a->rx == MAP_FAILED) r = -errno;
   }
   close(fd);
+  return r;
+}
+
+/* An old size of 0 makes a second mapping of shared pages (mremap(2)). */
+static int map_anonymous(struct jit_arena *a) {
+  a->rw = mmap(NULL, a->size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+  if (a->rw == MAP_FAILED) return -errno;
+  a->rx = mremap(a->rw, 0, a->size, MREMAP_MAYMOVE);
+  return a->rx == MAP_FAILED || mprotect(a->rx, a->size, PROT_READ | PROT_EXEC) ? -errno : 0;
+}
+
+int jit_arena_create(struct jit_arena *a, size_t size, bool anonymous) {
+  *a = (struct jit_arena){.size = size, .rw = MAP_FAILED, .rx = MAP_FAILED};
+  int r = anonymous ? map_anonymous(a) : map_file(a);
   if (!r) {
     madvise(a->rw, size, MADV_DONTFORK); /* a child must not write into its parent's code */
     madvise(a->rx, size, MADV_DONTFORK);

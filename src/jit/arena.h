@@ -4,7 +4,7 @@
 
 #include "base/types.h"
 
-/* One memfd mapped twice: written at rw, executed at rx. */
+/* The same memory mapped twice: written at rw, executed at rx. */
 struct jit_arena {
   u8 *rw, *rx;
   size_t size;
@@ -12,8 +12,9 @@ struct jit_arena {
   _Atomic size_t words; /* bytes of words at the end; both are looked at without the lock that protects them */
 };
 
-/* size: bytes, at most 1 GiB, so that 32-bit displacements reach.  Pages are taken as used.  -errno. */
-int jit_arena_create(struct jit_arena *a, size_t size);
+/* size: bytes, at most 1 GiB, so that 32-bit displacements reach.  Pages are taken as used.  anonymous: no file, which perf(1) would look for names
+ * in.  -errno. */
+int jit_arena_create(struct jit_arena *a, size_t size, bool anonymous);
 void jit_arena_destroy(struct jit_arena *a);
 /* Forgets everything and gives its pages back; nobody may be running there. */
 void jit_arena_reset(struct jit_arena *a);

@@ -1,6 +1,7 @@
 /* The x86 architecture's operations table and the making and ending of its VMs and vCPUs. */
 #include <errno.h>
 #include <stdlib.h>
+#include <urcu-bp.h>
 #include "core/memslot.h"
 #include "x86/api/api.h"
 #include "x86/block.h"

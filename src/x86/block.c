@@ -147,10 +147,8 @@ static void reclaim(struct x86_vcpu *c) {
   struct x86_vm *vm = x86_vm_of(c);
   struct x86_blocks *bs = vm->blocks;
   bool all = atomic_load_explicit(&bs->bytes, memory_order_relaxed) > BYTES_MAX || x86_code_is_full(vm);
-  if (all) {
-    x86_code_suspend(vm); /* makes no translation of what comes after the flush */
-    x86_blocks_flush(vm);
-  }
+  if (all && !x86_code_suspend(vm)) return; /* no translation is made of what comes after the flush */
+  if (all) x86_blocks_flush(vm);
   pthread_mutex_lock(&bs->lock);
   struct x86_block *dead = bs->dead;
   bs->dead = NULL;
@@ -203,7 +201,7 @@ static struct x86_block *find(struct x86_vcpu *c, const u8 *host, const u8 *host
 
 static bool bytes_equal(const struct x86_block *b) {
   unsigned first = first_part(b);
-  return !memcmp(b->bytes, b->host, first) && (!b->host2 || !memcmp(b->bytes + first, b->host2, b->len - first));
+  return x86_equal_guest(b->bytes, b->host, first) && (!b->host2 || x86_equal_guest(b->bytes + first, b->host2, b->len - first));
 }
 
 /* Others may have written: compare.  false: the block is (now) dead. */
@@ -243,9 +241,17 @@ static int exec_fallthrough(struct x86_vcpu *c, const struct x86_insn *i) {
 }
 
 /* Decodes from `bytes` into `insn` (X86_BLOCK_MAX + 1 entries).  Returns the number of bytes; *n instructions.  0: the first one needs more bytes. */
+/* A block goes on behind a forward branch, which seldom is taken, but not for ever. */
+enum { BRANCHES_MAX = 4 };
+
+static bool ends_here(const struct x86_insn *i, unsigned *branches) {
+  if (i->iflags & X86_I_MAYBE) return (s64)i->imm < (s64)i->next || ++*branches > BRANCHES_MAX;
+  return i->iflags & X86_I_END;
+}
+
 static unsigned decode_run(struct x86_vcpu *c, u32 mode, const u8 *bytes, unsigned avail, struct x86_insn *insn, unsigned *n) {
   struct x86_decode_ctx ctx = {.mode = mode, .cpuid = c->cpuid, .vm = x86_vm_of(c)};
-  unsigned at = 0, max = mode & X86_MODE_SINGLE ? 1 : X86_BLOCK_MAX;
+  unsigned at = 0, branches = 0, max = mode & X86_MODE_SINGLE ? 1 : X86_BLOCK_MAX;
   for (*n = 0; *n < max && at < avail; (*n)++) {
     struct x86_insn *i = &insn[*n];
     memset(i, 0, sizeof(*i));
@@ -255,7 +261,7 @@ static unsigned decode_run(struct x86_vcpu *c, u32 mode, const u8 *bytes, unsign
     i->len = (u8)len;
     i->next = (u16)(at + len);
     at += len;
-    if (i->iflags & X86_I_END) {
+    if (ends_here(i, &branches)) {
       (*n)++;
       break;
     }
@@ -399,7 +405,7 @@ static int lookup(struct x86_vcpu *c, u64 lin, u32 mode, struct x86_block **out)
   if (page_protect(c, f.host, &protected_already)) return X86_RESTART;
   if (!protected_already) return X86_RESTART;
   unsigned n, avail = MIN(f.avail, (unsigned)sizeof(bytes));
-  memcpy(bytes, f.host, avail);
+  x86_copy_guest(bytes, f.host, avail);
   unsigned len = decode_run(c, mode, bytes, avail, insn, &n);
   if (!n) {
     r = fetch_second(c, lin, &f);
@@ -412,7 +418,7 @@ static int lookup(struct x86_vcpu *c, u64 lin, u32 mode, struct x86_block **out)
     }
     if (page_protect(c, f.host2, &protected_already) || !protected_already) return X86_RESTART;
     unsigned more = (unsigned)MIN(f.room - f.avail, 15u);
-    memcpy(bytes + f.avail, f.host2, more);
+    x86_copy_guest(bytes + f.avail, f.host2, more);
     len = decode_run(c, mode | X86_MODE_SINGLE, bytes, f.avail + more, insn, &n);
     if (!n) return x86_gp0(c); /* it goes on behind the limit */
   }

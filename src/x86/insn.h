@@ -18,6 +18,7 @@ enum {
   X86_I_REPNE = 8,     /* F2 */
   X86_I_END = 16,      /* ends its block (branches, system instructions) */
   X86_I_CYCLES = 32,
+  X86_I_MAYBE = 64,    /* a branch that falls through when it is not taken: X86_OK */
 };
 
 struct x86_insn {

@@ -37,6 +37,8 @@ int x86_deliver_fault(struct x86_vcpu *c);
 /* Looks for the highest-priority event that may be taken now (INIT, SIPI, SMI, NMI, injected ones, interrupts, traps) and takes it.  Called by the run loop
  * when REQ_EVENT is set or something is injected.  X86_OK or X86_EXIT (KVM_EXIT_IRQ_WINDOW_OPEN etc. are the run loop's). */
 int x86_take_events(struct x86_vcpu *c);
+/* INIT and SIPI alone, without running: for those who look at the vCPU. */
+void x86_accept_apic_events(struct x86_vcpu *c);
 /* Whether an interrupt could be taken now: IF, no shadow. */
 bool x86_interrupt_allowed(const struct x86_vcpu *c);
 /* Whether a halted vCPU must wake up. */

@@ -13,11 +13,17 @@ HEADER = "/usr/include/linux/kvm.h"
 OTHER_ARCHITECTURES = re.compile(
     r"S390|PPC|SPAPR|_ARM_|_ARM(64)?\b|MIPS|RISCV|HTAB|SLB|UCAS|CMMA|SKEYS|_PV_|IRQ_STATE|_XICS|_XIVE|_MPIC|_DTL|SMT|RMMU|RMA|HPT|ARM_|HWRNG|LOONGARCH|"
     r"VGA_|EXTENSION_END|_SW_TLB|_BOOKE|GIC|PSCI|SVE|PMU_V3|PTRAUTH|STORE_STATUS|STSI|_TEC|ADAPTER|VCPU_RESETS|CPU_TOPOLOGY|VIRT_XATTR|FWNMI|"
-    r"_OP\b|_IRQ_ROUTING_DEV|ASSIGN_|DEVICE_DEASSIGN|KVM_SET_MEMORY_(REGION|ALIAS)$|DIRTY_TLB|LAST_CPU|_IOMMU|PCI_2_3|ZPCI|AIS|BPB|GS\b|RI\b|USER_SIGP|USER_STSI|CSS_SUPPORT|USER_INSTR0|INJECT_IRQ|MEM_OP|PROTECTED_DUMP|"
+    r"_OP\b|_IRQ_ROUTING_DEV|ASSIGN_|DEVICE_DEASSIGN|KVM_SET_MEMORY_(REGION|ALIAS)$|DIRTY_TLB|_IOMMU|PCI_2_3|ZPCI|AIS|BPB|GS\b|RI\b|USER_SIGP|USER_STSI|CSS_SUPPORT|USER_INSTR0|INJECT_IRQ|MEM_OP|PROTECTED_DUMP|"
     r"HAVE_EL|_NV\b|INJECT_SERROR|INJECT_EXT_DABT|USER_IRQ|ARM|MTE|DEVICE_CTRL_ARM|NESTED_HV|SECURE_GUEST|DAWR|RPT_INVALIDATE|AIL_MODE|ENABLE_HCALL|"
     r"SET_GUEST_DEBUG_HW|VIRTUAL|ONE_REG|REG_LIST|MEMORY_ENCRYPT_(REG|UNREG)_NONE")
 # Values that follow the machine.
 BY_HOST = {"KVM_CAP_NR_VCPUS", "KVM_CAP_XSAVE2"}
+# Why something is not there, where that is not simply work to do.
+REASONS = {
+    "KVM_CAP_X86_NOTIFY_VMEXIT": "between any two blocks of instructions the engine looks at requests: no guest can keep an event window shut",
+    "KVM_CAP_VM_DISABLE_NX_HUGE_PAGES": "the engine does not run guests in huge pages of the host's page tables",
+    "KVM_CAP_PCI_SEGMENT": "about a device assignment that Linux 6.1 no longer has either",
+}
 WHERE = {"system": "/dev/kvm", "vm": "VM", "vcpu": "vCPU", "device": "device"}
 
 
@@ -50,6 +56,7 @@ def page(tables):
             out.append(f"| `{name}` | {number} | {'by the host' if name in BY_HOST else present[number]} |")
     missing = sorted(n for n, number in caps.items() if number not in present and not OTHER_ARCHITECTURES.search(n))
     out += ["", f"Not there: {', '.join(f'`{n}`' for n in missing)}.", ""]
+    out += [f"- `{name}`: {REASONS[name]}." for name in missing if name in REASONS] + [""]
     return "\n".join(out)
 
 

@@ -52,6 +52,18 @@ def mix(v):
     return v ^ v >> 29
 
 
+def ticks_of(text):
+    """The ticks on a console so far; each carries what belongs to it."""
+    text = text[: text.rfind(b"\n") + 1]
+    check(b"BROKEN" not in text, f"the guest lost state: {text[-3000:].decode(errors='replace')}")
+    check(b"Oops" not in text and b"Call Trace" not in text and b"panic" not in text.replace(b"panic=", b""),
+          f"the guest's kernel complains: {text[-4000:].decode(errors='replace')}")
+    found = [(int(n), int(value, 16)) for n, value in TICK.findall(text)]
+    for n, value in found:
+        check(value == mix(n), f"tick {n} has {value:x}")
+    return [n for n, _ in found]
+
+
 def make_initrd(path, busy, megabytes):
     """The guest's initramfs with the busy program as its test."""
     with open(path, "wb") as out:
@@ -107,16 +119,7 @@ class Qemu:
         return open(self.console, "rb").read() if os.path.exists(self.console) else b""
 
     def ticks(self):
-        """The ticks on the console so far; each carries what belongs to it."""
-        text = self.text()
-        text = text[: text.rfind(b"\n") + 1]
-        check(b"BROKEN" not in text, f"the guest lost state: {text[-3000:].decode(errors='replace')}")
-        check(b"Oops" not in text and b"Call Trace" not in text and b"panic" not in text.replace(b"panic=", b""),
-              f"the guest's kernel complains: {text[-4000:].decode(errors='replace')}")
-        found = [(int(n), int(value, 16)) for n, value in TICK.findall(text)]
-        for n, value in found:
-            check(value == mix(n), f"tick {n} has {value:x}")
-        return [n for n, _ in found]
+        return ticks_of(self.text())
 
     def wait_ticks(self, count, timeout=120):
         """Until that many more ticks have come than at the call."""
@@ -124,8 +127,9 @@ class Qemu:
         start = len(self.ticks())
         while len(self.ticks()) < start + count:
             check(self.process.poll() is None, f"QEMU ended: {self.process.poll()} {self.said()}")
-            check(time.monotonic() < end, f"no more ticks after {start}; {self.do('query-status')} {self.human('info registers')} console: "
-                  f"{self.text()[-3000:].decode(errors='replace')}")
+            if time.monotonic() > end:
+                raise Failure(f"no more ticks after {start}; {self.do('query-status')} {self.human('info registers')} console: "
+                              f"{self.text()[-3000:].decode(errors='replace')}")
             time.sleep(0.1)
         return self.ticks()
 

@@ -46,7 +46,7 @@ static struct guest *start(void (*f)(void)) {
   memset((void *)(uintptr_t)order, 0, sizeof(order));
   memset((void *)(uintptr_t)at, 0, sizeof(at));
   ordered = faults = 0;
-  alarm(60);
+  alarm(300);
   struct guest *g = start_function(f);
   HANDLE(g, 0x40, take_0x40);
   HANDLE(g, 0x51, take_0x51);

@@ -109,7 +109,7 @@ static void guest_bits(void) {
 static void bits_with(bool with_quirk) {
   struct guest *g = start_function(guest_bits);
   inside_catch(g);
-  has_pku = guest_supports(g, 7, 2, 3);
+  has_pku = guest_shows(g, 7, 2, 3);
   quirk = with_quirk;
   if (!with_quirk) CHECK_EQ(guest_enable(g, KVM_CAP_DISABLE_QUIRKS2, KVM_X86_QUIRK_MISC_ENABLE_NO_MWAIT), 0);
   guest_cpuid(g, 1, 2, 0, 8); /* MONITOR is not among what KVM supports: clients add it */

@@ -48,7 +48,7 @@ static void *run_other(void *arg) {
 /* Both in 64-bit mode at once; the second on a stack of its own. */
 static struct pair start(void (*f)(void), void (*other)(void)) {
   struct pair p = {.g = start_function(f)};
-  alarm(60);
+  alarm(300);
   inside_catch(p.g);
   flag = ack = stop = calls = value = strange = acks = 0;
   end = 0;

@@ -204,6 +204,16 @@ static void outside_step(void) {
   guest_free(g);
 }
 
+static void outside_step_mov_ss(void) {
+  static const u8 code[] = {0x66, 0x8c, 0xd0, 0x8e, 0xd0, 0x90, 0x90};
+  struct guest *g = START(code, 0);
+  guest_debug(g, KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP, 0, 0);
+  expect_debug_exit(g, 1, 3, 0x4000);
+  expect_debug_exit(g, 1, 6, 0x4000);
+  expect_debug_exit(g, 1, 7, 0x4000);
+  guest_free(g);
+}
+
 static void outside_int3(void) {
   static const u8 code[] = {0x90, 0xcc, 0x90};
   struct guest *g = START(code, 0);
@@ -238,7 +248,8 @@ static void outside_general_detect(void) {
 }
 
 GUEST_MAIN({"single-step", single_step}, {"step-and-events", step_and_events}, {"step-mov-ss", step_mov_ss},
-           {"data-breakpoint", data_breakpoint}, {"code-breakpoint", code_breakpoint}, {"rf-once", rf_once},
-           {"pop-ss-int", pop_ss_int}, {"io-breakpoint", io_breakpoint}, {"sysret-step", sysret_step},
-           {"general-detect", general_detect}, {"outside-step", outside_step}, {"outside-int3", outside_int3},
-           {"outside-hardware", outside_hardware}, {"outside-general-detect", outside_general_detect})
+           {"outside-step-mov-ss", outside_step_mov_ss}, {"data-breakpoint", data_breakpoint},
+           {"code-breakpoint", code_breakpoint}, {"rf-once", rf_once}, {"pop-ss-int", pop_ss_int},
+           {"io-breakpoint", io_breakpoint}, {"sysret-step", sysret_step}, {"general-detect", general_detect},
+           {"outside-step", outside_step}, {"outside-int3", outside_int3}, {"outside-hardware", outside_hardware},
+           {"outside-general-detect", outside_general_detect})

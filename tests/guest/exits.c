@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <linux/kvm_para.h>
 #include <string.h>
+#include <unistd.h>
 #include "harness.h"
 
 static const u8 vmcall[] = {0x0f, 0x01, 0xc1, 0x90};
@@ -135,5 +136,76 @@ static void code_on_a_device(void) {
   guest_free(g);
 }
 
+/* ---- events that cannot be delivered: the IDT is a device ---- */
+
+#define IDT_GPA 0xd0000000ul
+
+static struct guest *with_idt_device(const u8 *code, size_t size) {
+  struct guest *g = guest_new();
+  guest_long(g, GUEST_CODE);
+  guest_map(g, PAGE, IDT_GPA, 0x1000, P_W);
+  guest_load(g, GUEST_CODE, code, size);
+  struct kvm_sregs s = guest_sregs(g);
+  s.idt.base = PAGE;
+  guest_set_sregs(g, &s);
+  return g;
+}
+
+static void expect_undelivered(struct guest *g, u64 info) {
+  CHECK_EQ(guest_next(g), EXIT(KVM_EXIT_INTERNAL_ERROR));
+  CHECK_EQ(g->run->internal.suberror, KVM_INTERNAL_ERROR_DELIVERY_EV);
+  CHECK_EQ(g->run->internal.ndata, 5);
+  CHECK_EQ(g->run->internal.data[0], info);
+  CHECK_EQ(g->run->internal.data[1], 49);
+  CHECK_EQ(g->run->internal.data[3], IDT_GPA + 16 * (info & 0xff));
+  CHECK(g->run->internal.data[4] < (u64)sysconf(_SC_NPROCESSORS_CONF)); /* KVM_CAP_LAST_CPU */
+}
+
+/* It waits, and comes when there is a table. */
+static void expect_later(struct guest *g, unsigned vector) {
+  struct kvm_sregs s = guest_sregs(g);
+  s.idt.base = GUEST_IDT;
+  guest_set_sregs(g, &s);
+  CHECK_EQ(guest_next(g), TRAP(vector));
+  guest_free(g);
+}
+
+static void undelivered(void) {
+  static const u8 ud[] = {0x0f, 0x0b}, load[] = {0x8a, 0x04, 0x25, 0, 0, 0, 0x70}, int3[] = {0xcc}, int40[] = {0xcd, 0x40},
+                  nop[] = {0x90, 0xeb, 0xfd};
+  struct guest *g = guest_new();
+  CHECK_EQ(guest_ioctl(g->sys, KVM_CHECK_EXTENSION, (void *)KVM_CAP_LAST_CPU), 1);
+  guest_free(g);
+  g = with_idt_device(ud, sizeof(ud));
+  expect_undelivered(g, 0x80000306);
+  struct kvm_vcpu_events e;
+  CHECK_EQ(guest_ioctl(g->vcpu, KVM_GET_VCPU_EVENTS, &e), 0);
+  CHECK_EQ(e.exception.injected, 1);
+  CHECK_EQ(e.exception.nr, 6);
+  expect_later(g, 6);
+  g = with_idt_device(load, sizeof(load)); /* not mapped */
+  expect_undelivered(g, 0x80000b0e);
+  CHECK_EQ(guest_sregs(g).cr2, 0x70000000);
+  expect_later(g, 14);
+  g = with_idt_device(int3, sizeof(int3));
+  expect_undelivered(g, 0x80000603);
+  expect_later(g, 3);
+  g = with_idt_device(int40, sizeof(int40));
+  expect_undelivered(g, 0x80000440);
+  expect_later(g, 0x40);
+  g = with_idt_device(nop, sizeof(nop));
+  CHECK_EQ(guest_ioctl(g->vcpu, KVM_NMI, NULL), 0);
+  expect_undelivered(g, 0x80000202);
+  expect_later(g, 2);
+  g = with_idt_device(nop, sizeof(nop));
+  struct kvm_regs r = guest_regs(g);
+  r.rflags |= 0x200;
+  guest_set_regs(g, &r);
+  struct kvm_interrupt irq = {.irq = 0x41};
+  CHECK_EQ(guest_ioctl(g->vcpu, KVM_INTERRUPT, &irq), 0);
+  expect_undelivered(g, 0x80000041);
+  expect_later(g, 0x41);
+}
+
 GUEST_MAIN({"hypercall-refused", refused}, {"hypercall", completed}, {"illegal-address", illegal_address},
-           {"code-on-a-device", code_on_a_device})
+           {"code-on-a-device", code_on_a_device}, {"undelivered", undelivered})

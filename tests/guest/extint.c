@@ -231,7 +231,7 @@ static void guest_halts(void) {
 
 static struct guest *start(void (*f)(void)) {
   struct guest *g = start_function(f);
-  alarm(60);
+  alarm(300);
   inside_catch(g);
   for (unsigned n = 0; n < 256; n++) count[n] = 0;
   ordered = halts = 0;

@@ -137,16 +137,23 @@ void guest_cpuid(struct guest *g, u32 leaf, unsigned reg, u32 clear, u32 set) {
   free(id);
 }
 
-bool guest_supports(struct guest *g, u32 leaf, unsigned reg, unsigned bit) {
+static bool table_shows(int fd, unsigned long request, u32 leaf, unsigned reg, unsigned bit) {
   struct kvm_cpuid2 *id = new_cpuid();
-  MUST(g->sys, KVM_GET_SUPPORTED_CPUID, id);
+  MUST(fd, request, id);
   u32 *v = cpuid_reg(id, leaf, reg);
   bool has = v && *v >> bit & 1;
   free(id);
   return has;
 }
+bool guest_supports(struct guest *g, u32 leaf, unsigned reg, unsigned bit) {
+  return table_shows(g->sys, KVM_GET_SUPPORTED_CPUID, leaf, reg, bit);
+}
+bool guest_shows(struct guest *g, u32 leaf, unsigned reg, unsigned bit) {
+  return table_shows(g->vcpu, KVM_GET_CPUID2, leaf, reg, bit);
+}
 
 void guest_add_slot(struct guest *g, unsigned space, u64 gpa, void *host, size_t size) {
+  if (g->slots < GUEST_SLOTS) g->slot[g->slots] = (struct guest_slot){space, gpa, host, size};
   struct kvm_userspace_memory_region region = {
       .slot = space << 16 | g->slots++, .guest_phys_addr = gpa, .memory_size = size, .userspace_addr = (u64)(uintptr_t)host};
   MUST(g->vm, KVM_SET_USER_MEMORY_REGION, &region);

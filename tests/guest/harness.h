@@ -68,6 +68,15 @@ typedef uint64_t u64;
 #define D_64     0x2
 #define D_G      0x8
 
+/* Those that copies of a guest (copy.h) get, too. */
+#define GUEST_SLOTS 8
+struct guest_slot {
+  unsigned space;
+  u64 gpa;
+  void *host;
+  size_t size;
+};
+
 struct guest {
   int sys, vm, vcpu;
   struct kvm_run *run;
@@ -76,6 +85,7 @@ struct guest {
   unsigned next_table; /* page tables handed out */
   u64 cr3;
   unsigned slots;
+  struct guest_slot slot[GUEST_SLOTS];
   unsigned id; /* of the vCPU */
   bool chips;
   int halts; /* descriptor of the statistics, and where the value is */
@@ -96,8 +106,9 @@ struct guest *guest_add_cpu(struct guest *g, unsigned id);
 void guest_free_cpu(struct guest *g);
 /* Changes one register (0 EAX to 3 EDX) of a CPUID leaf, before the vCPU runs; sub-leaf 0. */
 void guest_cpuid(struct guest *g, u32 leaf, unsigned reg, u32 clear, u32 set);
-/* Whether KVM_GET_SUPPORTED_CPUID shows the bit. */
+/* Whether KVM_GET_SUPPORTED_CPUID shows the bit; whether the guest's table does. */
 bool guest_supports(struct guest *g, u32 leaf, unsigned reg, unsigned bit);
+bool guest_shows(struct guest *g, u32 leaf, unsigned reg, unsigned bit);
 /* More memory, backed by `host`; space 1 is the memory seen in system management mode. */
 void guest_add_slot(struct guest *g, unsigned space, u64 gpa, void *host, size_t size);
 int guest_ioctl(int fd, unsigned long request, void *arg);

@@ -129,7 +129,7 @@ static struct machine machine_start(unsigned n, void (*f)(void), void (*ap_main)
   memset((void *)(uintptr_t)result, 0, sizeof(result));
   cpus = n;
   online = go = stop = left = 0;
-  alarm(100);
+  alarm(300);
   m.g = start_function(f);
   struct param p = {.gdt_base = GUEST_GDT,
                     .gdt_limit = GDT_ENTRIES * 8 - 1,

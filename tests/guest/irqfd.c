@@ -51,7 +51,7 @@ static void guest_edge(void) {
 
 static struct guest *start(void (*f)(void)) {
   struct guest *g = start_function(f);
-  alarm(60);
+  alarm(300);
   inside_catch(g);
   count = ended = 0;
   return g;

@@ -92,7 +92,7 @@ static const struct {
 #define N_OPS (sizeof(ops) / sizeof(ops[0]))
 
 static bool has_pku(struct guest *g) {
-  return guest_supports(g, 7, 2, 3);
+  return guest_shows(g, 7, 2, 3);
 }
 
 /* How often the table was read, of four entries each, since the last question. */

@@ -109,7 +109,7 @@ static unsigned exits_until_report(struct guest *g) {
 static struct guest *start(void (*f)(void)) {
   struct guest *g = start_function(f);
   inside_catch(g);
-  alarm(60);
+  alarm(300);
   return g;
 }
 

@@ -59,13 +59,13 @@ def check(ok, what, text=""):
         sys.exit(1)
 
 
-def boot(uvirt, tmp, cpus, arch="amd64", args=(), append=""):
+def boot(uvirt, tmp, cpus, arch="amd64", args=(), append="", has="kvm-clock"):
     script = "nproc; grep -c ^processor /proc/cpuinfo; cat /sys/devices/system/clocksource/clocksource0/current_clocksource; cat /proc/interrupts; echo test-end\n"
     code, text = Guest(uvirt, tmp, script, arch, append, ["--cpus", str(cpus), *args]).run()
     check(code == 0, f"exit code {code}, expected 0 (power-off)", text)
     check("init: reached" in text and "test-end" in text, "the guest did not reach the end of its script", text)
     check(re.search(rf"^{cpus}\r?$", text, re.M), f"the guest does not see {cpus} CPUs", text)
-    check("kvm-clock" in text, "the guest does not use kvm-clock", text)
+    check(has in text, f"the guest does not say {has}", text)
     noise = NOISE.search(text)
     check(not noise, f"the guest complains: {noise and noise.group(0)}", text)
     return text
@@ -89,6 +89,13 @@ def clock72(uvirt, tmp):
         text = boot(uvirt, tmp, 72, args=["--memory", "1G", *args], append=append)
         check("Brought up 1 node, 72 CPUs" in text and "kvm-clock: Using msrs 4b564d01" in text, "not all CPUs came up with kvm-clock", text)
         check("TSC warp" not in text, "the time-stamp counters differ", text)
+
+
+def noclock(uvirt, tmp):
+    """Without kvmclock the guest takes the TSC, which must be one for all CPUs."""
+    text = boot(uvirt, tmp, 2, append="no-kvmclock", has="Switched to clocksource tsc")
+    check("kvm-clock" not in text.replace("no-kvmclock", ""), "kvm-clock in spite of no-kvmclock", text)
+    check("TSC warp" not in text and "Marking TSC unstable" not in text, "the time-stamp counters differ", text)
 
 
 def noacpi(uvirt, tmp):
@@ -233,7 +240,8 @@ def stat(uvirt, tmp):
         report = json.loads(out)
         check((report["machines"], report["vcpus"], report["pid"]) == (1, 2, guest.pid), "wrong objects", out.decode())
         total = {(s["owner"], s["name"]): s for s in report["statistics"]}
-        for name in ("exits", "io_exits", "mmio_exits", "halt_exits", "irq_injections", "pf_guest", "tlb_fills", "blocks_decoded"):
+        for name in ("exits", "io_exits", "mmio_exits", "halt_exits", "irq_injections", "pf_guest", "tlb_fills", "blocks_decoded", "translations", "translated_guest_bytes",
+                     "translated_host_bytes", "translation_ns"):
             check(total["vcpu", name]["total"] > 100, f"{name} was not counted", out.decode())
         check(total["vcpu", "irq_injections"]["per_second"] > 0, "no rate", out.decode())
         table = subprocess.run([uvirt, "stat", "--interval", "0.1", str(guest.pid)], stdout=subprocess.PIPE, check=True).stdout.decode()
@@ -244,6 +252,54 @@ def stat(uvirt, tmp):
     for arguments, code in ((["1"], 1), ([str(guest.pid)], 1), (["x"], 2), (["--interval", "0"], 2)):
         p = subprocess.run([uvirt, "stat", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         check(p.returncode == code and p.stderr.count(b"\n") == 1 and not p.stdout, f"stat {arguments}: {p.returncode} {p.stderr}")
+
+
+def watch(uvirt, tmp):
+    """The start of a boot: every translation is listed, and named for perf with the symbols given."""
+    listing, symbols = os.path.join(tmp, "listing"), os.path.join(tmp, "System.map")
+    with open(symbols, "w") as f:
+        f.write("0000000000001000 T low\nffffffff81000000 T kernel_text\nffffffffff000000 T kernel_end\n")
+    guest = subprocess.Popen(Guest(uvirt, tmp, "", args=[f"--trace-code={listing}", "--perf-map", "--symbols", symbols]).command,
+                             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    perf = f"/tmp/perf-{guest.pid}.map"
+    try:
+        for line in guest.stdout:
+            if b"Linux version" in line:
+                break
+    finally:
+        guest.kill()
+        guest.communicate()
+    text, names = open(listing).read(), open(perf).read()
+    os.unlink(perf)
+    heads = re.findall(r"^#(\d+) (guest:\S+) \(([0-9a-f]+), gpa ([0-9a-f]+)\), (supervisor|user)[^:]*: (\d+) instructions, (\d+) bytes to (\d+) at (0x[0-9a-f]+)$", text, re.M)
+    check(len(heads) > 200 and [int(h[0]) for h in heads] == list(range(1, len(heads) + 1)), f"{len(heads)} listings", text)
+    check(all(int(h[2], 16) & 0xfff == int(h[3], 16) & 0xfff for h in heads), "linear and physical address differ in the page", text)
+    check(sum(h[1].startswith("guest:kernel_text+") for h in heads) > 100, "no symbols", text)
+    check(len(re.findall(r"^[0-9a-f]{16}  \S.* {2,}\+[0-9a-f]+ +\S", text, re.M)) > len(heads), "no two columns", text)
+    check("(bad)" not in text and "no instruction" not in text, "host code that is none", text)
+    lines = re.findall(r"^([0-9a-f]+) ([0-9a-f]+) (\S+)$", names, re.M)
+    check(abs(len(lines) - len(heads)) <= 1 and all(h[1] == l[2] and int(h[8], 16) == int(l[0], 16) and int(h[7]) == int(l[1], 16)
+                                                    for h, l in zip(heads, lines)), "perf is told something else than the listing says", names)
+
+
+def cache(uvirt, tmp):
+    """The smallest cache of translations: everything is forgotten again and again, and nothing goes wrong."""
+    script = "cat /proc/interrupts\nfind /sys -type f | head -n 500 | wc -l\necho test-mark; sleep 3\necho test-end\n"
+    guest = subprocess.Popen(Guest(uvirt, tmp, script, args=["--cpus", "2", "--code-cache", "1M"]).command,
+                             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    text, report = "", b""
+    try:
+        for line in guest.stdout:
+            text += line.decode(errors="replace")
+            if b"test-mark" in line:
+                report = subprocess.run([uvirt, "stat", "--json", "--interval", "0.01", str(guest.pid)], stdout=subprocess.PIPE, check=True).stdout
+        code = guest.wait(TIMEOUT)
+    finally:
+        guest.kill()
+    check(code == 0 and "test-end" in text, f"exit code {code}", text)
+    check(not NOISE.search(text), "the guest complains", text)
+    resets = [s["total"] for s in json.loads(report)["statistics"] if s["name"] == "translation_resets"]
+    check(resets and resets[0] > 2, "nothing was ever forgotten", report.decode())
 
 
 def bad_input(uvirt, tmp):
@@ -282,6 +338,11 @@ def bad_input(uvirt, tmp):
         ["--kernel", kernel, "--disk", tmp],
         ["--kernel", kernel, "--disk", disk, "--disk", disk],
         ["--kernel", kernel, "--net", "user,hostfwd=nonsense"],
+        ["--kernel", kernel, "--code-cache", "1000K"],
+        ["--kernel", kernel, "--code-cache", "2G"],
+        ["--kernel", kernel, f"--trace-code={tmp}/missing/file"],
+        ["--kernel", kernel, "--symbols", os.path.join(tmp, "missing")],
+        ["--kernel", kernel, "--perf-map=1"],
         ["--kernel", kernel, "--frobnicate"],
         [],
     ]
@@ -295,7 +356,7 @@ def bad_input(uvirt, tmp):
     check(set(os.listdir(tmp)) == before, "files were left behind")
 
 
-CASES = {f.__name__: f for f in (boot1, boot2, boot4, clock72, noacpi, pae, pae2, disk, net, ends, hvc, stat, bad_input)}
+CASES = {f.__name__: f for f in (boot1, boot2, boot4, clock72, noclock, noacpi, pae, pae2, disk, net, ends, hvc, stat, watch, cache, bad_input)}
 
 
 def main():

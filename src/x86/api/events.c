@@ -4,6 +4,7 @@
 #include "x86/api/api.h"
 #include "x86/irqchip/chips.h"
 #include "x86/mmu/access.h"
+#include "x86/pv/pv.h"
 #include "x86/x86.h"
 
 #define APIC_EVENT_INIT 1ull
@@ -184,9 +185,13 @@ long x86_ioctl_set_guest_debug(struct ioctl_ctx *ctx, void *data) {
 
 /* ---- run state ---- */
 
+/* INIT, SIPI and kicks that came but were not looked at show in no other state: they are taken now (and may change registers). */
 long x86_ioctl_get_mp_state(struct ioctl_ctx *ctx, void *data) {
+  struct x86_vcpu *c = x86_vcpu(ctx->vcpu);
   struct kvm_mp_state *m = data;
-  m->mp_state = x86_vcpu(ctx->vcpu)->mp_state;
+  x86_accept_apic_events(c);
+  m->mp_state = c->mp_state;
+  if (c->mp_state == KVM_MP_STATE_HALTED && atomic_load(&c->pv->kicked)) m->mp_state = KVM_MP_STATE_RUNNABLE;
   return 0;
 }
 

@@ -26,17 +26,24 @@ static bool guest_debug_step(const struct x86_vcpu *c) {
 }
 
 /* The debugger outside replaces the guest's breakpoints by its own. */
-static const u64 *effective_dr(const struct x86_vcpu *c) { return guest_debug_hw(c) ? c->guest_debug_dr : c->dr; }
-
-u64 x86_debug_dr7(const struct x86_vcpu *c) { return effective_dr(c)[7]; }
-
-bool x86_debug_active(const struct x86_vcpu *c) {
-  return (c->rflags & FL_TF) || (effective_dr(c)[7] & DR7_ENABLES) || guest_debug_step(c) ||
-         (c->pending_dbg & DBG_MOV_SS);
+static const u64 *effective_dr(const struct x86_vcpu *c) {
+  return guest_debug_hw(c) ? c->guest_debug_dr : c->dr;
 }
 
-static bool bp_enabled(u64 dr7, unsigned n) { return (dr7 >> (2 * n)) & 3; }
-static unsigned bp_kind(u64 dr7, unsigned n) { return (dr7 >> (16 + 4 * n)) & 3; }
+u64 x86_debug_dr7(const struct x86_vcpu *c) {
+  return effective_dr(c)[7];
+}
+
+bool x86_debug_active(const struct x86_vcpu *c) {
+  return (c->rflags & FL_TF) || (effective_dr(c)[7] & DR7_ENABLES) || guest_debug_step(c) || (c->pending_dbg & DBG_MOV_SS);
+}
+
+static bool bp_enabled(u64 dr7, unsigned n) {
+  return (dr7 >> (2 * n)) & 3;
+}
+static unsigned bp_kind(u64 dr7, unsigned n) {
+  return (dr7 >> (16 + 4 * n)) & 3;
+}
 static unsigned bp_len(u64 dr7, unsigned n) {
   static const u8 len[4] = {1, 2, 8, 4};
   return len[(dr7 >> (18 + 4 * n)) & 3];
@@ -119,11 +126,12 @@ int x86_after_single_step(struct x86_vcpu *c) {
   c->pending_dbg = dbg & (DR6_TRAPS | (in_shadow ? DBG_MOV_SS : 0));
   drop_rf(c, dbg);
   x86_mode_changed(c);
+  if (in_shadow)
+    return X86_OK; /* 6.8.3: data breakpoints wait for the next instruction, the single step is lost; the debugger's too */
   if (guest_debug_step(c)) {
     c->pending_dbg &= ~(u64)DR6_TRAPS;
     return x86_debug_exit(c, VEC_DB, c->rip, DR6_BS | (dbg & DR6_TRAPS));
   }
-  if (in_shadow) return X86_OK; /* 6.8.3: data breakpoints wait for the next instruction, the single step is lost */
   if (dbg & DBG_ARMED_TF) c->pending_dbg |= DR6_BS;
   if (!c->pending_dbg) return X86_OK;
   c->fault = (struct x86_fault){.vector = VEC_DB, .trap = true, .payload = c->pending_dbg};

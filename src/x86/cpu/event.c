@@ -2,6 +2,7 @@
  *
  * Intel SDM Vol. 3A chapter 6 (table 6-2 priorities, table 6-5 double faults), 9.1 (INIT), 8.4 (SIPI).
  */
+#include <sched.h>
 #include "core/stats.h"
 #include "x86/cpu/desc.h"
 #include "x86/insn.h"
@@ -72,10 +73,32 @@ static bool combine(struct x86_vcpu *c, struct x86_event *e) {
   return true;
 }
 
-/* A device answers only after an exit, and half a delivery cannot be repeated: what KVM says when it finds tables or stacks in
- * devices. */
-static int cannot_deliver(struct x86_vcpu *c, const struct x86_event *e, u64 len) {
+/* The event as a VM exit's IDT-vectoring information tells of it (SDM Vol. 3C 25.9.3). */
+static u64 vectoring_information(const struct x86_event *e) {
+  static const u8 type[] = {[EV_HW_INT] = 0,   [EV_NMI] = 2,         [EV_EXCEPTION] = 3,
+                            [EV_SOFT_INT] = 4, [EV_PRIV_SOFT_EXCEPTION] = 5, [EV_SOFT_EXCEPTION] = 6};
+  return 1ull << 31 | (u64)e->has_error << 11 | (u64)type[e->kind] << 8 | e->vector;
+}
+
+#define EXIT_REASON_EPT_MISCONFIG 49 /* how KVM comes to know of a device where memory should be */
+
+/* KVM on Intel processors: vectoring information, exit reason, qualification, guest-physical address, and at the end the CPU. */
+static void tell_delivery(struct x86_vcpu *c, const struct x86_event *e) {
   struct kvm_run *run = c->core.run;
+  u64 gpa = run->mmio.phys_addr;
+  run->exit_reason = KVM_EXIT_INTERNAL_ERROR;
+  run->internal.suberror = KVM_INTERNAL_ERROR_DELIVERY_EV;
+  run->internal.ndata = 5;
+  run->internal.data[0] = vectoring_information(e);
+  run->internal.data[1] = EXIT_REASON_EPT_MISCONFIG;
+  run->internal.data[2] = 0;
+  run->internal.data[3] = gpa;
+  run->internal.data[4] = (u64)sched_getcpu();
+}
+
+/* A device answers only after an exit, and half a delivery cannot be repeated: what KVM says when it finds tables in devices.  Where the
+ * dirty ring has no room it begins anew after the exit. */
+static int cannot_deliver(struct x86_vcpu *c, const struct x86_event *e, u64 len) {
   x86_io_forget(c);
   c->complete_io = NULL;
   if (e->kind == EV_NMI)
@@ -89,9 +112,7 @@ static int cannot_deliver(struct x86_vcpu *c, const struct x86_event *e, u64 len
     c->exception.injected = true;
     c->exception.ex = (struct x86_fault){.vector = e->vector, .has_error = e->has_error, .error = e->error};
   }
-  run->exit_reason = KVM_EXIT_INTERNAL_ERROR;
-  run->internal.suberror = KVM_INTERNAL_ERROR_DELIVERY_EV;
-  run->internal.ndata = 0;
+  if (c->core.run->exit_reason == KVM_EXIT_MMIO) tell_delivery(c, e);
   return X86_EXIT;
 }
 
@@ -213,10 +234,13 @@ static void start_up(struct x86_vcpu *c, unsigned vector) {
 
 static bool is_bsp(const struct x86_vcpu *c) { return c->apic_base & (1u << 8); }
 
-/* INIT and SIPI.  INIT waits while in SMM; a SIPI counts only after INIT (table 8-1). */
+/* INIT and SIPI.  INIT waits while in SMM, a SIPI then is lost: it counts only after INIT (table 8-1). */
 static bool take_apic_events(struct x86_vcpu *c) {
   if (likely(!atomic_load_explicit(&c->apic_events, memory_order_acquire))) return false;
-  if (c->smm) return false;
+  if (c->smm) {
+    atomic_fetch_and(&c->apic_events, APIC_INIT);
+    return false;
+  }
   if (atomic_fetch_and(&c->apic_events, ~APIC_INIT) & APIC_INIT) {
     x86_reset(c, true);
     c->mp_state = is_bsp(c) ? KVM_MP_STATE_RUNNABLE : KVM_MP_STATE_INIT_RECEIVED;
@@ -226,6 +250,11 @@ static bool take_apic_events(struct x86_vcpu *c) {
   if (!(sipi & APIC_SIPI) || c->mp_state != KVM_MP_STATE_INIT_RECEIVED) return false;
   start_up(c, (sipi >> 8) & 0xff);
   return true;
+}
+
+void x86_accept_apic_events(struct x86_vcpu *c) {
+  while (take_apic_events(c)) {
+  }
 }
 
 /* What KVM_SET_VCPU_EVENTS put back, or an exit interrupted. */

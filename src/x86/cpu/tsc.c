@@ -119,10 +119,13 @@ bool x86_tsc_all_matched(struct x86_vm *vm) {
   return all;
 }
 
-/* A value within a second of what the last written vCPU reads by now is an attempt to make them equal. */
+/* A value within a second of what the last written vCPU reads by now is an attempt to make them equal.  The first value that a client
+ * writes is meant as it is (as in Linux since 6.7): what was counted since the VM was made is nobody's, and a guest that was moved must
+ * not see its counter go back. */
 static bool synchronizing(const struct x86_vcpu *c, const struct x86_tsc_vm *t, u64 tsc, u64 ns) {
   u64 hz = c->tsc_khz * 1000;
   if (!tsc) return true;
+  if (!t->written) return false;
   u64 expected = t->last_write + (u64)((u128)(ns - t->last_ns) * c->tsc_khz / 1000000);
   return tsc < expected + hz && tsc + hz > expected;
 }
@@ -139,6 +142,7 @@ void x86_tsc_write_host(struct x86_vcpu *c, u64 tsc) {
   u64 ns = raw_ns(), offset = tsc - scale(c, __rdtsc());
   bool matched = synchronizing(c, t, tsc, ns) && c->tsc_khz == t->last_khz;
   write_offset(c, t, matched ? t->offset : offset, tsc, ns, matched);
+  t->written = t->written || tsc;
   pthread_mutex_unlock(&t->lock);
   tell_clocks(x86_vm_of(c));
 }
@@ -148,6 +152,7 @@ void x86_tsc_set_offset(struct x86_vcpu *c, u64 offset) {
   pthread_mutex_lock(&t->lock);
   bool matched = t->last_khz == c->tsc_khz && t->last_offset == offset;
   write_offset(c, t, offset, scale(c, __rdtsc()) + offset, raw_ns(), matched);
+  t->written = true;
   pthread_mutex_unlock(&t->lock);
   tell_clocks(x86_vm_of(c));
 }

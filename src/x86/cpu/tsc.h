@@ -11,6 +11,7 @@ struct x86_tsc_vm {
   u64 last_ns, last_write, last_khz, last_offset; /* of the most recent write by user space */
   u64 generation, offset;                         /* vCPUs of one generation have one offset */
   unsigned matched;                               /* vCPUs of the generation besides the first */
+  bool written;                                   /* user space has set a counter */
 };
 
 struct x86_tsc_vcpu {

@@ -49,11 +49,12 @@ static void collect_features(const struct x86_cpuid *id, u32 base, u64 *features
   }
 }
 
-/* Before KVM_SET_CPUID2 nothing is shown, but like on a real processor everything runs. */
+/* Before KVM_SET_CPUID2 nothing is shown, but like on a real processor everything runs that is announced. */
 static void engine_features(u64 *features) {
   memset(features, 0, X86_CPUID_FEATURE_WORDS * sizeof(*features));
   for (unsigned f = 0; f < X86_FEATURE_COUNT; f++)
     if (x86_engine_has((enum x86_feature)f)) features[f / 64] |= BIT(f % 64);
+  if (!(x86_xcr0_announced() & XC(PKRU))) features[X86_FEATURE_PKU / 64] &= ~BIT(X86_FEATURE_PKU % 64);
 }
 
 static void show(struct x86_vcpu *c, enum x86_feature f, struct kvm_cpuid_entry2 *e, bool on) {

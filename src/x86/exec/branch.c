@@ -28,8 +28,7 @@ static inline int jump(struct x86_vcpu *c, u64 target) {
 
 #define DEFINE_JCC(n)                                                                                                            \
   static int jcc64_##n(struct x86_vcpu *c, const struct x86_insn *i) {                                                           \
-    u64 target = c->rip + (condition(c->rflags, n) ? i->imm : i->next);                                                          \
-    return jump64(c, target);                                                                                                    \
+    return condition(c->rflags, n) ? jump64(c, c->rip + i->imm) : X86_OK;                                                        \
   }
 DEFINE_JCC(0) DEFINE_JCC(1) DEFINE_JCC(2) DEFINE_JCC(3) DEFINE_JCC(4) DEFINE_JCC(5) DEFINE_JCC(6) DEFINE_JCC(7)
 DEFINE_JCC(8) DEFINE_JCC(9) DEFINE_JCC(10) DEFINE_JCC(11) DEFINE_JCC(12) DEFINE_JCC(13) DEFINE_JCC(14) DEFINE_JCC(15)
@@ -41,7 +40,7 @@ static int not_taken(struct x86_vcpu *c, const struct x86_insn *i) {
   return X86_BRANCH;
 }
 static int jcc(struct x86_vcpu *c, const struct x86_insn *i) {
-  return condition(c->rflags, i->sub) ? jump(c, (c->rip + i->imm) & operand_mask(i)) : not_taken(c, i);
+  return condition(c->rflags, i->sub) ? jump(c, (c->rip + i->imm) & operand_mask(i)) : X86_OK;
 }
 
 /* 64-bit mode ignores the operand-size prefix for near branches on Intel processors (SDM Vol. 2A Jcc, JMP, CALL). */
@@ -52,6 +51,7 @@ static void branch_size(const struct x86_decoded *d, struct x86_insn *i) {
 
 static x86_exec_fn *select_jcc(const struct x86_decoded *d, struct x86_insn *i) {
   branch_size(d, i);
+  i->iflags ^= X86_I_END | X86_I_MAYBE;
   i->sub = d->insn.opcode & 15;
   return i->opsize == 8 ? jcc64[i->sub] : jcc;
 }

@@ -293,7 +293,7 @@ static int ins_some(struct x86_vcpu *c, const struct x86_insn *i, u64 max, u64 *
   r = x86_pio_in_string(c, port(c), i->opsize, (unsigned)MAX(room, 1ull), &n, &data);
   if (r) return r;
   if (n <= room) {
-    memcpy(host, data, n * i->opsize);
+    x86_copy_guest(host, data, n * i->opsize);
   } else { /* also where the page changed its nature meanwhile: the rest of the answer is void */
     u32 v = 0;
     memcpy(&v, data, i->opsize);

@@ -87,6 +87,7 @@ void x86_ioapic_put(struct x86_ioapic *io, const struct kvm_ioapic_state *s);
 /* A pin of a chip was unmasked: lost ticks of the time it was masked are not made up for. */
 void x86_pit_pin_unmasked(struct x86_vm *vm, unsigned irqchip, unsigned pin);
 void x86_pit_quiesce(struct x86_vm *vm);
+void x86_pit_forget_tick(struct x86_vm *vm);
 
 /* Lines of a pin: high while any source holds it high. */
 static inline int irq_line_level(u32 *sources, int source, int level) {

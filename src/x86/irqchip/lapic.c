@@ -9,7 +9,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <urcu-bp.h>
+#include "base/rcu.h"
 #include "core/memslot.h"
 #include "x86/irqchip/lapic.h"
 

@@ -13,7 +13,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <urcu-bp.h>
+#include "base/rcu.h"
 #include "x86/irqchip/chips.h"
 
 #define PIT_HZ     1193182ull
@@ -69,6 +69,12 @@ static void inject(struct x86_pit *p) {
   vm_set_irq(&p->vm->core, IRQ_SOURCE_PIT, 0, 1, false);
   vm_set_irq(&p->vm->core, IRQ_SOURCE_PIT, 0, 0, false);
   x86_apic_lint0_nmi(p->vm->irqchip);
+}
+
+/* The chips between here and the guest were set anew: a tick that was on its way is gone, and nobody will acknowledge it. */
+void x86_pit_forget_tick(struct x86_vm *vm) {
+  struct x86_pit *p = __atomic_load_n(&vm->pit, __ATOMIC_ACQUIRE);
+  if (p) atomic_store(&p->irq_ack, true);
 }
 
 /* The guest took a tick: the next of those that wait. */

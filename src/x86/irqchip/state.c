@@ -1,6 +1,7 @@
 /* Saved states of the interrupt controllers: KVM_GET/SET_LAPIC, KVM_GET/SET_IRQCHIP. */
 #include <errno.h>
 #include <string.h>
+#include "x86/irqchip/chips.h"
 #include "x86/irqchip/lapic.h"
 
 /* ---- the local APIC: its page, one 32-bit register every 16 bytes ---- */
@@ -76,6 +77,7 @@ int x86_lapic_set_state(struct x86_vcpu *c, struct kvm_lapic_state *s) {
   lapic_timer_restore(l, page_get(s, REG_TMCCT));
   lapic_publish(l);
   atomic_fetch_add(&l->chip->route_gen, 1);
+  x86_pit_forget_tick(l->chip->vm);
   x86_request_event(c);
   return 0;
 }
@@ -101,6 +103,7 @@ int x86_irqchip_get(struct x86_vm *vm, struct kvm_irqchip *s) {
 int x86_irqchip_set(struct x86_vm *vm, const struct kvm_irqchip *s) {
   struct x86_irqchip *chip = vm->irqchip;
   if (!chip || chip->split) return -ENXIO;
+  x86_pit_forget_tick(vm);
   switch (s->chip_id) {
   case KVM_IRQCHIP_PIC_MASTER:
   case KVM_IRQCHIP_PIC_SLAVE:

@@ -24,7 +24,7 @@ GUEST_ACCESS static void copy(void *dst, const void *src, unsigned size) {
   case 2: *(volatile x86_u16_unaligned *)dst = *(const volatile x86_u16_unaligned *)src; break;
   case 4: *(volatile x86_u32_unaligned *)dst = *(const volatile x86_u32_unaligned *)src; break;
   case 8: *(volatile x86_u64_unaligned *)dst = *(const volatile x86_u64_unaligned *)src; break;
-  default: memcpy(dst, src, size);
+  default: x86_copy_guest(dst, src, size);
   }
 }
 

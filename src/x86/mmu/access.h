@@ -72,6 +72,22 @@ X86_DEFINE_ACCESS(16)
 X86_DEFINE_ACCESS(32)
 X86_DEFINE_ACCESS(64)
 
+/* Guest memory that others may be writing meanwhile: pieces of 8 bytes each in one access. */
+GUEST_ACCESS static inline void x86_copy_guest(void *to, const void *from, size_t len) {
+  u8 *t = to;
+  const u8 *f = from;
+  for (; len >= 8; t += 8, f += 8, len -= 8) *(volatile x86_u64_unaligned *)t = *(const volatile x86_u64_unaligned *)f;
+  for (; len; t++, f++, len--) *(volatile u8 *)t = *(const volatile u8 *)f;
+}
+GUEST_ACCESS static inline bool x86_equal_guest(const void *own, const void *guest, size_t len) {
+  const u8 *o = own, *g = guest;
+  for (; len >= 8; o += 8, g += 8, len -= 8)
+    if (*(const x86_u64_unaligned *)o != *(const volatile x86_u64_unaligned *)g) return false;
+  for (; len; o++, g++, len--)
+    if (*o != *(const volatile u8 *)g) return false;
+  return true;
+}
+
 /* Whether misaligned operands are #AC (SDM Vol. 3A 6.15, interrupt 17). */
 static inline bool x86_alignment_checked(const struct x86_vcpu *c) {
   return (c->cr0 & CR0_AM) && (c->rflags & FL_AC) && c->cpl == 3;

@@ -1,8 +1,8 @@
 /* MSR filters: which registers the library may handle for the guest. */
 #include <errno.h>
 #include <stdlib.h>
-#include <urcu-bp.h>
 #include "api/ioctl.h"
+#include "base/rcu.h"
 #include "x86/msr/msr.h"
 
 struct range {

@@ -28,9 +28,20 @@ static void add_cycles(struct x86_pmu *p, unsigned to) {
   p->entered = now;
 }
 
+/* Jumps that may fall through: between JB and JZ, LOOP and LOOPNE, in Zydis' alphabet. */
+static bool conditional(unsigned op) {
+  return (op >= ZYDIS_MNEMONIC_JB && op <= ZYDIS_MNEMONIC_JZ) || (op >= ZYDIS_MNEMONIC_LOOP && op <= ZYDIS_MNEMONIC_LOOPNE);
+}
+static u64 branches(const struct x86_insn *from, const struct x86_insn *to) {
+  u64 n = 0;
+  for (; from < to; from++) n += conditional(from->op);
+  return n;
+}
+
 /* Instructions of the running block that are done: they are in no total yet. */
 static u64 within_block(const struct x86_pmu *p, enum pmu_source source, unsigned r) {
-  return source == PMU_INSNS && p->block && p->c->cur && r == ring(p->c) ? (u64)(p->c->cur - p->block) : 0;
+  if (!p->block || !p->c->cur || r != ring(p->c)) return 0;
+  return source == PMU_INSNS ? (u64)(p->c->cur - p->block) : source == PMU_BRANCHES ? branches(p->block, p->c->cur) : 0;
 }
 
 static u64 total(const struct x86_pmu *p, enum pmu_source source, unsigned rings) {
@@ -39,11 +50,6 @@ static u64 total(const struct x86_pmu *p, enum pmu_source source, unsigned rings
     if (rings >> r & 1) t += p->total[source][r] + within_block(p, source, r);
   if (source == PMU_CYCLES && p->entered && (rings >> (p->by_ring ? ring(p->c) : 0) & 1)) t += tsc(p) - p->entered;
   return t;
-}
-
-/* Jumps that may fall through: between JB and JZ, LOOP and LOOPNE, in Zydis' alphabet. */
-static bool conditional(unsigned op) {
-  return (op >= ZYDIS_MNEMONIC_JB && op <= ZYDIS_MNEMONIC_JZ) || (op >= ZYDIS_MNEMONIC_LOOP && op <= ZYDIS_MNEMONIC_LOOPNE);
 }
 
 void x86_pmu_block_begin(struct x86_vcpu *c, const struct x86_block *b) {
@@ -60,6 +66,7 @@ static void retired(struct x86_pmu *p, unsigned r, u64 n) {
 void x86_pmu_block_end(struct x86_vcpu *c, const struct x86_block *b, unsigned r, const struct x86_insn *last, bool done,
                        bool jumped) {
   unsigned n = (unsigned)(last - b->insn);
+  c->pmu->total[PMU_BRANCHES][r] += branches(b->insn, last);
   if (n < b->n && done) { /* not the mark behind the last one */
     c->pmu->total[PMU_BRANCHES][r] += jumped || conditional(last->op);
     n++;
@@ -73,7 +80,9 @@ void x86_pmu_insn_done(struct x86_vcpu *c) {
 
 void x86_pmu_block_abandoned(struct x86_vcpu *c) {
   struct x86_pmu *p = c->pmu;
-  if (p->block) retired(p, ring(c), within_block(p, PMU_INSNS, ring(c)));
+  if (!p->block) return;
+  p->total[PMU_BRANCHES][ring(c)] += within_block(p, PMU_BRANCHES, ring(c));
+  retired(p, ring(c), within_block(p, PMU_INSNS, ring(c)));
 }
 
 /* ---- counters ---- */

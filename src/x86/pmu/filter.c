@@ -2,8 +2,8 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <urcu-bp.h>
 #include "api/ioctl.h"
+#include "base/rcu.h"
 #include "x86/pmu/pmu.h"
 
 #define EVENTS_MAX 300          /* KVM_PMU_EVENT_FILTER_MAX_EVENTS */

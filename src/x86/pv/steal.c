@@ -6,9 +6,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <unistd.h>
-#include <urcu-bp.h>
 #include "base/fault.h"
 #include "base/ownfd.h"
+#include "base/rcu.h"
 #include "core/memslot.h"
 #include "x86/cpuid/cpuid.h"
 #include "x86/mmu/access.h"

@@ -43,6 +43,14 @@ static void call_interpreter(struct translation *t, unsigned k) {
   call(&t->e, GS_OF(code.interpret));
 }
 
+void t_interpret_by(struct translation *t, s32 routine) {
+  t_store_flags(t);
+  at_insn(t, t->k);
+  call(&t->e, routine);
+  t->vectors = VECTORS_NONE;
+  t->x87 = false;
+}
+
 /* The interpreter finishes the block. */
 static void leave_the_rest(struct translation *t, unsigned k) {
   em_mov_imm64(&t->e, H_RAX, (u64)(uintptr_t)t->code);
@@ -54,10 +62,7 @@ static void leave_the_rest(struct translation *t, unsigned k) {
 void t_interpret(struct translation *t) {
   t->interpreted |= 1u << t->k;
   t->ready = 0;
-  t_store_flags(t);
-  call_interpreter(t, t->k);
-  t->vectors = VECTORS_NONE;
-  t->x87 = false;
+  t_interpret_by(t, GS_OF(code.interpret));
 }
 
 static void compare_level(struct emitter *e, unsigned level) {
@@ -164,7 +169,8 @@ static void emit_exit(struct translation *t, const struct t_exit *x) {
   em_here(e, x->from);
   if (!x->saved) t_emit_save_flags(e);
   set_rip(e, x->target);
-  if (x->target < 0 || x->target >= PAGE_SIZE) {
+  /* The last bytes may be an instruction that goes on in the next page: another mapping to ask for. */
+  if (x->target < 0 || x->target > PAGE_SIZE - 15) {
     leave_page(t);
     return;
   }
@@ -246,14 +252,14 @@ static bool attempt(struct translation *t, bool (*fn)(struct translation *t)) {
 }
 
 static void one(struct translation *t) {
-  bool ends = t->i->iflags & X86_I_END;
+  bool ends = t->i->iflags & X86_I_END, branch = t->i->iflags & (X86_I_END | X86_I_MAYBE);
   t->at = NULL;
   if (!t_x87_keeps_pointer(t)) t_flush_x87_pointer(t);
-  if (attempt(t, t_system)) return;
-  if (ends ? !attempt(t, t_branch) : !attempt(t, t_rewrite) && !attempt(t, t_special) && !attempt(t, t_x87))
+  if (attempt(t, t_system) || attempt(t, t_high_byte)) return;
+  if (branch ? !attempt(t, t_branch) : !attempt(t, t_rewrite) && !attempt(t, t_special) && !attempt(t, t_x87))
     t_interpret(t);
   else
-    t->ended = ends;
+    t->ended |= ends;
 }
 
 static void place(struct translation *t) {

@@ -80,6 +80,7 @@ static bool conditional(struct translation *t) {
     em_align_displacement(e, 2);
     t_exit_to(t, em_jcc(e, cc ^ 1), t->start + t->i->next);
     if (t->copy + 1 == t->copies) t_loop(t);
+    t->ended = true;
     return true;
   }
   if (!t->f.host && t->f.producer.op == PRODUCER_NONE && saved_bits[cc >> 1]) {
@@ -93,7 +94,6 @@ static bool conditional(struct translation *t) {
   em_align_displacement(e, 2);
   u8 *rel32 = em_jcc(e, cc);
   if (!to_itself(t, rel32, branch_target(t))) t_exit_to(t, rel32, branch_target(t));
-  t_goto(t, t->start + t->i->next);
   return true;
 }
 

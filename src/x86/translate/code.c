@@ -4,16 +4,19 @@
 #include <stdlib.h>
 #include <sys/auxv.h>
 #include <ucontext.h>
+#include "base/evloop.h"
 #include "core/request.h"
+#include "x86/cpu/tsc.h"
 #include "x86/decode/decoded.h"
 #include "x86/exec/vector.h"
 #include "x86/translate/private.h"
+#include "x86/translate/watch.h"
 #include "x86/x86.h"
 
-#define ARENA_SIZE  (64u << 20)
-#define FULL_MARGIN (1u << 20) /* left when everything is forgotten */
+#define FULL_MARGIN ((size_t)1 << 20) /* left when everything is forgotten, an eighth where there is little */
 #define HOT         16u        /* runs of a block before it is translated */
 #define SCATTERED   64u        /* checks for several accesses that fail before each is checked by itself */
+#define MISS_CYCLES 4000u       /* between two such failures on average: rarer ones are borne */
 #define EPOCH_NEVER 1          /* at no gate: open gates are at least 1, so the sum is not 0 */
 
 #ifndef HWCAP2_FSGSBASE
@@ -23,6 +26,8 @@
 struct x86_code_cache {
   pthread_mutex_t lock; /* making translations; inside it blocks->lock may be taken */
   struct jit_arena arena;
+  size_t margin;          /* room below which everything is forgotten */
+  struct x86_watch *watch;
   struct x86_code **list; /* by address */
   _Atomic unsigned n;
   unsigned max;
@@ -32,23 +37,22 @@ struct x86_code_cache {
 
 /* ---- life ---- */
 
-static bool wanted(void) {
-  const char *engine = getenv("UVIRT_ENGINE");
-  return !(engine && !strcmp(engine, "interpreter")) && (getauxval(AT_HWCAP2) & HWCAP2_FSGSBASE);
-}
-
 int x86_code_create(struct x86_vm *vm) {
-  if (!wanted()) return 0;
+  struct x86_code_settings s;
+  int r = x86_code_settings(&s);
+  if (r || s.off || !(getauxval(AT_HWCAP2) & HWCAP2_FSGSBASE)) return r;
   struct x86_code_cache *k = calloc(1, sizeof(*k));
   if (!k) return -ENOMEM;
-  k->max = ARENA_SIZE / 256;
+  k->max = (unsigned)(s.cache / 256);
+  k->margin = MIN(FULL_MARGIN, s.cache / 8);
   k->list = calloc(k->max, sizeof(struct x86_code *));
-  if (!k->list || jit_arena_create(&k->arena, ARENA_SIZE)) { /* no executable memory to be had: the interpreter does everything */
+  if (!k->list || jit_arena_create(&k->arena, s.cache, s.perf)) { /* no executable memory to be had: the interpreter does everything */
     free(k->list);
     free(k);
     return 0;
   }
   k->arena.used = 16; /* a link at 0 is none */
+  k->watch = x86_watch_create(&s, &k->arena);
   pthread_mutex_init(&k->lock, NULL);
   vm->code = k;
   return 0;
@@ -64,6 +68,7 @@ void x86_code_destroy(struct x86_vm *vm) {
   if (!k) return;
   free_all(k);
   free(k->list);
+  x86_watch_destroy(k->watch);
   jit_arena_destroy(&k->arena);
   pthread_mutex_destroy(&k->lock);
   free(k);
@@ -80,6 +85,8 @@ static bool keeps_x87(void) {
 void x86_code_vcpu_init(struct x86_vcpu *c) {
   c->code.self = c;
   c->code.interpret = x86_code_interpret;
+  c->code.syscall = x86_code_syscall;
+  c->code.sysret = x86_code_sysret;
   c->code.rest = x86_code_rest;
   c->code.load_vectors = x86_code_load_vectors;
   c->code.leave = x86_code_leave;
@@ -94,15 +101,16 @@ struct jit_arena *x86_code_arena(struct x86_vcpu *c) {
 }
 
 bool x86_code_is_full(struct x86_vm *vm) {
-  return vm->code && (jit_arena_room(&vm->code->arena) < FULL_MARGIN ||
+  return vm->code && (jit_arena_room(&vm->code->arena) < vm->code->margin ||
                       atomic_load_explicit(&vm->code->n, memory_order_relaxed) + 16 > vm->code->max);
 }
 
-void x86_code_suspend(struct x86_vm *vm) {
-  if (!vm->code) return;
+bool x86_code_suspend(struct x86_vm *vm) {
+  if (!vm->code) return true;
   pthread_mutex_lock(&vm->code->lock);
-  vm->code->suspended = true;
+  bool first = !atomic_exchange(&vm->code->suspended, true);
   pthread_mutex_unlock(&vm->code->lock);
+  return first;
 }
 
 void x86_code_reset(struct x86_vm *vm) {
@@ -114,6 +122,7 @@ void x86_code_reset(struct x86_vm *vm) {
   jit_arena_reset(&k->arena);
   k->arena.used = 16;
   k->suspended = false;
+  x86_watch_reset(k->watch, vm);
   pthread_mutex_unlock(&k->lock);
 }
 
@@ -151,8 +160,10 @@ static struct x86_code *make(struct x86_vcpu *c, struct x86_block *b, unsigned r
   pthread_mutex_lock(&k->lock);
   struct x86_code *code = atomic_load(&b->code[right]);
   if (!code && !k->suspended && k->n < k->max) {
+    u64 began = clock_now_ns();
     code = x86_translate_block(c, &k->arena, b, right);
     if (code) {
+      x86_watch_made(k->watch, c, code, began);
       k->list[k->n] = code;
       atomic_store_explicit(&k->n, k->n + 1, memory_order_release);
       publish(b, code);
@@ -173,8 +184,8 @@ struct x86_code *x86_code_for(struct x86_vcpu *c, struct x86_block *b) {
   if (right >= TLB_COUNT) return NULL;
   struct x86_code *code = atomic_load_explicit(&b->code[right], memory_order_acquire);
   if (likely(code != NULL)) return code;
-  if (__atomic_add_fetch(&b->runs, 1, __ATOMIC_RELAXED) < HOT || b->gpa2 != ~0ull) return NULL;
-  b->runs = 0;
+  if (__atomic_add_fetch(&b->runs, 1, __ATOMIC_RELAXED) < HOT) return NULL;
+  __atomic_store_n(&b->runs, 0, __ATOMIC_RELAXED);
   return make(c, b, right);
 }
 
@@ -196,7 +207,7 @@ static struct x86_code *code_at(struct x86_code_cache *k, const u8 *rx) {
  * again, which others still jump to: it leads to what took its place. */
 static bool may_link(const struct x86_code *from, const u8 *jump, const struct x86_code *code, u32 link) {
   unsigned right = from->right ^ (link & 2 ? TLB_SUPER ^ TLB_SUPER_SMAP : 0);
-  if (right != code->right || from->gpa >> PAGE_SHIFT != code->gpa >> PAGE_SHIFT) return false;
+  if (right != code->right || from->gpa >> PAGE_SHIFT != code->gpa >> PAGE_SHIFT || code->block->gpa2 != ~0ull) return false;
   return jump != from->gate || (from != code && __atomic_load_n(from->epoch, __ATOMIC_RELAXED) == EPOCH_NEVER);
 }
 
@@ -273,9 +284,13 @@ __attribute__((used)) const void *x86_code_next(struct x86_vcpu *c, int flow) {
   return t->owner->behind_gate;
 }
 
-/* Accesses of a block that is often here lie in several pages: it is translated again, without a common check. */
+/* Accesses that share a check lie in different pages so often that it costs much of the block's time: it is translated again, without such checks.
+ * Now and then is what a walk through memory does at the end of each page. */
 static void count_miss(struct x86_code *code) {
   if (__atomic_add_fetch(&code->missed, 1, __ATOMIC_RELAXED) != SCATTERED) return;
+  u64 now = x86_host_tsc(), since = __atomic_exchange_n(&code->missed_since, now, __ATOMIC_RELAXED);
+  __atomic_store_n(&code->missed, 0, __ATOMIC_RELAXED);
+  if (now - since > (u64)SCATTERED * MISS_CYCLES) return;
   code->block->scattered = true;
   atomic_store(&code->block->code[code->right], NULL);
   set_epoch(code, EPOCH_NEVER);

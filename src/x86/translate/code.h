@@ -29,9 +29,10 @@ int x86_code_run(struct x86_vcpu *c, struct x86_code *code);
 /* The block was compared with memory under this epoch; it is dead; it is freed.  blocks->lock held by the last two. */
 void x86_code_validated(struct x86_block *b, u64 epoch);
 void x86_code_killed(struct x86_block *b);
-/* Too much code: everything must be flushed, and then, with no vCPU in translated code, forgotten. */
+/* Too much code: everything must be flushed, and then, with no vCPU in translated code, forgotten.  Suspended, nothing is translated; false: another vCPU
+ * has done that, and will forget everything: a second time it would be what runs by then. */
 bool x86_code_is_full(struct x86_vm *vm);
-void x86_code_suspend(struct x86_vm *vm);
+bool x86_code_suspend(struct x86_vm *vm);
 void x86_code_reset(struct x86_vm *vm);
 
 /* Translates a block of nobody's and runs it once, for differential tests: *flow as x86_code_run().  false: it cannot be translated now. */

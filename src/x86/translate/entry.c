@@ -51,66 +51,87 @@ const u8 x86_translate_home[16] = {H_R13, H_R14, H_RDX, H_RBX, H_R15, H_RBP,  H_
   "%%gs:%c[avx]\n\tjne 8f\n\t" EACH16(STORE_XMM) "jmp 9f\n8:\t" EACH16(STORE_YMM) "vzeroupper\n\tjmp 9f\n7:\t" EACH16(STORE_ZMM) \
       EACH_HIGH(STORE_ZMM) EACH8(STORE_K) "vzeroupper\n9:\n\t"
 
+/* For unwinders (gdb, perf): a sequence is in the frame of x86_code_enter(), or is called by translated code, which has that
+ * frame (gdbjit.c). */
+#define CFI_ENTERED                                                                                                              \
+  ".cfi_startproc\n\t.cfi_def_cfa %%rsp, 64\n\t.cfi_offset %%rbx, -16\n\t.cfi_offset %%rbp, -24\n\t.cfi_offset %%r12, -32\n\t"   \
+  ".cfi_offset %%r13, -40\n\t.cfi_offset %%r14, -48\n\t.cfi_offset %%r15, -56\n\t"
+#define CFI_CALLED ".cfi_startproc\n\t"
+#define CFI_END    ".cfi_endproc\n\t"
+#define PUSH(r)    "pushq %%" #r "\n\t.cfi_adjust_cfa_offset 8\n\t.cfi_rel_offset %%" #r ", 0\n\t"
+#define POP(r)     "popq %%" #r "\n\t.cfi_adjust_cfa_offset -8\n\t"
+#define ALIGN_RSP  "subq $8, %%rsp\n\t.cfi_adjust_cfa_offset 8\n\t"
+#define UNALIGN    "addq $8, %%rsp\n\t.cfi_adjust_cfa_offset -8\n\t"
+
 /* EAX and EDX change. */
 #define SAVE_X87 "cmpb $0, %%gs:%c[x87]\n\tje 4f\n\tcall x86_code_save_x87\n4:\n\t"
 
 __attribute__((used)) static void sequences(void) {
   __asm__ volatile(
-      ".pushsection .text\n\t"
+      ".pushsection .text.x86_code_entry, \"ax\", @progbits\n\t"
       /* int x86_code_enter(struct x86_vcpu *c, const void *code): flags are expected in memory there. */
-      ".globl x86_code_enter\n\t.hidden x86_code_enter\n\t.type x86_code_enter, @function\nx86_code_enter:\n\t"
-      "pushq %%rbx\n\tpushq %%rbp\n\tpushq %%r12\n\tpushq %%r13\n\tpushq %%r14\n\tpushq %%r15\n\tsubq $8, %%rsp\n\t"
-      "movq %%rsi, %%rcx\n\t" SPLIT_FLAGS LOAD_GUEST "jmpq *%%rcx\n\t"
+      ".globl x86_code_enter\n\t.hidden x86_code_enter\n\t.type x86_code_enter, @function\nx86_code_enter:\n\t" CFI_CALLED PUSH(
+          rbx) PUSH(rbp) PUSH(r12) PUSH(r13) PUSH(r14) PUSH(r15) ALIGN_RSP
+      "movq %%rsi, %%rcx\n\t" SPLIT_FLAGS LOAD_GUEST "jmpq *%%rcx\n\t" CFI_END
 
       /* Out: flags in memory, RIP set, result 0. */
-      ".globl x86_code_leave\n\t.hidden x86_code_leave\nx86_code_leave:\n\t" SAVE_GUEST SAVE_VECTORS SAVE_X87 MERGE_FLAGS
-      "xorl %%eax, %%eax\n"
-      "5:\taddq $8, %%rsp\n\tpopq %%r15\n\tpopq %%r14\n\tpopq %%r13\n\tpopq %%r12\n\tpopq %%rbp\n\tpopq %%rbx\n\tretq\n\t"
+      ".globl x86_code_leave\n\t.hidden x86_code_leave\nx86_code_leave:\n\t" CFI_ENTERED SAVE_GUEST SAVE_VECTORS SAVE_X87
+          MERGE_FLAGS "xorl %%eax, %%eax\n"
+      "5:\t" UNALIGN POP(r15) POP(r14) POP(r13) POP(r12) POP(rbp) POP(
+          rbx) "retq\n\t" CFI_END
 
-      /* The interpreter runs the instruction RCX of the block that starts EAX bytes into the page.  Called; flags in memory
-       * before and after. A result that ends the block goes to whoever entered; so does a block that was invalidated, and a
-       * request. */
-      ".globl x86_code_interpret\n\t.hidden x86_code_interpret\nx86_code_interpret:\n\t" SAVE_GUEST
-      "addq %%gs:%c[page], %%rax\n\tmovq %%rax, %%gs:%c[rip_]\n\t" SAVE_VECTORS SAVE_X87 MERGE_FLAGS
-      "movq %%rcx, %%gs:%c[cur]\n\tmovq %%gs:%c[self], %%rdi\n\tmovq %%rcx, %%rsi\n\tsubq $8, %%rsp\n\tcallq *(%%rcx)\n\t"
-      "movzbl %%gs:%c[stop], %%edx\n\torl %%eax, %%edx\n\tjne 6f\n\t"
-      "movl %[end], %%eax\n\tmovq %%gs:%c[cur], %%rcx\n\tleaq x86_exec_stop(%%rip), %%rdx\n\tcmpq %%rdx, (%%rcx)\n\tje 6f\n\t"
-      "cmpq $0, %%gs:%c[requests]\n\tjne 6f\n\t"
-      "movq $0, %%gs:%c[cur]\n\t" SPLIT_FLAGS LOAD_GUEST "addq $8, %%rsp\n\tretq\n"
-      /* The block ends here: to the next one, or out. */
-      "6:\tmovq %%gs:%c[self], %%rdi\n\tmovl %%eax, %%esi\n\tcallq x86_code_next\n\taddq $16, %%rsp\n\ttestq %%rax, %%rax\n\tje 7f\n\t"
-      "movq %%rax, %%rcx\n\t" SPLIT_FLAGS LOAD_GUEST "jmpq *%%rcx\n"
-      "7:\tmovl %%gs:%c[result], %%eax\n\tjmp 5b\n\t"
+               /* The interpreter runs the instruction RCX of the block that starts EAX bytes into the page.  Called; flags in
+                * memory before and after. A result that ends the block goes to whoever entered; so does a block that was
+                * invalidated, and a request. */
+               ".globl x86_code_interpret\n\t.hidden x86_code_interpret\nx86_code_interpret:\n\t" CFI_CALLED SAVE_GUEST
+               "addq %%gs:%c[page], %%rax\n\tmovq %%rax, %%gs:%c[rip_]\n\t" SAVE_VECTORS SAVE_X87 MERGE_FLAGS
+               "movq %%rcx, %%gs:%c[cur]\n\tmovq %%gs:%c[self], %%rdi\n\tmovq %%rcx, %%rsi\n\t" ALIGN_RSP "callq *(%%rcx)\n\t"
+               "movzbl %%gs:%c[stop], %%edx\n\torl %%eax, %%edx\n\tjne 6f\n\t"
+               "movl %[end], %%eax\n\tmovq %%gs:%c[cur], %%rcx\n\tleaq x86_exec_stop(%%rip), %%rdx\n\tcmpq %%rdx, (%%rcx)\n\tje "
+               "6f\n\t"
+               "cmpq $0, %%gs:%c[requests]\n\tjne 6f\n\t"
+               "movq $0, %%gs:%c[cur]\n\t" SPLIT_FLAGS LOAD_GUEST UNALIGN "retq\n\t.cfi_adjust_cfa_offset 8\n"
+               /* The block ends here: to the next one, or out. */
+               "6:\tmovq %%gs:%c[self], %%rdi\n\tmovl %%eax, %%esi\n\tcallq x86_code_next\n\taddq $16, %%rsp\n\t" CFI_END
+                   CFI_ENTERED "testq %%rax, %%rax\n\tje 7f\n\t"
+               "movq %%rax, %%rcx\n\t" SPLIT_FLAGS LOAD_GUEST "jmpq *%%rcx\n"
+               "7:\tmovl %%gs:%c[result], %%eax\n\tjmp 5b\n\t" CFI_END
 
-      /* The interpreter finishes the block from the instruction RCX on; otherwise as above.  code.scratch: whose check failed. */
-      ".globl x86_code_rest\n\t.hidden x86_code_rest\nx86_code_rest:\n\t" SAVE_GUEST
-      "addq %%gs:%c[page], %%rax\n\tmovq %%rax, %%gs:%c[rip_]\n\t" SAVE_VECTORS SAVE_X87 MERGE_FLAGS
-      "movq %%gs:%c[self], %%rdi\n\tmovq %%rcx, %%rsi\n\tsubq $8, %%rsp\n\tcallq x86_code_finish\n\tjmp 6b\n\t"
+               /* The interpreter finishes the block from the instruction RCX on; otherwise as above.  code.scratch: whose check
+                  failed. */
+               ".globl x86_code_rest\n\t.hidden x86_code_rest\nx86_code_rest:\n\t" CFI_CALLED SAVE_GUEST
+               "addq %%gs:%c[page], %%rax\n\tmovq %%rax, %%gs:%c[rip_]\n\t" SAVE_VECTORS SAVE_X87 MERGE_FLAGS
+               "movq %%gs:%c[self], %%rdi\n\tmovq %%rcx, %%rsi\n\t" ALIGN_RSP "callq x86_code_finish\n\tjmp 6b\n\t" CFI_END
 
-      /* Called; flags in memory.  Sets the level to what there is. */
-      ".globl x86_code_load_vectors\n\t.hidden x86_code_load_vectors\nx86_code_load_vectors:\n\t" SAVE_GUEST
-      "movq %%gs:%c[self], %%rdi\n\tsubq $8, %%rsp\n\tcallq x86_code_vector_level\n\taddq $8, %%rsp\n\t"
-      "testl %%eax, %%eax\n\tje 9f\n\tmovb %%al, %%gs:%c[vectors]\n\tcmpb $0, %%gs:%c[wide]\n\tjne 7f\n\tcmpb $0, "
-      "%%gs:%c[avx]\n\tjne 8f\n\t" EACH16(LOAD_XMM) "jmp 9f\n8:\t" EACH16(LOAD_YMM) "jmp 9f\n7:\t" EACH16(LOAD_ZMM)
-          EACH_HIGH(LOAD_ZMM) EACH8(LOAD_K) "9:\t" LOAD_GUEST
-      "retq\n\t"
+               /* Called; flags in memory.  Sets the level to what there is. */
+               ".globl x86_code_load_vectors\n\t.hidden x86_code_load_vectors\nx86_code_load_vectors:\n\t" CFI_CALLED SAVE_GUEST
+               "movq %%gs:%c[self], %%rdi\n\t" ALIGN_RSP "callq x86_code_vector_level\n\t" UNALIGN
+               "testl %%eax, %%eax\n\tje 9f\n\tmovb %%al, %%gs:%c[vectors]\n\tcmpb $0, %%gs:%c[wide]\n\tjne 7f\n\tcmpb $0, "
+               "%%gs:%c[avx]\n\tjne 8f\n\t" EACH16(LOAD_XMM) "jmp 9f\n8:\t" EACH16(LOAD_YMM) "jmp 9f\n7:\t" EACH16(LOAD_ZMM)
+                   EACH_HIGH(LOAD_ZMM)
+                       EACH8(LOAD_K) "9:\t" LOAD_GUEST "retq\n\t" CFI_END
 
-      /* Called; flags in memory; RAX changes.  Sets c->code.x87 when the guest may use them (CR0.EM and TS) and masks all exceptions. */
-      ".globl x86_code_load_x87\n\t.hidden x86_code_load_x87\nx86_code_load_x87:\n\t"
-      "testb %[em_ts], %%gs:%c[cr0]\n\tjne 9f\n\tmovb %%gs:%c[fx], %%al\n\tnotb %%al\n\ttestb $0x3f, %%al\n\tjne 9f\n\t"
-      "movb $1, %%gs:%c[x87]\n\tmovl $-1, %%gs:%c[x87_ip]\n\tfnstcw %%gs:%c[host_fcw]\n\t"
-      "movq $1, %%gs:%c[header]\n\tmovq %%rdx, %%gs:%c[regs]+16\n\tmovl $1, %%eax\n\txorl %%edx, %%edx\n\t"
-      "xrstor64 %%gs:%c[fx]\n\tmovq %%gs:%c[regs]+16, %%rdx\n9:\tretq\n\t"
+                                     /* Called; flags in memory; RAX changes.  Sets c->code.x87 when the guest may use them
+                                        (CR0.EM and TS) and masks all exceptions. */
+                                     ".globl x86_code_load_x87\n\t.hidden x86_code_load_x87\nx86_code_load_x87:\n\t" CFI_CALLED
+                                     "testb %[em_ts], %%gs:%c[cr0]\n\tjne 9f\n\tmovb %%gs:%c[fx], %%al\n\tnotb %%al\n\ttestb "
+                                     "$0x3f, %%al\n\tjne 9f\n\t"
+                                     "movb $1, %%gs:%c[x87]\n\tmovl $-1, %%gs:%c[x87_ip]\n\tfnstcw %%gs:%c[host_fcw]\n\t"
+                                     "movq $1, %%gs:%c[header]\n\tmovq %%rdx, %%gs:%c[regs]+16\n\tmovl $1, %%eax\n\txorl %%edx, "
+                                     "%%edx\n\t"
+                                     "xrstor64 %%gs:%c[fx]\n\tmovq %%gs:%c[regs]+16, %%rdx\n9:\tretq\n\t" CFI_END
 
-      "x86_code_save_x87:\n\tmovb $0, %%gs:%c[x87]\n\tmovl $1, %%eax\n\txorl %%edx, %%edx\n\txsave64 %%gs:%c[fx]\n\t"
-      "movl %%gs:%c[x87_ip], %%eax\n\ttestl %%eax, %%eax\n\tjs 9f\n\taddq %%gs:%c[x87_page], %%rax\n\tmovq %%rax, %%gs:%c[fx]+8\n"
-      "9:\tfninit\n\tfldcw %%gs:%c[host_fcw]\n\tretq\n\t"
-      ".popsection"
+                                     "x86_code_save_x87:\n\t" CFI_CALLED
+                                     "movb $0, %%gs:%c[x87]\n\tmovl $1, %%eax\n\txorl %%edx, %%edx\n\txsave64 %%gs:%c[fx]\n\t"
+                                     "movl %%gs:%c[x87_ip], %%eax\n\ttestl %%eax, %%eax\n\tjs 9f\n\taddq %%gs:%c[x87_page], "
+                                     "%%rax\n\tmovq %%rax, %%gs:%c[fx]+8\n"
+                                     "9:\tfninit\n\tfldcw %%gs:%c[host_fcw]\n\tretq\n\t" CFI_END ".popsection"
       :
       : [regs] "i"(GS_OF(regs)), [flags] "i"(GS_OF(code.flags)), [rflags] "i"(GS_OF(rflags)), [page] "i"(GS_OF(code.page)),
         [rip_] "i"(GS_OF(regs) + 8 * X86_REG_RIP), [cur] "i"(GS_OF(cur)), [self] "i"(GS_OF(code.self)), [stop] "i"(GS_OF(stop)),
         [vectors] "i"(GS_OF(code.vectors)), [wide] "i"(GS_OF(code.wide)), [avx] "i"(GS_OF(code.avx)), [zmm] "i"(GS_OF(fpu.zmm)),
-        [k] "i"(GS_OF(fpu.k)), [requests] "i"(GS_OF(core.requests)), [end] "i"(X86_END),
-        [result] "i"(GS_OF(code.result)), [x87] "i"(GS_OF(code.x87)), [x87_ip] "i"(GS_OF(code.x87_ip)), [x87_page] "i"(GS_OF(code.x87_page)),
-        [host_fcw] "i"(GS_OF(code.host_fcw)), [fx] "i"(GS_OF(fpu.fx)), [header] "i"(GS_OF(fpu.header)), [cr0] "i"(GS_OF(cr0)), [em_ts] "i"(CR0_EM | CR0_TS));
+        [k] "i"(GS_OF(fpu.k)), [requests] "i"(GS_OF(core.requests)), [end] "i"(X86_END), [result] "i"(GS_OF(code.result)),
+        [x87] "i"(GS_OF(code.x87)), [x87_ip] "i"(GS_OF(code.x87_ip)), [x87_page] "i"(GS_OF(code.x87_page)),
+        [host_fcw] "i"(GS_OF(code.host_fcw)), [fx] "i"(GS_OF(fpu.fx)), [header] "i"(GS_OF(fpu.header)), [cr0] "i"(GS_OF(cr0)),
+        [em_ts] "i"(CR0_EM | CR0_TS));
 }

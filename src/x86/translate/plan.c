@@ -64,6 +64,7 @@ static void add_stack(struct plan_insn *p, unsigned reg, s32 disp, bool write) {
 static void accesses(struct plan_insn *p, const struct x86_block *b, const struct x86_insn *i, const struct x86_decoded_insn *d) {
   p->n_access = 0;
   switch (d->insn.mnemonic) {
+  case ZYDIS_MNEMONIC_PUSHFQ:
   case ZYDIS_MNEMONIC_PUSH:
   case ZYDIS_MNEMONIC_CALL:
     add_operand(p, b, i, d);
@@ -114,6 +115,7 @@ static bool moves(const struct x86_insn *i, const struct x86_decoded_insn *d, un
   s64 n;
   switch (d->insn.mnemonic) {
   case ZYDIS_MNEMONIC_PUSH:
+  case ZYDIS_MNEMONIC_PUSHFQ:
     n = -8;
     same = reg == RSP && d->insn.operand_width == 64;
     break;
@@ -278,7 +280,7 @@ static bool passes_flags(unsigned mnemonic) {
 
 /* Whether somebody may find the state between this instruction and the one before. */
 static bool may_stop(const struct plan_insn *p, const struct x86_insn *i) {
-  if (i->iflags & X86_I_END || p->loads) return true;
+  if (i->iflags & (X86_I_END | X86_I_MAYBE) || p->loads || i->op == ZYDIS_MNEMONIC_PUSHFQ) return true;
   if (x86_vector_is_plain(i) && ((const struct x86_vector *)i->aux)->align) return true;
   for (unsigned k = 0; k < p->n_access; k++)
     if (p->access[k].group == PLAN_ALONE || p->access[k].leads) return true;

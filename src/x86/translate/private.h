@@ -96,6 +96,7 @@ struct t_slow *t_slow(struct translation *t); /* that of this instruction */
 void t_need_vectors(struct translation *t, unsigned level);
 void t_slow_if(struct translation *t, unsigned cc); /* jump to the slow path of this instruction */
 void t_interpret(struct translation *t);            /* the interpreter runs this instruction */
+void t_interpret_by(struct translation *t, s32 routine); /* as it does: a routine that may leave it to the interpreter */
 void t_exit_to(struct translation *t, u8 *rel32, s32 target);
 void t_loop(struct translation *t); /* the end of the last copy: to the second */
 
@@ -114,6 +115,7 @@ bool t_special(struct translation *t);
 bool t_branch(struct translation *t);
 bool t_x87(struct translation *t);
 bool t_system(struct translation *t);
+bool t_high_byte(struct translation *t);
 
 /* ---- x87.c ---- */
 /* Notes where the last x87 instruction was, if that waits.  RAX changes. */
@@ -156,6 +158,9 @@ static inline void t_write(struct translation *t, unsigned guest, unsigned host)
 int x86_code_enter(struct x86_vcpu *c, const void *code);
 void x86_code_leave(void), x86_code_interpret(void), x86_code_rest(void), x86_code_load_vectors(void), x86_code_load_x87(void);
 
+/* ---- syscall.c ---- */
+void x86_code_syscall(void), x86_code_sysret(void);
+
 /* ---- a translation ---- */
 struct x86_code {
   struct x86_block *block;
@@ -166,7 +171,8 @@ struct x86_code {
   u8 *gate;   /* displacement of the jump at the gate of `saved`, taken when it is closed */
   u64 *epoch; /* the word at the gate: minus the epoch */
   u8 right;
-  u16 missed;     /* how often a check for several accesses failed and the interpreter had to finish the block */
+  u16 missed;     /* how often a check for several accesses failed and the interpreter had to finish the block, ... */
+  u64 missed_since; /* ... since this host TSC */
   u8 *start;
   /* Each instruction's code, in each copy of the block: offset from the start, and where a fault finds the flags (t_flags_end()).  The last: the slow paths. */
   unsigned n_places;

@@ -1,9 +1,10 @@
 /* Instructions of the kernel that touch a few fields of the vCPU and are too frequent for a call of the interpreter.
  *
- * Code for supervisor rights runs at CPL 0 and in 64-bit mode, without debugging (code.c), which leaves few cases.  What is not decided here goes to
- * the interpreter.
+ * Code for supervisor rights runs at CPL 0 and in 64-bit mode, without debugging (code.c), which leaves few cases.  What is not
+ * decided here goes to the interpreter.
  */
 #include "x86/translate/private.h"
+#include "x86/x86.h"
 
 #define FIELD(f) EM_GS(offsetof(struct x86_vcpu, f))
 
@@ -33,12 +34,46 @@ static bool cli(struct translation *t) {
   return true;
 }
 
-/* Where nothing waits, nothing can come before the instruction behind: there is no gate in between.  As the last of its block it is the interpreter's. */
+/* Where nothing waits, nothing can come before the instruction behind: there is no gate in between.  As the last of its block it
+ * is the interpreter's. */
 static bool sti(struct translation *t) {
   if (!supervisor(t) || t->k + 1u == t->b->n) return false;
   t_lose_flags(t);
   slow_unless_zero(t, FIELD(irq_waits));
   change(t, 1, FIELD(rflags), FL_IF);
+  return true;
+}
+
+/* ---- RFLAGS ---- */
+
+/* DF: 1 or, 4 and. */
+static bool direction(struct translation *t) {
+  bool set = t->z->mnemonic == ZYDIS_MNEMONIC_STD;
+  t_lose_flags(t);
+  change(t, set ? 1 : 4, FIELD(rflags), set ? FL_DF : ~FL_DF);
+  return true;
+}
+
+/* The arithmetic flags come from where LAHF and SETO have left them. */
+static bool pushf(struct translation *t) {
+  struct emitter *e = &t->e;
+  struct em_mem m;
+  if (t->z->operand_width != 64) return false;
+  t_store_flags(t);
+  em_mem(e, 0, 0x0fb7, H_RAX, FIELD(code.flags)); /* AH: five flags in their places, AL: OF */
+  em_reg(e, 0, 0x0fb6, H_RCX, H_RAX);             /* movzx ecx, al */
+  em_reg(e, 0, 0xc1, 5, H_RAX), em8(e, 8);        /* shr eax, 8 */
+  em8(e, 0x25), em32(e, FL_ARITH & ~FL_OF);       /* and eax */
+  em_reg(e, 0, 0xc1, 4, H_RCX), em8(e, 11);       /* shl ecx, 11 */
+  em_reg(e, 0, 0x0b, H_RAX, H_RCX);               /* or eax, ecx */
+  em_mem(e, 0, 0x8b, H_RCX, FIELD(rflags));
+  em_reg(e, 0, 0x81, 4, H_RCX), em32(e, ~(FL_ARITH | FL_RF | FL_VM)); /* and ecx */
+  em_reg(e, 0, 0x0b, H_RAX, H_RCX);
+  em_store(e, FIELD(code.scratch), H_RAX);
+  if (!t_access(t, 0, &m)) return false;
+  em_load(e, H_RAX, FIELD(code.scratch));
+  em_store(e, m, H_RAX);
+  em_lea(e, T_HOME(RSP), EM_AT(T_HOME(RSP), -8));
   return true;
 }
 
@@ -52,7 +87,7 @@ static void other_rights(struct translation *t, unsigned right) {
   em_lea(e, H_RAX, EM_AT(H_RAX, GS_OF(mmu.tables) + (s32)(right * X86_TLB_SIZE * sizeof(struct x86_tlb_entry))));
   em_store(e, FIELD(tlb), H_RAX);
   em_load(e, H_RAX, FIELD(code.generation));
-  em8(e, 0x24), em8(e, 0xfc); /* and al, ~3 */
+  em8(e, 0x24), em8(e, 0xfc);             /* and al, ~3 */
   if (right) em8(e, 0x0c), em8(e, right); /* or al, right */
   em_store(e, FIELD(code.generation), H_RAX);
   t_goto(t, t->start + t->i->next);
@@ -64,7 +99,7 @@ _Static_assert((TLB_SUPER ^ TLB_SUPER_SMAP) == 1 && TLB_COUNT <= 4, "x86_code_st
 
 static bool stac(struct translation *t) {
   if (!supervisor(t)) return false;
-  t_lose_flags(t);
+  t_store_flags(t);
   change(t, 1, FIELD(rflags), FL_AC);
   if (t->right == TLB_SUPER_SMAP) other_rights(t, TLB_SUPER);
   return true;
@@ -73,7 +108,7 @@ static bool stac(struct translation *t) {
 static bool clac(struct translation *t) {
   if (!supervisor(t)) return false;
   if (t->right == TLB_SUPER_SMAP) return true; /* AC is 0 */
-  t_lose_flags(t);
+  t_store_flags(t);
   slow_if_bit(t, FIELD(cr4), CR4_SMAP, false);
   change(t, 4, FIELD(rflags), ~FL_AC);
   other_rights(t, TLB_SUPER_SMAP);
@@ -97,8 +132,8 @@ static bool swapgs(struct translation *t) {
 static bool from_control(struct translation *t) {
   static const s32 at[] = {GS_OF(cr0), 0, GS_OF(cr2), GS_OF(cr3), GS_OF(cr4)};
   const ZydisDecodedOperand *from = &t->ops[1];
-  if (!supervisor(t) || from->type != ZYDIS_OPERAND_TYPE_REGISTER || from->reg.value < ZYDIS_REGISTER_CR0 || from->reg.value > ZYDIS_REGISTER_CR4 ||
-      from->reg.value == ZYDIS_REGISTER_CR1)
+  if (!supervisor(t) || from->type != ZYDIS_OPERAND_TYPE_REGISTER || from->reg.value < ZYDIS_REGISTER_CR0 ||
+      from->reg.value > ZYDIS_REGISTER_CR4 || from->reg.value == ZYDIS_REGISTER_CR1)
     return false;
   em_load(&t->e, H_RAX, EM_GS(at[from->reg.value - ZYDIS_REGISTER_CR0]));
   t_write(t, t->i->rm, H_RAX);
@@ -136,15 +171,40 @@ static bool rdtsc(struct translation *t) {
   return true;
 }
 
+/* ---- into the kernel and out of it (syscall.c) ---- */
+
+static bool system_call(struct translation *t) {
+  if (t->right != TLB_USER) return false;
+  t_interpret_by(t, GS_OF(code.syscall));
+  return true;
+}
+
+static bool system_return(struct translation *t) {
+  if (!supervisor(t) || t->i->opsize != 8 || x86_is_amd(t->c)) return false;
+  t_interpret_by(t, GS_OF(code.sysret));
+  return true;
+}
+
 /* ---- which ---- */
 
 static const struct {
   u16 mnemonic;
   bool (*translate)(struct translation *t);
 } rows[] = {
-    {ZYDIS_MNEMONIC_CLI, cli},       {ZYDIS_MNEMONIC_STI, sti},       {ZYDIS_MNEMONIC_STAC, stac},
-    {ZYDIS_MNEMONIC_CLAC, clac},     {ZYDIS_MNEMONIC_SWAPGS, swapgs}, {ZYDIS_MNEMONIC_MOV, from_control},
-    {ZYDIS_MNEMONIC_RDPKRU, rdpkru}, {ZYDIS_MNEMONIC_RDTSC, rdtsc},   {ZYDIS_MNEMONIC_RDTSCP, rdtsc},
+    {ZYDIS_MNEMONIC_CLI, cli},
+    {ZYDIS_MNEMONIC_STI, sti},
+    {ZYDIS_MNEMONIC_STAC, stac},
+    {ZYDIS_MNEMONIC_CLAC, clac},
+    {ZYDIS_MNEMONIC_SWAPGS, swapgs},
+    {ZYDIS_MNEMONIC_MOV, from_control},
+    {ZYDIS_MNEMONIC_RDPKRU, rdpkru},
+    {ZYDIS_MNEMONIC_RDTSC, rdtsc},
+    {ZYDIS_MNEMONIC_RDTSCP, rdtsc},
+    {ZYDIS_MNEMONIC_SYSCALL, system_call},
+    {ZYDIS_MNEMONIC_SYSRET, system_return},
+    {ZYDIS_MNEMONIC_CLD, direction},
+    {ZYDIS_MNEMONIC_STD, direction},
+    {ZYDIS_MNEMONIC_PUSHFQ, pushf},
 };
 
 bool t_system(struct translation *t) {

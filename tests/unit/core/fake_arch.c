@@ -1,5 +1,6 @@
 /* The fake architecture behind /dev/kvm of the core tests, and the machine they use. */
 #include <sched.h>
+#include "base/evloop.h"
 #include "fake_arch.h"
 
 _Atomic int fake_vms_alive, fake_vcpus_alive;
@@ -253,6 +254,11 @@ int machine_stop(struct machine *m, unsigned i) {
   pthread_join(m->thread[i], &r);
   m->run[i]->immediate_exit = 0;
   return (int)(intptr_t)r;
+}
+
+bool again(unsigned done, unsigned n, u64 *end) {
+  if (!done) *end = clock_now_ns() + 3000000000ull;
+  return done < n && (done < 10 || clock_now_ns() < *end);
 }
 
 void machine_turns(struct machine *m, unsigned i, u64 n) {

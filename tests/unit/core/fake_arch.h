@@ -91,6 +91,9 @@ int machine_stop(struct machine *m, unsigned i);
 /* Waits until the vCPU has made n more turns. */
 void machine_turns(struct machine *m, unsigned i, u64 n);
 
+/* Whether to repeat: n times, or what fits into three seconds where other programs keep the threads waiting; ten times in any case. */
+bool again(unsigned done, unsigned n, u64 *end);
+
 /* -errno instead of -1. */
 int call(int fd, unsigned long request, void *arg);
 int set_slot(int vm_fd, u32 slot, u32 flags, u64 gpa, u64 size, const void *host);

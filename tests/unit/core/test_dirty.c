@@ -148,8 +148,11 @@ static void nothing_is_lost(void **state) {
   u64 map[4], copy[32] = {0};
   up(&l, 1, 0);
   machine_start(&l.m, 0, write_step, &w);
-  for (unsigned round = 0; round <= 200; round++) {
-    if (round < 200)
+  u64 end;
+  bool more = true;
+  for (unsigned round = 0; more; round++) {
+    more = again(round, 200, &end);
+    if (more)
       machine_turns(&l.m, 0, 40);
     else
       assert_int_equal(machine_stop(&l.m, 0), -EINTR);

@@ -229,13 +229,16 @@ static void nothing_is_lost(void **state) {
     r.m.vcpu[i]->arg = &w[i];
     pthread_create(&r.m.thread[i], NULL, run_until_interrupted, (void *)(intptr_t)r.m.vcpu_fd[i]);
   }
-  for (unsigned round = 0; round <= 300; round++) {
-    if (round == 300)
+  u64 end;
+  bool more = true;
+  for (unsigned round = 0; more; round++) {
+    more = again(round, 300, &end);
+    if (!more)
       for (unsigned i = 0; i < 2; i++) {
         r.m.run[i]->immediate_exit = 1;
         pthread_join(r.m.thread[i], NULL);
       }
-    for (unsigned i = 0; i < 2 && round < 300; i++) some_turns(r.m.vcpu[i], 40);
+    for (unsigned i = 0; i < 2 && more; i++) some_turns(r.m.vcpu[i], 40);
     memset(harvested, 0, sizeof(harvested));
     unsigned n = harvest_all(&r, 0, note) + harvest_all(&r, 1, note);
     assert_true(reset(&r) >= (int)n);
@@ -244,7 +247,7 @@ static void nothing_is_lost(void **state) {
         copy[page][i] = __atomic_load_n((u64 *)(r.host + page * PAGE_SIZE) + i, __ATOMIC_RELAXED);
   }
   for (unsigned page = 0; page < PAGES; page++) assert_memory_equal(copy[page], r.host + page * PAGE_SIZE, 16);
-  assert_true(r.m.vcpu[0]->steps > 1000);
+  assert_true(r.m.vcpu[0]->steps >= 400);
   down(&r);
 }
 

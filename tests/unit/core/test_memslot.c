@@ -148,7 +148,8 @@ static void changes_under_running_vcpus(void **state) {
   struct stale stale[3] = {0};
   machine_up(&m, 3);
   for (unsigned i = 0; i < 3; i++) machine_start(&m, i, stale_step, &stale[i]);
-  for (unsigned round = 0; round < 25; round++) {
+  u64 end;
+  for (unsigned round = 0; again(round, 25, &end); round++) {
     u8 *p = map_pages(1);
     *p = 0x77;
     assert_int_equal(set_slot(m.vm_fd, 9, 0, 8 * MB, 4096, p), 0);

@@ -65,7 +65,8 @@ static void signal_kicks(fake_step *step) {
   SKIP_UNDER_TSAN(); /* it delays signals */
   struct machine m;
   machine_up(&m, 1);
-  for (unsigned round = 0; round < 100; round++) {
+  u64 last;
+  for (unsigned round = 0; again(round, 100, &last); round++) {
     void *r;
     handled = 0;
     machine_start(&m, 0, step, NULL);
@@ -157,8 +158,9 @@ static void no_wake_is_lost(void **state) {
   struct counter n = {0};
   machine_up(&m, 1);
   machine_start(&m, 0, count_step, &n);
-  for (u64 i = 1; i <= 3000; i++) {
-    u64 end = clock_now_ns() + 10000 * MS;
+  u64 last;
+  for (unsigned i = 1; again(i - 1, 3000, &last); i++) {
+    u64 end = clock_now_ns() + 30000 * MS;
     while (n.wakes < i && clock_now_ns() < end) {
     }
     assert_int_equal(n.wakes, i);
@@ -181,7 +183,8 @@ static void halt_polls(void **state) {
   assert_int_equal(call(m.vm_fd, KVM_ENABLE_CAP, &cap), -EINVAL);
   struct counter n = {0};
   machine_start(&m, 0, count_step, &n);
-  for (u64 i = 1; i <= 300; i++) {
+  u64 last;
+  for (unsigned i = 1; again(i - 1, 300, &last); i++) {
     while (n.wakes < i) sched_yield();
     m.vcpu[0]->runnable = true;
     vcpu_wake(&m.vcpu[0]->core);
@@ -250,7 +253,8 @@ static void request_all(void **state) {
   machine_up(&m, 3);
   for (unsigned i = 0; i < 3; i++) machine_start(&m, i, view_step, &v[i]);
   pthread_create(&t, NULL, waker, &m);
-  for (unsigned i = 0; i < 100; i++) {
+  u64 last;
+  for (unsigned i = 0; again(i, 100, &last); i++) {
     world++;
     vm_request_all(&m.vm->core, NULL, REQ_TLB_FLUSH, true);
   }

@@ -80,6 +80,14 @@ static void guest_sees_the_offset(void **state) {
   assert_true(v >= before && v <= __rdtsc() + offset);
   a.attr = 1;
   assert_int_equal(guest_ioctl(g.cpu[0], KVM_SET_DEVICE_ATTR, &a), -ENXIO);
+  assert_int_equal(guest_ioctl(g.cpu[0], KVM_HAS_DEVICE_ATTR, &a), -ENXIO);
+  a.attr = KVM_VCPU_TSC_OFFSET;
+  a.addr = 1;
+  assert_int_equal(guest_ioctl(g.cpu[0], KVM_SET_DEVICE_ATTR, &a), -EFAULT);
+  assert_int_equal(guest_ioctl(g.cpu[0], KVM_GET_DEVICE_ATTR, &a), -EFAULT);
+  a.group = 1;
+  assert_int_equal(guest_ioctl(g.cpu[0], KVM_GET_DEVICE_ATTR, &a), -ENXIO);
+  assert_int_equal(offset_of(&g, 0), offset);
   guest_close(&g);
 }
 
