@@ -232,13 +232,13 @@ static void statistics(void **state) {
   int vcpu = call(m.vcpu_fd[0], KVM_GET_STATS_FD, 0);
   assert_true(vcpu >= 0);
   snprintf(id, sizeof(id), "kvm-%d/vcpu-0", getpid());
-  read_stats(vcpu, id, 49, "halt_successful_poll", "hypercalls", 1);
+  read_stats(vcpu, id, 53, "halt_successful_poll", "hypercalls", 1);
   call(m.vcpu_fd[0], KVM_RUN, 0);
   int second = call(m.vcpu_fd[0], KVM_GET_STATS_FD, 0);
-  read_stats(second, id, 49, "halt_successful_poll", "hypercalls", 2); /* live, with a position of its own */
+  read_stats(second, id, 53, "halt_successful_poll", "hypercalls", 2); /* live, with a position of its own */
   int vm = call(m.vm_fd, KVM_GET_STATS_FD, 0);
   snprintf(id, sizeof(id), "kvm-%d", getpid());
-  read_stats(vm, id, 15, "remote_tlb_flush", "remote_tlb_flush", 1);
+  read_stats(vm, id, 16, "remote_tlb_flush", "remote_tlb_flush", 1);
   assert_int_equal(write(vm, "x", 1), -1);
   assert_ptr_equal(uvirt_mmap(NULL, 4096, PROT_READ, MAP_SHARED, vm, 0), MAP_FAILED);
   assert_int_equal(call(vm, KVM_CHECK_EXTENSION, 0), -ENOTTY);
@@ -246,7 +246,7 @@ static void statistics(void **state) {
   /* They keep the VM. */
   machine_down_fds(&m);
   assert_int_equal(fake_vms_alive, 1);
-  read_stats(vcpu, (snprintf(id, sizeof(id), "kvm-%d/vcpu-0", getpid()), lseek(vcpu, 0, SEEK_SET), id), 49,
+  read_stats(vcpu, (snprintf(id, sizeof(id), "kvm-%d/vcpu-0", getpid()), lseek(vcpu, 0, SEEK_SET), id), 53,
              "halt_successful_poll", "hypercalls", 2);
   assert_int_equal(uvirt_close(vcpu), 0);
   assert_int_equal(uvirt_close(vm), 0);
