@@ -42,7 +42,8 @@ struct x86_jcache_entry {
 };
 #define X86_JCACHE_BITS 14
 static inline struct x86_jcache_entry *x86_jcache_slot(struct x86_vcpu *c, u64 lin) {
-  return &c->jcache[(lin ^ (lin >> X86_JCACHE_BITS)) & ((1u << X86_JCACHE_BITS) - 1)];
+  u32 salt = c->cpl == 3 ? (u32)c->mmu.gen.now[1] * 0x9e3779b1u >> 16 : 0; /* programs at the same addresses have their own */
+  return &c->jcache[(lin ^ (lin >> X86_JCACHE_BITS) ^ salt) & ((1u << X86_JCACHE_BITS) - 1)];
 }
 
 int x86_blocks_create(struct x86_vm *vm);

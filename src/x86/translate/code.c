@@ -226,8 +226,14 @@ static void link_jump(struct x86_vcpu *c, struct x86_code *code) {
 
 /* ---- running ---- */
 
+static void set_generation(struct x86_vcpu *c, unsigned right) {
+  u64 generation = x86_code_generation(c);
+  c->code.generation = generation << 2 | right;
+  c->code.salt = right == TLB_USER ? ((u32)generation * X86_CODE_SALT) >> 16 : 0;
+}
+
 static struct x86_code_target *target_of(struct x86_vcpu *c, u64 lin) {
-  return &c->code.targets[(lin ^ lin >> 10) & ((1u << X86_TARGET_BITS) - 1)];
+  return &c->code.targets[(lin ^ lin >> 10 ^ c->code.salt) & ((1u << X86_TARGET_BITS) - 1)];
 }
 
 static void own_gs(struct x86_vcpu *c) {
@@ -243,7 +249,7 @@ void x86_code_end(struct x86_vcpu *c) {
 
 int x86_code_run(struct x86_vcpu *c, struct x86_code *code) {
   if (unlikely(!c->code.on)) own_gs(c);
-  c->code.generation = x86_code_generation(c) << 2 | code->right;
+  set_generation(c, code->right);
   *target_of(c, c->rip) = (struct x86_code_target){.lin = c->rip, .generation = c->code.generation, .code = code->saved, .owner = code};
   if (c->code.link) link_jump(c, code);
   c->code.page = c->rip & PAGE_MASK;
@@ -273,7 +279,7 @@ __attribute__((used)) const void *x86_code_next(struct x86_vcpu *c, int flow) {
     return NULL;
   c->cur = NULL;
   c->code.result = x86_finish_block(c, last, flow);
-  c->code.generation = x86_code_generation(c) << 2 | right;
+  set_generation(c, right);
   const struct x86_code_target *t = target_of(c, c->rip);
   if (t->lin != c->rip || t->generation != c->code.generation) return NULL;
   c->code.page = c->rip & PAGE_MASK;

@@ -9,6 +9,8 @@
 #include "x86/translate/flags.h"
 #include "x86/translate/plan.h"
 
+#define X86_CODE_SALT 0x9e3779b1u
+
 #define GS_OF(field) ((s32)offsetof(struct x86_vcpu, field))
 
 /* Guest registers in host registers.  RAX and RCX are scratch: LAHF and SAHF, JRCXZ, shift counts and the fixed operands of
