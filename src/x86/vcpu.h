@@ -109,7 +109,7 @@ struct x86_code_state {
   s32 x87_ip;        /* the last x87 instruction since then: from the start of x87_page; negative: none */
   u64 x87_page;
   bool wide;         /* the host has AVX-512, ... */
-  bool avx;          /* ... AVX */
+  bool avx, bmi2;    /* ... AVX, BMI2 */
   void (*interpret)(void), (*rest)(void), (*load_vectors)(void), (*load_x87)(void), (*leave)(void), (*syscall)(void), (*sysret)(void);
   u64 host_gs;       /* of the client */
   bool on;           /* GS is ours */

@@ -254,6 +254,7 @@ static bool attempt(struct translation *t, bool (*fn)(struct translation *t)) {
 static void one(struct translation *t) {
   bool ends = t->i->iflags & X86_I_END, branch = t->i->iflags & (X86_I_END | X86_I_MAYBE);
   t->at = NULL;
+  t->align = 0;
   if (!t_x87_keeps_pointer(t)) t_flush_x87_pointer(t);
   if (attempt(t, t_system) || attempt(t, t_high_byte)) return;
   if (branch ? !attempt(t, t_branch) : !attempt(t, t_rewrite) && !attempt(t, t_special) && !attempt(t, t_x87))

@@ -93,6 +93,7 @@ void x86_code_vcpu_init(struct x86_vcpu *c) {
   c->code.load_x87 = x86_code_load_x87;
   c->code.can_x87 = keeps_x87();
   c->code.avx = __builtin_cpu_supports("avx");
+  c->code.bmi2 = __builtin_cpu_supports("bmi2");
   c->code.wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw");
 }
 
@@ -150,7 +151,8 @@ void x86_code_killed(struct x86_block *b) {
 
 /* Offers it to everyone, unless the block has died meanwhile. */
 static void publish(struct x86_block *b, struct x86_code *code) {
-  set_epoch(code, -atomic_load(&b->epoch));
+  /* One that died while it was translated was not read as a whole: it is never entered. */
+  set_epoch(code, atomic_load(&b->dead) ? EPOCH_NEVER : -atomic_load(&b->epoch));
   atomic_store(&b->code[code->right], code);
   if (atomic_load(&b->dead)) set_epoch(code, EPOCH_NEVER);
 }

@@ -55,6 +55,8 @@ struct translation {
 
   struct plan plan;
   u32 interpreted; /* instructions left to the interpreter */
+  unsigned align;  /* bits of the address of the access at hand that must be 0 and have not been looked at */
+  u8 aligned[PLAN_GROUPS]; /* the same of ready groups' lowest byte: known to be 0 */
   u32 ready;       /* groups whose page has been checked */
   bool lost_plan;  /* the plan did not know of one */
 
