@@ -125,17 +125,17 @@ void engine_set_mode(unsigned mode);
 bool engine_decodes(const u8 *code); /* the engine claims the instruction */
 bool engine_flags(const struct diff_case *k, u8 *read, u8 *written);
 void engine_run(const struct diff_case *k, struct diff_state *out);
-/* Placed code by way of the block loop: in a VM that interprets, and in one that translates, there interpreted until the blocks are warm. */
+/* Placed code by way of the block loop: in a VM that interprets, and in one that translates; there it is interpreted until its blocks are warm. */
 enum engine_kind { ENGINE_INTERPRETER, ENGINE_TRANSLATOR, ENGINE_KINDS };
+#define DIFF_HOLE 3000 /* vector: the host page was not there */
 void engine_start_sequences(u8 *code, unsigned mode);
-#define DIFF_HOLE    3000 /* vector: the host page was not there */
 void engine_run_placed(enum engine_kind kind, const struct diff_case *k, struct diff_state *out);
 /* The same while the client has taken a page of the arena away; where that is found (true), to the end when it is back. */
 bool engine_run_with_hole(enum engine_kind kind, const struct diff_case *k, unsigned hole, struct diff_state *stopped, struct diff_state *out);
-void engine_warm(u64 at, unsigned len); /* blocks of the code that just ran will be translated; */
-unsigned engine_translated(u64 at, unsigned len); /* how many of them have a translation */
-void engine_forget(void);                          /* all blocks: pages would collect those of earlier cases */
-void engine_reset(void);                           /* after a crash */
+void engine_warm(u64 at, unsigned len);           /* the blocks of the code that just ran will be translated */
+unsigned engine_translated(u64 at, unsigned len); /* how many of them are */
+void engine_forget(void);                         /* all blocks: pages would collect those of earlier cases */
+void engine_reset(void);                          /* after a crash */
 
 /* ---- encodings.c ---- */
 u64 check_encodings(void); /* number of encodings refused by the decoder and run by the host */
@@ -186,9 +186,9 @@ struct sequence {
   bool ext; /* extended state takes part */
   u8 hole;  /* a page without memory in a further run of both engines; 0: none */
 };
-unsigned gen_common(bool ext);          /* a mnemonic that compilers like */
-void seq_make(struct sequence *s);      /* random; pokes what operands hold into the arena */
-void seq_layout(struct sequence *s);    /* bytes and offsets */
+unsigned gen_common(bool ext);       /* a mnemonic that compilers like */
+void seq_make(struct sequence *s);   /* random; pokes what operands hold into the arena */
+void seq_layout(struct sequence *s); /* bytes and offsets */
 
 /* ---- seq.c ---- */
 struct seq_options {
