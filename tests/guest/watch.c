@@ -227,13 +227,14 @@ static void test_small_cache(void) {
 
 static void test_wrong_size(void) {
   static const char *const wrong[] = {"1023K", "2G", "64X", "-1M", "M", "1MM", "99999999999999999999"};
-  int kvm = guest_new()->sys;
+  struct guest *g = guest_new();
   for (unsigned n = 0; n < sizeof(wrong) / sizeof(wrong[0]); n++) {
     setenv("UVIRT_CODE_CACHE", wrong[n], 1);
-    int vm = guest_ioctl(kvm, KVM_CREATE_VM, NULL);
+    int vm = guest_ioctl(g->sys, KVM_CREATE_VM, NULL);
     CHECK(vm < 0 && errno == EINVAL);
   }
   unsetenv("UVIRT_CODE_CACHE");
+  guest_free(g);
 }
 
 static void test_loop(void) {
