@@ -210,7 +210,9 @@ static bool revalidate(struct x86_vcpu *c, struct x86_block *b, u64 epoch) {
   if (atomic_load_explicit(&b->dead, memory_order_relaxed)) return false;
   if (bytes_equal(b)) {
     atomic_store_explicit(&b->epoch, epoch, memory_order_relaxed);
-    x86_code_validated(b, epoch);
+    /* Another vCPU may be at it with another epoch.  The words of translated code must end up with the block's: left behind, every entry would be refused
+     * while the block itself looks fresh, until something else moves the VM's epoch.  Whoever writes them last sees both stores here. */
+    for (u64 now; x86_code_validated(b, epoch), now = atomic_load(&b->epoch), now && now != epoch; epoch = now) {}
     if (!atomic_load(&b->dead)) return true;
     x86_code_killed(b); /* after us or before us: it stays dead */
     atomic_store_explicit(&b->epoch, 0, memory_order_relaxed);

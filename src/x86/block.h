@@ -26,7 +26,7 @@ struct x86_block {
   u16 len;
   u8 n, isa;
   _Atomic bool dead;
-  bool scattered;      /* translated code checks each memory access by itself: together they failed too often */
+  u32 scattered;       /* instructions whose memory access must not be the first of several that share a check: they failed too often */
   bool interpreted;    /* never translated: the interpreter looks at its locked instructions */
   u32 runs;            /* of the interpreter, roughly: a block that runs often is translated */
   struct x86_code *_Atomic code[TLB_COUNT]; /* translations, by the access rights of their memory accesses */
@@ -42,7 +42,8 @@ struct x86_jcache_entry {
 };
 #define X86_JCACHE_BITS 14
 static inline struct x86_jcache_entry *x86_jcache_slot(struct x86_vcpu *c, u64 lin) {
-  return &c->jcache[(lin ^ (lin >> X86_JCACHE_BITS)) & ((1u << X86_JCACHE_BITS) - 1)];
+  u32 salt = c->cpl == 3 ? (u32)c->mmu.gen.now[1] * 0x9e3779b1u >> 16 : 0; /* programs at the same addresses have their own */
+  return &c->jcache[(lin ^ (lin >> X86_JCACHE_BITS) ^ salt) & ((1u << X86_JCACHE_BITS) - 1)];
 }
 
 int x86_blocks_create(struct x86_vm *vm);

@@ -80,7 +80,7 @@ struct x86_io {
 };
 
 /* Where an indirect branch of translated code goes on: linear address -> code. */
-#define X86_TARGET_BITS 14
+#define X86_TARGET_BITS 16
 #define X86_CODE_DELTAS 16
 struct x86_code_target {
   u64 lin;
@@ -99,6 +99,7 @@ struct x86_code_state {
   u64 link_to;       /* RIP when it left ... */
   u32 link_resets;   /* ... and how often everything had been forgotten */
   u32 link;          /* the jump that left: offset of its displacement in the arena; 0: none */
+  u32 salt;          /* where addresses of the generation lie in targets[]: 0 for supervisor code, so that programs at the same addresses have their own */
   int result;        /* flow of an instruction that leaves translated code */
   u16 flags;         /* arithmetic flags as LAHF and SETO give them */
   u8 vectors;        /* enum x86_vector_level: the host's vector registers hold the guest's */
@@ -108,7 +109,7 @@ struct x86_code_state {
   s32 x87_ip;        /* the last x87 instruction since then: from the start of x87_page; negative: none */
   u64 x87_page;
   bool wide;         /* the host has AVX-512, ... */
-  bool avx;          /* ... AVX */
+  bool avx, bmi2;    /* ... AVX, BMI2 */
   void (*interpret)(void), (*rest)(void), (*load_vectors)(void), (*load_x87)(void), (*leave)(void), (*syscall)(void), (*sysret)(void);
   u64 host_gs;       /* of the client */
   bool on;           /* GS is ours */

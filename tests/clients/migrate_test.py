@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Debian's QEMU under `uvirt exec`: snapshots (savevm, loadvm) and live migration of a guest that writes memory all the time.
 
-usage: migrate_test.py UVIRT BUSY snapshot|migrate MACHINE CPUS [ACCEL]
+usage: migrate_test.py UVIRT BUSY snapshot|migrate|postcopy MACHINE CPUS [ACCEL]
 
 The guest (busy.c) checks itself; besides, all of its memory and its registers are compared between the stopped source and what was loaded.
 Exit code 77 (skip) without QEMU or the guest's files.
@@ -88,10 +88,9 @@ def snapshot(uvirt, tmp, machine, cpus, accel):
         with_qemu.close()
 
 
-def migrate_once(source, target, address, what):
-    source.do("migrate-set-parameters", **{"downtime-limit": 1000, "max-bandwidth": 4 << 30})
+def ended(source, target, what):
+    """The source's account of a migration that is over."""
     start = time.monotonic()
-    source.do("migrate", uri=address)
     while True:
         info = source.do("query-migrate")
         if info["status"] in ("completed", "failed", "cancelled"):
@@ -99,6 +98,14 @@ def migrate_once(source, target, address, what):
         check(time.monotonic() - start < 120, f"{what}: not converged: {info}")
         time.sleep(0.05)
     check(info["status"] == "completed", f"{what}: {info} source: {source.said()} target: {target.said()}")
+    return info
+
+
+def migrate_once(source, target, address, what):
+    source.do("migrate-set-parameters", **{"downtime-limit": 1000, "max-bandwidth": 4 << 30})
+    start = time.monotonic()
+    source.do("migrate", uri=address)
+    info = ended(source, target, what)
     while target.do("query-status")["status"] == "inmigrate":
         time.sleep(0.02)
     ram = info["ram"]
@@ -129,7 +136,40 @@ def migrate(uvirt, tmp, machine, cpus, accel):
             qemu.close()
 
 
-CASES = {"snapshot": snapshot, "migrate": migrate}
+def postcopy(uvirt, tmp, machine, cpus, accel):
+    """The guest goes on before its memory has come: pages are fetched when the engine touches them (userfaultfd)."""
+    args = machine_args(tmp, machine, cpus)
+    address = "unix:" + os.path.join(tmp, "migrate")
+    qemus = [Qemu(uvirt, tmp, "0", args, accel)]
+    try:
+        qemus[0].wait_ticks(3)
+        qemus.append(Qemu(uvirt, tmp, "1", args + ["-incoming", "defer"], accel))
+        source, target = qemus
+        for qemu in qemus:
+            try:
+                qemu.do("migrate-set-capabilities", capabilities=[{"capability": "postcopy-ram", "state": True}])
+            except pair.Failure as failure:
+                pair.skip(f"no postcopy here: {failure}")
+        target.do("migrate-incoming", uri=address)
+        # Slow enough that most memory is still missing at the switch.
+        source.do("migrate-set-parameters", **{"max-bandwidth": 40 << 20, "max-postcopy-bandwidth": 100 << 20, "downtime-limit": 1})
+        source.do("migrate", uri=address)
+        while source.do("query-migrate")["status"] in ("setup", "none"):
+            time.sleep(0.02)
+        source.do("migrate-start-postcopy")
+        info = ended(source, target, "postcopy")
+        print(f"postcopy: {info['ram']['postcopy-requests']} pages were asked for")
+        check(info["ram"]["postcopy-requests"] > 0, "no page came late")
+        ticks = source.ticks()[-1]
+        source.close()
+        first = target.wait_ticks(3)[0]
+        check(ticks <= first <= ticks + 2, f"postcopy: tick {first} follows tick {ticks}")
+    finally:
+        for qemu in qemus:
+            qemu.close()
+
+
+CASES = {"snapshot": snapshot, "migrate": migrate, "postcopy": postcopy}
 
 
 def main():

@@ -1,6 +1,7 @@
 /* What /dev/kvm and descriptors of it look like, and the files that say whether a machine can virtualize. */
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
+#include <sys/xattr.h>
 #include <limits.h>
 #include "client.h"
 
@@ -121,7 +122,30 @@ static void parameters(void) {
   CHECK_ERRNO(access("/sys/module/kvm/parameters/ignore_msrs", W_OK), EACCES);
 }
 
+/* Root may think that it has changed the node, nobody has; it exists already. */
+static void owner(void) {
+  CHECK(chown("/dev/kvm", (uid_t)-1, (gid_t)-1) == 0);
+  CHECK(lchown("/dev/../dev/kvm", (uid_t)-1, (gid_t)-1) == 0);
+  CHECK(fchownat(AT_FDCWD, "/dev/kvm", (uid_t)-1, (gid_t)-1, AT_SYMLINK_NOFOLLOW) == 0);
+  CHECK_ERRNO(mknod("/dev/kvm", S_IFCHR | 0666, makedev(10, 232)), EEXIST);
+  CHECK_ERRNO(mknodat(AT_FDCWD, "/dev/kvm", S_IFCHR | 0666, makedev(10, 232)), EEXIST);
+  CHECK_ERRNO(getxattr("/dev/kvm", "system.posix_acl_access", NULL, 0), ENODATA);
+  CHECK_ERRNO(lremovexattr("/dev/kvm", "system.posix_acl_access"), ENODATA);
+  if (geteuid()) {
+    CHECK_ERRNO(setxattr("/dev/kvm", "system.posix_acl_access", "", 0, 0), EPERM);
+    CHECK_ERRNO(chown("/dev/kvm", geteuid(), (gid_t)-1), EPERM);
+    CHECK_ERRNO(chmod("/dev/kvm", 0600), EPERM);
+  }
+  char path[] = "/tmp/uvirt-owner.XXXXXX";
+  int fd = mkstemp(path);
+  struct stat st;
+  CHECK(fd >= 0 && chmod(path, 0640) == 0 && fstat(fd, &st) == 0 && (st.st_mode & 07777) == 0640);
+  CHECK(chown(path, geteuid(), (gid_t)-1) == 0 && fchmodat(AT_FDCWD, path, 0600, 0) == 0);
+  CHECK(unlink(path) == 0 && close(fd) == 0);
+}
+
 int main(void) {
+  owner();
   node();
   objects();
   may_open();

@@ -1,6 +1,7 @@
 /* Code that others change while a vCPU runs it: another vCPU by the manual's protocol (SDM Vol. 3A 8.1.3) and by the breakpoint
  * method of Linux, the client before an interrupt, slots that change meanwhile. */
 #include <pthread.h>
+#include <sched.h>
 #include <time.h>
 #include <unistd.h>
 #include "inside.h"
@@ -230,6 +231,54 @@ static void client(void) {
   CHECK_EQ(strange, 0);
 }
 
+/* ---- interrupts make two vCPUs compare the same code with memory at once: both go on when no more come ---- */
+
+HANDLER take_tick(struct frame *f) {
+  acks = acks + 1;
+  eoi();
+}
+static void guest_ticked(void) {
+  apic_on();
+  pic_off();
+  report(1);
+  sti();
+  for (; !stop; calls = calls + 1) run(CODE);
+  cli();
+  done();
+}
+static void guest_beside(void) {
+  for (; !stop; ack = ack + 1) run(CODE);
+  done();
+}
+
+static void *tick_thread(void *arg) {
+  struct pair *p = arg;
+  time_t from = time(NULL);
+  for (u32 n = 0; n < 100000 && (n < 50 || time(NULL) < from + 2); n++) {
+    for (u32 k = 0; k <= n % 4; k++) {
+      struct kvm_msi msi = {.address_lo = 0xfee00000, .data = 0x50};
+      CHECK(guest_ioctl(p->g->vm, KVM_SIGNAL_MSI, &msi) >= 0); /* 0: the one before still waits */
+    }
+    u32 a = calls, b = ack;
+    for (unsigned k = 0; k < 1000000 && (calls == a || ack == b); k++) sched_yield();
+    wait_host(&calls, a + 1);
+    wait_host(&ack, b + 1);
+  }
+  stop = 1;
+  return NULL;
+}
+
+static void compared(void) {
+  struct pair p = start(guest_ticked, guest_beside);
+  HANDLE(p.g, 0x50, take_tick);
+  CHECK_EQ(guest_next(p.g), 1);
+  pthread_t t;
+  pthread_create(&t, NULL, tick_thread, &p);
+  finish(&p);
+  pthread_join(t, NULL);
+  CHECK(acks > 0);
+}
+
 /* ---- slots change while code changes itself ---- */
 
 static u8 backing[0x4000] __attribute__((aligned(4096)));
@@ -288,4 +337,4 @@ static void slots(void) {
   CHECK_EQ(strange, 0);
 }
 
-GUEST_MAIN({"protocol", protocol}, {"breakpoint", breakpoint}, {"client", client}, {"slots", slots})
+GUEST_MAIN({"protocol", protocol}, {"breakpoint", breakpoint}, {"client", client}, {"compared", compared}, {"slots", slots})

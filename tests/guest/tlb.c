@@ -423,6 +423,42 @@ static void guest_pcid(void) {
   done();
 }
 
+/* A PCID that comes back finds what it knew, but no more than it may: frame 1 has become code, or has been invalidated, while it was away. */
+static void guest_away(void) {
+  typedef u32 fn(void);
+  u64 cr3 = read_cr3();
+  write_cr4(read_cr4() | CR4_PCIDE | CR4_PGE);
+  volatile u8 *code = (volatile u8 *)(uintptr_t)(frame(1) + 0x100), *same = (volatile u8 *)(PAGE + 0x100);
+  fn *run = (fn *)(uintptr_t)(frame(1) + 0x100);
+  code[0] = 0xb8, code[1] = 0, code[2] = code[3] = code[4] = 0, code[5] = 0xc3; /* mov $0, %eax; ret */
+  write_cr3(cr3 | 1);
+  for (u32 n = 1; n < 60; n++) {
+    write_cr3(cr3 | 1 | NO_FLUSH);
+    fresh(1, W);
+    same[1] = (u8)(2 * n); /* the TLB may write there now */
+    write_cr3(cr3 | 2 | NO_FLUSH);
+    for (unsigned k = 0; k < 20; k++) EXPECT_EQ(run(), 2 * n);
+    write_cr3(cr3 | 1 | NO_FLUSH);
+    same[1] = (u8)(2 * n + 1);
+    EXPECT_EQ(run(), 2 * n + 1);
+    write_cr3(cr3 | 2 | NO_FLUSH);
+    EXPECT_EQ(run(), 2 * n + 1);
+    page(2, W); /* as other processors do it: the entry, then the PCID's translation */
+    EXPECT_EQ(invpcid(n & 1, 1, PAGE), NO_FAULT);
+    write_cr3(cr3 | 1 | NO_FLUSH);
+    EXPECT_EQ(at(PAGE), 2);
+    page(3, W);
+    invlpg(PAGE);
+    EXPECT_EQ(at(PAGE), 3);
+    write_cr3(cr3 | 17 | NO_FLUSH); /* many PCIDs, some of them in one place of the engine */
+    EXPECT(at(PAGE) <= 3);
+    page(1, W);
+    write_cr3(cr3 | 1); /* drops its own */
+    EXPECT_EQ(at(PAGE), 1);
+  }
+  done();
+}
+
 /* ---- host side ---- */
 
 static void large_page(struct guest *g, u64 lin, unsigned level, u64 e) {
@@ -467,6 +503,7 @@ INSIDE(smap)
 INSIDE(implicit)
 INSIDE(dirty)
 INSIDE(pcid)
+INSIDE(away)
 
 /* Port 0 is the client's. */
 static void run_io_bitmap(void) {
@@ -487,4 +524,4 @@ static void run_keys(void) {
 
 GUEST_MAIN({"invlpg", run_invlpg}, {"large", run_large}, {"global", run_global}, {"upgrade", run_upgrade},
            {"downgrade", run_downgrade}, {"controls", run_controls}, {"smap", run_smap}, {"implicit", run_implicit},
-           {"io-bitmap", run_io_bitmap}, {"keys", run_keys}, {"dirty", run_dirty}, {"pcid", run_pcid})
+           {"io-bitmap", run_io_bitmap}, {"keys", run_keys}, {"dirty", run_dirty}, {"pcid", run_pcid}, {"away", run_away})

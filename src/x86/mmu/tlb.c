@@ -19,23 +19,35 @@ static void no_large(struct x86_mmu *m) {
 }
 
 int x86_mmu_create(struct x86_vcpu *c) {
-  c->mmu.meta = calloc(TLB_COUNT * X86_TLB_SIZE, sizeof(struct x86_tlb_meta));
-  c->mmu.log = calloc(X86_TLB_LOG, sizeof(*c->mmu.log));
-  if (!c->mmu.meta || !c->mmu.log) {
+  struct x86_mmu *m = &c->mmu;
+  m->meta = calloc(TLB_COUNT * X86_TLB_SIZE, sizeof(struct x86_tlb_meta));
+  m->aside = calloc(X86_PCID_SLOTS, sizeof(*m->aside));
+  for (unsigned n = 0; n < 2; n++) m->log[n].slot = calloc(X86_TLB_LOG, sizeof(u16));
+  if (!m->meta || !m->aside || !m->log[0].slot || !m->log[1].slot) {
     x86_mmu_destroy(c);
     return -ENOMEM;
   }
-  for (unsigned n = 0; n < TABLE_ENTRIES; n++) entry_clear(&c->mmu, n);
-  no_large(&c->mmu);
-  c->tlb = c->mmu.tables;
+  for (unsigned n = 0; n < TABLE_ENTRIES; n++) entry_clear(m, n);
+  no_large(m);
+  c->tlb = m->tables;
   return 0;
 }
 
 void x86_mmu_destroy(struct x86_vcpu *c) {
-  free(c->mmu.meta);
-  free(c->mmu.log);
-  c->mmu.meta = NULL;
-  c->mmu.log = NULL;
+  struct x86_mmu *m = &c->mmu;
+  free(m->meta);
+  free(m->aside);
+  m->meta = NULL;
+  m->aside = NULL;
+  for (unsigned n = 0; n < 2; n++) {
+    free(m->log[n].slot);
+    m->log[n].slot = NULL;
+  }
+}
+
+static void note(struct x86_tlb_log *l, unsigned slot) {
+  if (l->n < X86_TLB_LOG) l->slot[l->n] = (u16)slot;
+  l->n++;
 }
 
 void x86_tlb_fill(struct x86_vcpu *c, u64 lin, unsigned table, gpa_t gpa, bool global, hva_t host, unsigned perms) {
@@ -48,8 +60,7 @@ void x86_tlb_fill(struct x86_vcpu *c, u64 lin, unsigned table, gpa_t gpa, bool g
       .delta = host - page,
   };
   c->mmu.meta[n] = (struct x86_tlb_meta){.gpa = gpa, .global = global};
-  if (c->mmu.logged < X86_TLB_LOG) c->mmu.log[c->mmu.logged] = (u16)n;
-  c->mmu.logged++;
+  note(&c->mmu.log[global], n);
   vcpu_stat_inc(&c->core, tlb_fills);
 }
 
@@ -69,12 +80,19 @@ static void new_super(struct x86_generations *g) {
   g->super_local = false;
 }
 
+static void forget_users(struct x86_generations *g) {
+  for (unsigned n = 0; n < X86_PCID_SLOTS; n++) g->known[n].user = 0;
+}
+
 void x86_mmu_forget_pcids(struct x86_vcpu *c) {
-  for (unsigned n = 0; n < X86_PCID_SLOTS; n++) c->mmu.gen.known[n].user = 0;
+  forget_users(&c->mmu.gen);
+  for (unsigned n = 0; n < X86_PCID_SLOTS; n++) c->mmu.aside[n].n = 0;
 }
 void x86_mmu_forget_pcid(struct x86_vcpu *c, unsigned pcid) {
   struct x86_generations *g = &c->mmu.gen;
-  if (g->known[pcid % X86_PCID_SLOTS].pcid == pcid) g->known[pcid % X86_PCID_SLOTS].user = 0;
+  unsigned slot = pcid % X86_PCID_SLOTS;
+  if (g->known[slot].pcid == pcid) g->known[slot].user = 0;
+  if (c->mmu.aside[slot].pcid == pcid) c->mmu.aside[slot].n = 0;
 }
 
 static unsigned executed_bit(u64 lin) { return (unsigned)((lin >> PAGE_SHIFT) * 0x9e3779b97f4a7c15ull >> (64 - X86_EXECUTED_BITS)); }
@@ -103,27 +121,34 @@ static void renew_for_page(struct x86_vcpu *c, u64 lin) {
   unsigned bit = executed_bit(lin);
   if (g->executed[0][bit / 64] >> (bit % 64) & 1) new_super(g);
   if (!(g->executed[1][bit / 64] >> (bit % 64) & 1)) return;
-  x86_mmu_forget_pcids(c);
+  forget_users(g); /* it may be global */
   new_user(c);
 }
 
 /* ---- flushes ---- */
 
+/* The global entries, or the others. */
+static void flush_kind(struct x86_mmu *m, bool global) {
+  struct x86_tlb_log *l = &m->log[global];
+  if (l->n > X86_TLB_LOG) {
+    for (unsigned n = 0; n < TLB_COUNT * X86_TLB_SIZE; n++)
+      if (m->meta[n].global == global) entry_clear(m, n);
+  } else {
+    for (unsigned k = 0; k < l->n; k++)
+      if (m->meta[l->slot[k]].global == global) entry_clear(m, l->slot[k]);
+  }
+  l->n = 0;
+}
+
 static void flush_entries(struct x86_vcpu *c, bool globals) {
   struct x86_mmu *m = &c->mmu;
-  unsigned kept = 0;
   vcpu_stat_inc(&c->core, tlb_flush);
-  if (m->logged > X86_TLB_LOG) {
-    for (unsigned n = 0; n < TLB_COUNT * X86_TLB_SIZE; n++) entry_clear(m, n);
-  } else {
-    for (unsigned k = 0; k < m->logged; k++) {
-      unsigned n = m->log[k];
-      if (!globals && m->meta[n].global) m->log[kept++] = (u16)n;
-      else entry_clear(m, n);
-    }
-  }
-  m->logged = kept;
-  if (!kept) no_large(m);
+  m->pcid = (u16)current_pcid(c);
+  flush_kind(m, false);
+  if (!globals) return;
+  flush_kind(m, true);
+  for (unsigned n = 0; n < X86_PCID_SLOTS; n++) m->aside[n].n = 0;
+  no_large(m);
 }
 
 void x86_mmu_flush_all(struct x86_vcpu *c, bool globals) {
@@ -131,17 +156,57 @@ void x86_mmu_flush_all(struct x86_vcpu *c, bool globals) {
   renew(c, globals);
 }
 
-/* Write tags with this guest-physical page. */
+static void protect(struct x86_tlb_entry *e, hva_t page, unsigned slot) {
+  if (e->write + e->delta == page) e->write = x86_tlb_none(slot);
+}
+
+/* Write tags with this page. */
 void x86_mmu_protect_page(struct x86_vcpu *c, hva_t page) {
   struct x86_mmu *m = &c->mmu;
-  if (m->logged > X86_TLB_LOG) {
+  if (m->log[0].n > X86_TLB_LOG || m->log[1].n > X86_TLB_LOG) {
     flush_entries(c, true);
     return;
   }
-  for (unsigned k = 0; k < m->logged; k++) {
-    struct x86_tlb_entry *e = &m->tables[m->log[k]];
-    if (e->write + e->delta == page) e->write = x86_tlb_none(m->log[k]);
+  for (unsigned n = 0; n < 2; n++)
+    for (unsigned k = 0; k < m->log[n].n; k++) protect(&m->tables[m->log[n].slot[k]], page, m->log[n].slot[k]);
+  for (unsigned n = 0; n < X86_PCID_SLOTS; n++)
+    for (unsigned k = 0; k < m->aside[n].n; k++) protect(&m->aside[n].kept[k].entry, page, m->aside[n].kept[k].slot);
+}
+
+/* ---- entries of other address spaces ---- */
+
+static bool is_empty(const struct x86_tlb_entry *e, unsigned slot) {
+  u64 none = x86_tlb_none(slot);
+  return e->read == none && e->write == none && e->exec == none;
+}
+
+/* Those in the tables that are not global. */
+static void put_aside(struct x86_mmu *m) {
+  struct x86_tlb_aside *a = &m->aside[m->pcid % X86_PCID_SLOTS];
+  struct x86_tlb_log *l = &m->log[false];
+  a->pcid = m->pcid;
+  a->n = 0;
+  if (l->n > X86_TLB_LOG) return;
+  for (unsigned k = l->n; k-- > 0 && a->n < X86_TLB_ASIDE;) { /* the newest first */
+    unsigned slot = l->slot[k];
+    if (m->meta[slot].global || is_empty(&m->tables[slot], slot)) continue;
+    a->kept[a->n].entry = m->tables[slot];
+    a->kept[a->n].meta = m->meta[slot];
+    a->kept[a->n++].slot = (u16)slot;
+    entry_clear(m, slot);
   }
+}
+
+static void bring_back(struct x86_mmu *m, unsigned pcid) {
+  struct x86_tlb_aside *a = &m->aside[pcid % X86_PCID_SLOTS];
+  if (a->pcid != pcid) return;
+  for (unsigned k = a->n; k-- > 0;) {
+    unsigned slot = a->kept[k].slot;
+    m->tables[slot] = a->kept[k].entry;
+    m->meta[slot] = a->kept[k].meta;
+    note(&m->log[false], slot);
+  }
+  a->n = 0;
 }
 
 void x86_mmu_flush_page(struct x86_vcpu *c, u64 lin) {
@@ -186,14 +251,18 @@ void x86_mmu_rights_changed(struct x86_vcpu *c) {
   c->tlb = &c->mmu.tables[(slow_table(c) ? TLB_SLOW : c->mmu.right) * X86_TLB_SIZE];
 }
 
+/* SDM Vol. 3A 4.10.4.1: bit 63 keeps what is cached of the new PCID; what is cached of others may stay in any case. */
 void x86_mmu_cr3_written(struct x86_vcpu *c, bool flush) {
-  struct x86_generations *g = &c->mmu.gen;
+  struct x86_mmu *m = &c->mmu;
+  struct x86_generations *g = &m->gen;
   unsigned pcid = current_pcid(c), slot = pcid % X86_PCID_SLOTS;
-  /* Translations of data are not tagged with a PCID: the no-flush form may drop more than asked (SDM Vol. 3A 4.10.4.1). */
+  if (flush) x86_mmu_forget_pcid(c, pcid);
+  if (pcid == m->pcid && !flush) return;
+  if (pcid != m->pcid) put_aside(m);
   flush_entries(c, false);
-  bool back = !flush && g->known[slot].user && g->known[slot].pcid == pcid;
-  u64 user = g->known[slot].user;
+  bring_back(m, pcid);
+  u64 user = g->known[slot].pcid == pcid ? g->known[slot].user : 0;
   if (g->super_local) new_super(g);
-  if (back) g->now[1] = user;
+  if (user) g->now[1] = user;
   else new_user(c);
 }

@@ -38,6 +38,24 @@ struct x86_tlb_meta {
 
 #define X86_TLB_LOG 4096
 
+/* Table slots that were filled since the last flush, so that a flush touches only them. */
+struct x86_tlb_log {
+  u16 *slot;
+  unsigned n; /* > X86_TLB_LOG: it overflowed */
+};
+
+/* What was known of an address space that CR3 has left, until its PCID comes back. */
+#define X86_TLB_ASIDE 128
+struct x86_tlb_aside {
+  u16 pcid;
+  u16 n;
+  struct {
+    struct x86_tlb_entry entry;
+    struct x86_tlb_meta meta;
+    u16 slot;
+  } kept[X86_TLB_ASIDE];
+};
+
 /* What a linear address was found to lead to, as code, is remembered with a generation (block.c, translate/); it holds while that generation is in force.
  * CPL 3 and the other levels have one each: supervisor code is usually global and survives a new CR3.  User code that comes back with its PCID gets its
  * generation back. */
@@ -57,8 +75,9 @@ struct x86_generations {
 struct x86_mmu {
   struct x86_tlb_entry tables[TLB_TABLES * X86_TLB_SIZE]; /* within the vCPU: translated code finds it by a constant offset */
   struct x86_tlb_meta *meta;      /* TLB_COUNT * X86_TLB_SIZE */
-  u16 *log;                       /* table slots filled since the last flush, so that a flush touches only them */
-  unsigned logged;                /* > X86_TLB_LOG: the log overflowed */
+  struct x86_tlb_log log[2];      /* [global] */
+  struct x86_tlb_aside *aside;    /* X86_PCID_SLOTS, by PCID */
+  u16 pcid;                       /* whose entries are in the tables */
   struct {
     u64 start, end;               /* linear range in which large guest pages were seen, by address bit 63: INVLPG there flushes all */
   } large[2];

@@ -254,6 +254,7 @@ static bool attempt(struct translation *t, bool (*fn)(struct translation *t)) {
 static void one(struct translation *t) {
   bool ends = t->i->iflags & X86_I_END, branch = t->i->iflags & (X86_I_END | X86_I_MAYBE);
   t->at = NULL;
+  t->align = 0;
   if (!t_x87_keeps_pointer(t)) t_flush_x87_pointer(t);
   if (attempt(t, t_system) || attempt(t, t_high_byte)) return;
   if (branch ? !attempt(t, t_branch) : !attempt(t, t_rewrite) && !attempt(t, t_special) && !attempt(t, t_x87))
@@ -271,7 +272,7 @@ static bool translate_insns(struct translation *t, const struct x86_decoded_insn
     t->i = &t->b->insn[t->k];
     t->z = &d[t->k].insn;
     t->ops = d[t->k].ops;
-    t->p = &t->plan.insn[t->k];
+    t->p = &t->plan.insn[t->copy * t->b->n + t->k];
     place(t);
     t_flags_begin(t);
     one(t);
@@ -323,7 +324,7 @@ void t_loop(struct translation *t) {
 static bool translate_copies(struct translation *t, const struct x86_decoded_insn *d) {
   for (t->copy = 0; t->copy < t->copies; t->copy++) {
     if (t->copy == 1) begin_loop(t);
-    if (t->copy) t->ready &= t->plan.constant;
+    if (t->copy == 1) t->ready &= t->plan.constant;
     t->ended = false;
     if (!translate_insns(t, d)) return false;
   }
@@ -379,7 +380,7 @@ static bool translate(struct translation *t, unsigned copies, struct x86_vcpu *c
   for (unsigned n = 0; n <= ATTEMPTS; n++) {
     bool last = n == ATTEMPTS;
     if (last || t->no_loop) t->copies = 1;
-    x86_plan(&t->plan, b, d, interpreted, !last && !b->scattered, t->copies > 1, last);
+    x86_plan(&t->plan, b, d, interpreted, !last, t->copies, last);
     begin(t, c, a, b, right, code);
     if (!emit(t, d, body_host)) return false;
     if (last || (t->interpreted == interpreted && !t->lost_plan && !t->no_loop && body_host == (t->f.first == FIRST_READ))) return true;
@@ -394,7 +395,7 @@ static unsigned copies_of(const struct x86_block *b, const struct x86_decoded_in
   const struct x86_decoded_insn *last = &d[b->n - 1];
   bool itself = last->insn.meta.category == ZYDIS_CATEGORY_COND_BR && last->ops[0].type == ZYDIS_OPERAND_TYPE_IMMEDIATE &&
                 (s64)b->insn[b->n - 1].imm == 0;
-  return !itself ? 1 : b->n <= 4 ? 5 : b->n <= 8 ? 3 : 2;
+  return !itself ? 1 : b->n <= 8 ? 5 : b->n <= 16 ? 3 : 2;
 }
 
 struct x86_code *x86_translate_block(struct x86_vcpu *c, struct jit_arena *a, struct x86_block *b, unsigned right) {

@@ -3,7 +3,7 @@
 
 /* ---- targets by linear address ---- */
 
-_Static_assert(sizeof(struct x86_code_target) == 32 && X86_TARGET_BITS == 14, "t_find_target()");
+_Static_assert(sizeof(struct x86_code_target) == 32 && X86_TARGET_BITS == 16, "t_find_target()");
 #define TARGET(field) EM_GS_AT(H_RCX, offsetof(struct x86_vcpu, code.targets) + offsetof(struct x86_code_target, field))
 
 /* ECX: where the target in RAX is in the table. */
@@ -11,7 +11,8 @@ static void target_index(struct emitter *e) {
   em_reg(e, 0, 0x8b, H_RCX, H_RAX);             /* mov ecx, eax */
   em_reg(e, 0, 0xc1, 5, H_RCX), em8(e, 10);     /* shr ecx, 10 */
   em_reg(e, 0, 0x33, H_RCX, H_RAX);             /* xor ecx, eax */
-  em_reg(e, 0, 0x81, 4, H_RCX), em32(e, 0x3fff); /* and ecx */
+  em_mem(e, 0, 0x33, H_RCX, EM_GS(offsetof(struct x86_vcpu, code.salt)));
+  em_reg(e, 0, 0x81, 4, H_RCX), em32(e, 0xffff); /* and ecx */
   em_reg(e, 0, 0xc1, 4, H_RCX), em8(e, 5);      /* shl ecx, 5 */
 }
 

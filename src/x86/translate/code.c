@@ -93,6 +93,7 @@ void x86_code_vcpu_init(struct x86_vcpu *c) {
   c->code.load_x87 = x86_code_load_x87;
   c->code.can_x87 = keeps_x87();
   c->code.avx = __builtin_cpu_supports("avx");
+  c->code.bmi2 = __builtin_cpu_supports("bmi2");
   c->code.wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw");
 }
 
@@ -150,7 +151,8 @@ void x86_code_killed(struct x86_block *b) {
 
 /* Offers it to everyone, unless the block has died meanwhile. */
 static void publish(struct x86_block *b, struct x86_code *code) {
-  set_epoch(code, -atomic_load(&b->epoch));
+  /* One that died while it was translated was not read as a whole: it is never entered. */
+  set_epoch(code, atomic_load(&b->dead) ? EPOCH_NEVER : -atomic_load(&b->epoch));
   atomic_store(&b->code[code->right], code);
   if (atomic_load(&b->dead)) set_epoch(code, EPOCH_NEVER);
 }
@@ -226,8 +228,14 @@ static void link_jump(struct x86_vcpu *c, struct x86_code *code) {
 
 /* ---- running ---- */
 
+static void set_generation(struct x86_vcpu *c, unsigned right) {
+  u64 generation = x86_code_generation(c);
+  c->code.generation = generation << 2 | right;
+  c->code.salt = right == TLB_USER ? ((u32)generation * X86_CODE_SALT) >> 16 : 0;
+}
+
 static struct x86_code_target *target_of(struct x86_vcpu *c, u64 lin) {
-  return &c->code.targets[(lin ^ lin >> 10) & ((1u << X86_TARGET_BITS) - 1)];
+  return &c->code.targets[(lin ^ lin >> 10 ^ c->code.salt) & ((1u << X86_TARGET_BITS) - 1)];
 }
 
 static void own_gs(struct x86_vcpu *c) {
@@ -243,7 +251,7 @@ void x86_code_end(struct x86_vcpu *c) {
 
 int x86_code_run(struct x86_vcpu *c, struct x86_code *code) {
   if (unlikely(!c->code.on)) own_gs(c);
-  c->code.generation = x86_code_generation(c) << 2 | code->right;
+  set_generation(c, code->right);
   *target_of(c, c->rip) = (struct x86_code_target){.lin = c->rip, .generation = c->code.generation, .code = code->saved, .owner = code};
   if (c->code.link) link_jump(c, code);
   c->code.page = c->rip & PAGE_MASK;
@@ -273,7 +281,7 @@ __attribute__((used)) const void *x86_code_next(struct x86_vcpu *c, int flow) {
     return NULL;
   c->cur = NULL;
   c->code.result = x86_finish_block(c, last, flow);
-  c->code.generation = x86_code_generation(c) << 2 | right;
+  set_generation(c, right);
   const struct x86_code_target *t = target_of(c, c->rip);
   if (t->lin != c->rip || t->generation != c->code.generation) return NULL;
   c->code.page = c->rip & PAGE_MASK;
@@ -286,12 +294,12 @@ __attribute__((used)) const void *x86_code_next(struct x86_vcpu *c, int flow) {
 
 /* Accesses that share a check lie in different pages so often that it costs much of the block's time: it is translated again, without such checks.
  * Now and then is what a walk through memory does at the end of each page. */
-static void count_miss(struct x86_code *code) {
+static void count_miss(struct x86_code *code, unsigned insn) {
   if (__atomic_add_fetch(&code->missed, 1, __ATOMIC_RELAXED) != SCATTERED) return;
   u64 now = x86_host_tsc(), since = __atomic_exchange_n(&code->missed_since, now, __ATOMIC_RELAXED);
   __atomic_store_n(&code->missed, 0, __ATOMIC_RELAXED);
   if (now - since > (u64)SCATTERED * MISS_CYCLES) return;
-  code->block->scattered = true;
+  __atomic_fetch_or(&code->block->scattered, 1u << insn, __ATOMIC_RELAXED);
   atomic_store(&code->block->code[code->right], NULL);
   set_epoch(code, EPOCH_NEVER);
 }
@@ -300,7 +308,8 @@ static void count_miss(struct x86_code *code) {
 int x86_code_finish(struct x86_vcpu *c, const struct x86_insn *i);
 __attribute__((used)) int x86_code_finish(struct x86_vcpu *c, const struct x86_insn *i) {
   int r;
-  count_miss((struct x86_code *)(uintptr_t)c->code.scratch);
+  struct x86_code *code = (struct x86_code *)(uintptr_t)c->code.scratch;
+  count_miss(code, (unsigned)(i - code->block->insn) - 1);
   for (;; i++) {
     c->cur = i;
     r = __atomic_load_n(&i->fn, __ATOMIC_RELAXED)(c, i);

@@ -48,6 +48,8 @@ static const struct field {
     FIELD(code.load_vectors),
     FIELD(code.load_x87),
     FIELD(code.leave),
+    FIELD(code.syscall),
+    FIELD(code.sysret),
 };
 
 static const char *const general[] = {"rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi",

@@ -36,29 +36,45 @@ static unsigned base_register(struct translation *t, const struct plan_address *
   return scratch;
 }
 
-/* RAX: the linear address.  Flags are lost. */
-static void linear(struct translation *t, const struct plan_address *a) {
+/* RAX: the linear address.  Returns where else it is, or RAX.  Flags are lost. */
+static unsigned linear(struct translation *t, const struct plan_address *a) {
   struct em_mem m = {.index = H_NONE, .shift = a->shift, .disp = a->disp};
   m.base = (u8)base_register(t, a, H_RAX);
   if (a->index != X86_REG_NONE) m.index = (u8)t_read(t, a->index, H_RCX);
-  if (m.index == H_NONE && !m.disp && m.base != H_NONE)
+  bool plain = m.index == H_NONE && !m.disp && m.base != H_NONE;
+  if (plain)
     em_mov(&t->e, H_RAX, m.base);
   else
     em_lea(&t->e, H_RAX, m);
   if (a->seg) em_mem(&t->e, 1, 0x03, H_RAX, segment_base(a->seg));
+  return plain && !a->seg ? m.base : H_RAX;
 }
 
-/* RCX: what to add to the linear address in RAX, when all bytes lie in a page with the right; the displacement of the jump where not. */
-static u8 *look_up(struct translation *t, s32 bytes, bool write) {
+/* ECX: register >> 7; the highest bits are whatever. */
+static void index_bits(struct translation *t, unsigned reg) {
+  struct emitter *e = &t->e;
+  if (t->c->code.bmi2) { /* rorx ecx, reg, 7 */
+    em8(e, 0xc4), em8(e, 0xc3 | (reg & 8 ? 0 : 0x20)), em8(e, 0x7b), em8(e, 0xf0);
+    em8(e, 0xc0 | H_RCX << 3 | (reg & 7)), em8(e, 7);
+  } else {
+    em_reg(e, 0, 0x8b, H_RCX, reg);          /* mov ecx, reg */
+    em_reg(e, 0, 0xc1, 5, H_RCX), em8(e, 7); /* shr ecx, 7 */
+  }
+}
+
+/* RCX: what to add to the linear address in RAX (and in `copy`), when all bytes lie in a page with the right, and the bits of `align` in the address are 0;
+ * the displacement of the jump where not. */
+static u8 *look_up(struct translation *t, unsigned copy, s32 bytes, unsigned align, bool write) {
   struct emitter *e = &t->e;
   s32 table = GS_OF(mmu.tables) + (s32)(t->right * X86_TLB_SIZE * sizeof(struct x86_tlb_entry));
-  em_reg(e, 0, 0x8b, H_RCX, H_RAX);               /* mov ecx, eax */
-  em_reg(e, 0, 0xc1, 5, H_RCX), em8(e, 7);        /* shr ecx, 7 */
+  index_bits(t, copy);
   em_reg(e, 0, 0x81, 4, H_RCX), em32(e, 0x1ffe0); /* and ecx: 32 * index */
   em_mem(e, 1, 0x33, H_RAX,
          EM_GS_AT(H_RCX, table + (s32)(write ? offsetof(struct x86_tlb_entry, write) : offsetof(struct x86_tlb_entry, read))));
   em_load(e, H_RCX, EM_GS_AT(H_RCX, table + (s32)offsetof(struct x86_tlb_entry, delta)));
-  em8(e, 0x48), em8(e, 0x3d), em32(e, (u32)(PAGE_SIZE - bytes)); /* cmp rax: the offset in the page, when it is that page */
+  unsigned shift = align ? (unsigned)__builtin_ctz(align + 1) : 0;
+  if (shift) em_reg(e, 1, 0xc1, 1, H_RAX), em8(e, shift);                 /* ror rax: what must be 0 is on top now */
+  em8(e, 0x48), em8(e, 0x3d), em32(e, (u32)(PAGE_SIZE - bytes) >> shift); /* cmp rax: the offset in the page, when it is that page */
   return em_jcc(e, CC_A);
 }
 
@@ -94,12 +110,12 @@ static struct em_mem operand(struct translation *t, const struct plan_address *a
 }
 
 /* The check of a group whose registers have moved. */
-static u8 *check_group(struct translation *t, unsigned group, s32 moved) {
+static u8 *check_group(struct translation *t, unsigned group, s32 moved, unsigned align) {
   const struct plan_group *g = &t->plan.group[group];
   struct plan_address at = g->at;
   at.disp -= moved;
-  linear(t, &at);
-  u8 *miss = look_up(t, g->span, g->write);
+  unsigned copy = linear(t, &at);
+  u8 *miss = look_up(t, copy, g->span, align, g->write);
   em_store(&t->e, delta(group), H_RCX);
   return miss;
 }
@@ -109,15 +125,26 @@ static void check(struct translation *t, const struct plan_access *a) {
   t_lose_flags(t);
   t->lost_plan |= a->group != PLAN_ALONE && !a->leads;
   if (a->group == PLAN_ALONE || a->last) {
-    linear(t, &a->at);
-    s->from[s->n_from++] = look_up(t, a->size, a->write);
+    unsigned copy = linear(t, &a->at), align = a->size & t->align ? 0 : t->align;
+    s->from[s->n_from++] = look_up(t, copy, a->size, align, a->write);
+    t->align ^= align;
     return;
   }
-  u8 *miss = check_group(t, a->group, a->moved);
+  const struct plan_group *g = &t->plan.group[a->group];
+  unsigned align = ((a->at.disp + a->moved - g->at.disp) | g->span) & (s32)t->align ? 0 : t->align;
+  u8 *miss = check_group(t, a->group, a->moved, align);
+  t->aligned[a->group] = (u8)align;
+  t->align ^= align;
   s->from[s->n_from++] = miss;
   s->group = a->group;
   s->group_moved = a->moved + a->moved_by;
   t->ready |= 1u << a->group;
+}
+
+/* A page that has been looked at. */
+static void known(struct translation *t, const struct plan_access *a) {
+  em_load(&t->e, H_RCX, delta(a->group));
+  if (t->align <= t->aligned[a->group] && !((a->at.disp + a->moved - t->plan.group[a->group].at.disp) & (s32)t->align)) t->align = 0;
 }
 
 bool t_access(struct translation *t, unsigned n, struct em_mem *m) {
@@ -125,7 +152,7 @@ bool t_access(struct translation *t, unsigned n, struct em_mem *m) {
   const struct plan_access *a = &t->p->access[n];
   if (!a->size) return false;
   if (a->group != PLAN_ALONE && t->ready >> a->group & 1)
-    em_load(&t->e, H_RCX, delta(a->group));
+    known(t, a);
   else
     check(t, a);
   *m = operand(t, &a->at);
@@ -133,5 +160,5 @@ bool t_access(struct translation *t, unsigned n, struct em_mem *m) {
 }
 
 void t_check_again(struct translation *t, const struct t_slow *s, u8 **miss) {
-  *miss = check_group(t, s->group, s->group_moved);
+  *miss = check_group(t, s->group, s->group_moved, 0);
 }

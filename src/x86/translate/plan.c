@@ -195,10 +195,11 @@ static bool join(struct plan_group *g, struct open_group *o, unsigned number, st
   return true;
 }
 
-static void place(struct plan *p, struct open_group *open, struct plan_access *a) {
+/* alone: it may join a group, but not begin one. */
+static void place(struct plan *p, struct open_group *open, struct plan_access *a, bool alone) {
   for (unsigned n = p->n_groups; n-- > 0;)
     if (join(&p->group[n], &open[n], n, a)) return;
-  if (p->n_groups == PLAN_GROUPS) return;
+  if (alone || p->n_groups == PLAN_GROUPS) return;
   unsigned n = p->n_groups++;
   p->group[n] = (struct plan_group){.at = a->at, .write = a->write};
   open[n] = (struct open_group){.low = a->at.disp, .high = a->at.disp + a->size, .newest = a};
@@ -226,33 +227,40 @@ static void moved(struct plan *p, struct open_group *open, const struct x86_insn
   }
 }
 
-/* Groups whose registers nobody changes: in a loop one look is enough for all rounds. */
-static void find_constant(struct plan *p, const struct x86_block *b, struct open_group *open) {
-  u32 mask = 0;
-  for (unsigned k = 0; k < b->n; k++) mask |= p->insn[k].writes;
+/* Whether nobody in the block changes its registers: in a loop one look is enough for all rounds. */
+static bool is_constant(const struct plan *p, const struct plan_address *a, u32 interpreted) {
+  return !interpreted && !(a->base < 16 && (p->writes >> a->base & 1)) && !(a->index < 16 && (p->writes >> a->index & 1));
+}
+
+/* The second copy is where a loop goes on: what the first one has looked at holds there only if it is constant. */
+static void begin_loop(struct plan *p, struct open_group *open, u32 interpreted) {
   for (unsigned n = 0; n < p->n_groups; n++) {
-    const struct plan_address *a = &p->group[n].at;
-    bool changes = (a->base < 16 && (mask >> a->base & 1)) || (a->index < 16 && (mask >> a->index & 1));
-    if (changes || open[n].closed) continue;
-    p->constant |= 1u << n;
-    open[n].newest->last = false;
+    if (!open[n].closed && is_constant(p, &p->group[n].at, interpreted)) {
+      p->constant |= 1u << n;
+      open[n].newest->last = false;
+    } else {
+      open[n].closed = true;
+    }
   }
 }
 
-static void group(struct plan *p, const struct x86_block *b, const struct x86_decoded_insn *d, u32 interpreted, bool loop) {
+static void group(struct plan *p, const struct x86_block *b, const struct x86_decoded_insn *d, u32 interpreted, unsigned copies) {
   struct open_group open[PLAN_GROUPS];
-  for (unsigned k = 0; k < b->n; k++) {
-    struct plan_insn *i = &p->insn[k];
+  for (unsigned j = 0; j < copies * b->n; j++) {
+    struct plan_insn *i = &p->insn[j];
+    unsigned k = j % b->n;
+    if (j == b->n) begin_loop(p, open, interpreted);
     if ((interpreted >> k & 1) || is_system(d[k].insn.mnemonic)) { /* it may change what addresses mean */
       for (unsigned n = 0; n < p->n_groups; n++) open[n].closed = true;
       i->n_access = 0;
       continue;
     }
-    for (unsigned n = 0; n < i->n_access; n++) place(p, open, &i->access[n]);
+    bool alone = b->scattered >> k & 1;
+    for (unsigned n = 0; n < i->n_access; n++) place(p, open, &i->access[n], alone);
     moved(p, open, &b->insn[k], &d[k], i);
   }
-  if (loop) find_constant(p, b, open);
   for (unsigned n = 0; n < p->n_groups; n++) {
+    if (p->constant >> n & 1) open[n].newest->last = false;
     p->group[n].at.disp = open[n].low;
     p->group[n].span = open[n].high - open[n].low;
   }
@@ -288,23 +296,25 @@ static bool may_stop(const struct plan_insn *p, const struct x86_insn *i) {
 }
 
 /* Instructions that may have to load the vector or x87 registers first. */
-static void loads(struct plan *p, const struct x86_block *b, const struct x86_decoded_insn *d, u32 interpreted) {
+static void loads(struct plan *p, const struct x86_block *b, const struct x86_decoded_insn *d, u32 interpreted, unsigned copies) {
   unsigned loaded = 0;
   bool x87_loaded = false;
-  for (unsigned k = 0; k < b->n; k++) {
-    unsigned level = x86_plan_vector_level(&b->insn[k]);
+  for (unsigned j = 0; j < copies * b->n; j++) {
+    unsigned k = j % b->n, level = x86_plan_vector_level(&b->insn[k]);
     bool x87 = d[k].insn.meta.isa_ext == ZYDIS_ISA_EXT_X87;
-    p->insn[k].loads = level > loaded || (x87 && !x87_loaded);
+    p->insn[j].loads = level > loaded || (x87 && !x87_loaded);
     loaded = interpreted >> k & 1 ? 0 : MAX(loaded, level);
     x87_loaded = !(interpreted >> k & 1) && (x87_loaded || x87);
   }
 }
 
-static void flags(struct plan *p, const struct x86_block *b, const struct x86_decoded_insn *d, u32 interpreted, bool exact) {
+static void flags(struct plan *p, const struct x86_block *b, const struct x86_decoded_insn *d, u32 interpreted, unsigned copies,
+                  bool exact) {
   u8 live = ALL_FLAGS;
-  for (unsigned k = b->n; k-- > 0;) {
+  for (unsigned j = copies * b->n; j-- > 0;) {
+    unsigned k = j % b->n;
     const struct x86_insn *i = &b->insn[k];
-    struct plan_insn *at = &p->insn[k];
+    struct plan_insn *at = &p->insn[j];
     at->live = exact ? ALL_FLAGS : live;
     u8 read = passes_flags(d[k].insn.mnemonic) ? i->flags_read & at->live : i->flags_read;
     at->needs = i->flags_written ? (u8)(read | (at->live & ~i->flags_written)) : read;
@@ -333,15 +343,17 @@ static u32 system_insns(const struct x86_block *b, const struct x86_decoded_insn
 }
 
 void x86_plan(struct plan *p, const struct x86_block *b, const struct x86_decoded_insn *d, u32 interpreted, bool grouped,
-              bool loop, bool exact) {
+              unsigned copies, bool exact) {
   p->n_groups = 0;
-  p->constant = 0;
+  p->constant = p->writes = 0;
   interpreted |= system_insns(b, d);
-  for (unsigned k = 0; k < b->n; k++) {
-    accesses(&p->insn[k], b, &b->insn[k], &d[k]);
-    p->insn[k].writes = written(&d[k]);
+  for (unsigned j = 0; j < copies * b->n; j++) {
+    unsigned k = j % b->n;
+    accesses(&p->insn[j], b, &b->insn[k], &d[k]);
+    p->insn[j].writes = written(&d[k]);
+    p->writes |= p->insn[j].writes;
   }
-  if (grouped) group(p, b, d, interpreted, loop);
-  loads(p, b, d, interpreted);
-  flags(p, b, d, interpreted, exact);
+  if (grouped) group(p, b, d, interpreted, copies);
+  loads(p, b, d, interpreted, copies);
+  flags(p, b, d, interpreted, copies, exact);
 }

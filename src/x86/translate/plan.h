@@ -5,7 +5,7 @@
 #include <Zydis/Zydis.h>
 #include "x86/block.h"
 
-enum { PLAN_GROUPS = X86_CODE_DELTAS, PLAN_ALONE = 0xff };
+enum { PLAN_GROUPS = X86_CODE_DELTAS, PLAN_ALONE = 0xff, PLAN_INSNS = 2 * X86_BLOCK_MAX };
 
 struct x86_decoded_insn {
   ZydisDecodedInstruction insn;
@@ -52,15 +52,16 @@ struct plan_group {
 };
 
 struct plan {
-  u32 constant; /* groups whose registers are at the end as they were at the beginning */
-  struct plan_insn insn[X86_BLOCK_MAX];
+  u32 constant; /* groups that hold from one round of a loop to the next */
+  u32 writes; /* registers that any instruction writes */
+  struct plan_insn insn[PLAN_INSNS];
   struct plan_group group[PLAN_GROUPS];
   unsigned n_groups;
 };
 
-/* interpreted: bit n: instruction n is left to the interpreter.  grouped: whether accesses may share checks.  loop: the block is its own successor.  exact: all flags
+/* interpreted: bit n: instruction n is left to the interpreter.  grouped: whether accesses may share checks.  copies: how often the block is there, one after the other; the last is followed by the second.  exact: all flags
  * matter everywhere. */
 void x86_plan(struct plan *p, const struct x86_block *b, const struct x86_decoded_insn *d, u32 interpreted, bool grouped,
-              bool loop, bool exact);
+              unsigned copies, bool exact);
 
 #endif

@@ -9,6 +9,8 @@
 #include "x86/translate/flags.h"
 #include "x86/translate/plan.h"
 
+#define X86_CODE_SALT 0x9e3779b1u
+
 #define GS_OF(field) ((s32)offsetof(struct x86_vcpu, field))
 
 /* Guest registers in host registers.  RAX and RCX are scratch: LAHF and SAHF, JRCXZ, shift counts and the fixed operands of
@@ -16,7 +18,7 @@
 #define T_HOME(guest) (x86_translate_home[guest])
 extern const u8 x86_translate_home[16];
 
-enum { MAX_SLOW = X86_BLOCK_MAX * 2 + 2, MAX_EXITS = X86_BLOCK_MAX * 4 + 8 };
+enum { MAX_SLOW = PLAN_INSNS + 2, MAX_EXITS = X86_BLOCK_MAX * 4 + 8 };
 
 /* Out of line: the interpreter runs the instruction whose fast way failed. */
 struct t_slow {
@@ -53,6 +55,8 @@ struct translation {
 
   struct plan plan;
   u32 interpreted; /* instructions left to the interpreter */
+  unsigned align;  /* bits of the address of the access at hand that must be 0 and have not been looked at */
+  u8 aligned[PLAN_GROUPS]; /* the same of ready groups' lowest byte: known to be 0 */
   u32 ready;       /* groups whose page has been checked */
   bool lost_plan;  /* the plan did not know of one */
 

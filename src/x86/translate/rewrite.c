@@ -248,8 +248,9 @@ static bool rewrite(struct translation *t, unsigned align) {
     reg_is_operand |= op->encoding == ZYDIS_OPERAND_ENCODING_MODRM_REG;
   }
   if (f.memory) {
+    t->align = align;
     if (!t_access(t, 0, &f.mem)) return false;
-    if (align) {
+    if (t->align) {
       t_lose_flags(t);
       em_lea(&t->e, H_RAX, f.mem);
       em8(&t->e, 0xa9), em32(&t->e, align); /* test eax, align: pages are aligned */

@@ -41,7 +41,7 @@ _Static_assert(offsetof(struct x86_code_target, lin) == 0 && offsetof(struct x86
                    ", %%rcx\n\tleaq (%%rax,%%rcx,4), %%rcx\n\t"                                                                  \
                    "movq %%rcx, %%gs:%c[generation]\n\t" to                                                                      \
                    "movq %%rax, %%gs:%c[rip_]\n\tmovl %%eax, %%ecx\n\tshrl $10, %%ecx\n\t"                                       \
-                   "xorl %%eax, %%ecx\n\tandl $%c[target_mask], %%ecx\n\tshll $5, %%ecx\n\tcmpq %%gs:%c[targets](%%rcx), "       \
+                   "xorl %%eax, %%ecx\n\txorl %%gs:%c[link]+4, %%ecx\n\tandl $%c[target_mask], %%ecx\n\tshll $5, %%ecx\n\tcmpq %%gs:%c[targets](%%rcx), "       \
                    "%%rax\n\tjne 8f\n\t"                                                                                         \
                    "movq %%gs:%c[generation], %%rax\n\tcmpq %%gs:%c[targets]+8(%%rcx), %%rax\n\tjne 8f\n\tmovq %%gs:%c[rip_], "  \
                    "%%rax\n\t"                                                                                                   \
@@ -49,6 +49,8 @@ _Static_assert(offsetof(struct x86_code_target, lin) == 0 && offsetof(struct x86
                    "8:\tmovl $0, %%gs:%c[link]\n\taddq $8, %%rsp\n\tjmp x86_code_leave\n\t"
 
 #define TABLE_SHIFT 17
+#define SALT        0x9e3779b1
+_Static_assert(SALT == X86_CODE_SALT && offsetof(struct x86_vcpu, code.salt) == offsetof(struct x86_vcpu, code.link) + 4, "GO");
 _Static_assert(X86_TLB_SIZE * sizeof(struct x86_tlb_entry) == 1u << TABLE_SHIFT && sizeof(struct x86_code_target) == 32 &&
                    TLB_SUPER == 0 && TLB_COUNT <= 4,
                "GO");
@@ -71,7 +73,7 @@ __attribute__((used)) static void sequences(void) {
                                                                          "%[smap], %%gs:%c[cr4]\n\tje 1f\n\ttestl %[ac], "
                                                                          "%%gs:%c[rflags]\n\tjne 1f\n\t"
                                                                          "movl %[super_smap], %%eax\n1:\t" GO(
-                                                                             "super]", "movq %%gs:%c[lstar], %%rax\n\t")
+                                                                             "super]", "movl $0, %%gs:%c[link]+4\n\tmovq %%gs:%c[lstar], %%rax\n\t")
 
       /* SYSRET to 64-bit mode, of a processor that is not AMD's. */
       ".globl x86_code_sysret\n\t.hidden x86_code_sysret\nx86_code_sysret:\n\t"
@@ -84,7 +86,7 @@ __attribute__((used)) static void sequences(void) {
           STR(CODE_WORD2)) "subl $8, %%eax\n\t" SEGMENT("ss", STR(DATA_TYPE), STR(DATA_WORD) "+3",
                                                         STR(DATA_WORD2)) "movb $3, %%gs:%c[cpl]\n\tmovl %[user_right], "
                                                                          "%%eax\n\t" GO("super]+8",
-                                                                                        "movq %%r14, %%rax\n\t") ".popsection"
+                                                                                        "movl %%gs:%c[super]+8, %%ecx\n\timull $" STR(SALT) ", %%ecx, %%ecx\n\tshrl $16, %%ecx\n\tmovl %%ecx, %%gs:%c[link]+4\n\tmovq %%r14, %%rax\n\t") ".popsection"
       :
       : [efer] "i"(GS_OF(efer)), [next] "i"(offsetof(struct x86_insn, next)), [page] "i"(GS_OF(code.page)),
         [flags] "i"(GS_OF(code.flags)), [rflags] "i"(GS_OF(rflags)), [not_arith_rf] "i"((s32) ~(FL_ARITH | FL_RF)),
