@@ -83,6 +83,11 @@ static int fx_check(struct x86_vcpu *c, const struct x86_insn *i, bool write) {
   return r ? r : probe(c, i, 0, write);
 }
 
+/* Bytes behind the 80 bits of a register: images may load anything there, none is stored. */
+static void drop_reserved(u8 *b) {
+  for (unsigned n = 0; n < 8; n++) memset(b + 32 + 16 * n + 10, 0, 6);
+}
+
 static int fxsave(struct x86_vcpu *c, const struct x86_insn *i) {
   const u32 mask = MXCSR_MASK;
   u8 b[416];
@@ -91,6 +96,7 @@ static int fxsave(struct x86_vcpu *c, const struct x86_insn *i) {
   x86_mxcsr_sync(c);
   x86_xstate_store(c, XC_X87, b, 0);
   drop_selectors(i, b);
+  drop_reserved(b);
   memcpy(b + MXCSR_AT, &c->fpu.mxcsr, 4);
   memcpy(b + MXCSR_AT + 4, &mask, 4);
   x86_xstate_store(c, XC_SSE, b + 160, registers(c));
@@ -152,6 +158,7 @@ static int save_component(struct x86_vcpu *c, const struct x86_insn *i, unsigned
   x86_xstate_store(c, n, b, registers(c));
   if (n != XC_X87) return write_part(c, i, at, b, x86_xstate_length(n, registers(c)));
   drop_selectors(i, b);
+  drop_reserved(b);
   int r = write_part(c, i, 0, b, MXCSR_AT);
   return r ? r : write_part(c, i, 32, b + 32, 128);
 }
