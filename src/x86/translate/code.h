@@ -6,6 +6,9 @@
  *   rewrite.c    instructions that run as themselves, with other registers and a host address
  *   special.c    instructions with fixed registers; the stack
  *   branch.c     control flow
+ *   highbyte.c   instructions with AH to BH
+ *   system.c     what kernels do all the time: interrupt flag, SMAP, SWAPGS, time
+ *   syscall.c    SYSCALL and SYSRET
  *   memory.c     guest addresses to host addresses
  *   emit.h       host instruction encoding
  *
