@@ -21,6 +21,7 @@
 #define AREA  0x40000000ul /* linear and guest-physical */
 #define PAGES 16u
 #define SIZE  (PAGES * 0x1000ul)
+#define HOST  ((void *)0x60000000) /* where neither the kernel nor a sanitizer puts anything by itself */
 
 /* ---- a guest that notices every instruction that runs twice or not at all ---- */
 
@@ -87,7 +88,8 @@ struct area {
 static struct guest *start(struct area *a, void (*f)(void), bool from_file) {
   a->fd = from_file ? memfd_create("guest", MFD_CLOEXEC) : -1;
   if (from_file) CHECK_EQ(ftruncate(a->fd, SIZE), 0);
-  a->mem = mmap(NULL, SIZE, PROT_READ | PROT_WRITE, from_file ? MAP_SHARED : MAP_PRIVATE | MAP_ANONYMOUS, a->fd, 0);
+  a->mem = mmap(HOST, SIZE, PROT_READ | PROT_WRITE, MAP_FIXED_NOREPLACE | (from_file ? MAP_SHARED : MAP_PRIVATE | MAP_ANONYMOUS),
+                a->fd, 0);
   CHECK(a->mem != MAP_FAILED);
   struct guest *g = a->g = inside_start(f);
   guest_add_slot(g, 0, AREA, a->mem, SIZE);
@@ -437,7 +439,7 @@ static void missing_signal(void) {
     timer_settime(timer, 0, &every, NULL);
     CHECK_EQ(guest_next(a.g), 1);
     timer_delete(timer);
-    CHECK_EQ(w.missing, PAGES);
+    CHECK(w.missing >= PAGES); /* the kernel asks again after a signal */
     CHECK_EQ(guest_next(a.g), DONE);
     atomic_store(&w.stop, true);
     pthread_join(thread, NULL);
