@@ -7,7 +7,6 @@
 #include <poll.h>
 #include <pthread.h>
 #include <sched.h>
-#include <setjmp.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -22,6 +21,7 @@
 #define AREA  0x40000000ul /* linear and guest-physical */
 #define PAGES 16u
 #define SIZE  (PAGES * 0x1000ul)
+#define HOST  ((void *)0x60000000) /* where neither the kernel nor a sanitizer puts anything by itself */
 
 /* ---- a guest that notices every instruction that runs twice or not at all ---- */
 
@@ -90,7 +90,8 @@ struct area {
 static struct guest *start(struct area *a, void (*f)(void), bool from_file) {
   a->fd = from_file ? memfd_create("guest", MFD_CLOEXEC) : -1;
   if (from_file) CHECK_EQ(ftruncate(a->fd, SIZE), 0);
-  a->mem = mmap(NULL, SIZE, PROT_READ | PROT_WRITE, from_file ? MAP_SHARED : MAP_PRIVATE | MAP_ANONYMOUS, a->fd, 0);
+  a->mem = mmap(HOST, SIZE, PROT_READ | PROT_WRITE, MAP_FIXED_NOREPLACE | (from_file ? MAP_SHARED : MAP_PRIVATE | MAP_ANONYMOUS),
+                a->fd, 0);
   CHECK(a->mem != MAP_FAILED);
   struct guest *g = a->g = inside_start(f);
   guest_add_slot(g, 0, AREA, a->mem, SIZE);
@@ -114,7 +115,6 @@ static void finish(struct area *a) {
 
 static volatile sig_atomic_t handled, off_stack;
 static u8 alternate[65536];
-static __thread sigjmp_buf out;
 static u8 *nowhere;
 
 /* For faults of the client's own at `nowhere`; any other is a failure. */
@@ -123,11 +123,12 @@ static void on_own_fault(int sig, siginfo_t *info, void *context) {
   handled = handled + 1;
   if (&here < alternate || &here >= alternate + sizeof(alternate)) off_stack = off_stack + 1;
   if (info->si_addr != nowhere) abort();
-  siglongjmp(out, 1);
+  mprotect(nowhere, 0x1000, PROT_READ | PROT_WRITE);
 }
 
 static void own_fault(void) {
-  if (!sigsetjmp(out, 1)) *(volatile u8 *)nowhere = 1;
+  *(volatile u8 *)nowhere = 1;
+  mprotect(nowhere, 0x1000, PROT_NONE);
 }
 
 static sigset_t the_mask(void) {
@@ -442,7 +443,7 @@ static void missing_signal(void) {
     timer_settime(timer, 0, &every, NULL);
     CHECK_EQ(guest_next(a.g), 1);
     timer_delete(timer);
-    CHECK_EQ(w.missing, PAGES);
+    CHECK(w.missing >= PAGES); /* the kernel asks again after a signal */
     CHECK_EQ(guest_next(a.g), DONE);
     atomic_store(&w.stop, true);
     pthread_join(thread, NULL);

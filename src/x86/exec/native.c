@@ -44,7 +44,9 @@ static int native_mem(struct x86_vcpu *c, const struct x86_insn *i) {
 }
 
 bool x86_x87_is_plain(const struct x86_insn *i) {
-  return (i->fn == native_reg || i->fn == native_mem) && ((const struct x86_native *)i->aux)->x87 && !((const struct x86_native *)i->aux)->mmx;
+  x86_exec_fn *fn = __atomic_load_n(&i->fn, __ATOMIC_RELAXED); /* it may die meanwhile */
+  const struct x86_native *n = i->aux;
+  return (fn == native_reg || fn == native_mem) && n->x87 && !n->mmx;
 }
 
 /* What may run natively: nothing that touches system state. */

@@ -249,8 +249,8 @@ x86_exec_fn *x86_vector_select(const struct x86_decoded *d, struct x86_insn *i) 
 }
 
 bool x86_vector_is_plain(const struct x86_insn *i) {
-  x86_exec_fn *const *all = &handlers[0][0];
+  x86_exec_fn *const *all = &handlers[0][0], *fn = __atomic_load_n(&i->fn, __ATOMIC_RELAXED); /* it may die meanwhile */
   for (unsigned k = 0; k < VECTOR_MIXED * KINDS; k++)
-    if (i->fn == all[k]) return true;
+    if (fn == all[k]) return true;
   return false;
 }
