@@ -109,7 +109,9 @@ def arguments(name, tmp, script):
         f.write(open(os.path.join(kernel, "initrd"), "rb").read() + cpio({"test.sh": script.encode()}))
     if machine == "microvm" and irqchip == "on":
         machine += ",ioapic2=off"  # that one is QEMU's own and hears of no EOI from KVM's APICs
-    args = ["-machine", f"{machine},accel=kvm,kernel-irqchip={irqchip}", "-cpu", "host", "-smp", cpus, "-m", "512M", "-nodefaults", "-display", "none",
+    # OVMF makes page tables for all physical addresses: 512 MiB hold those for 40 bits, not for 48.
+    cpu = "host,host-phys-bits=off,phys-bits=40" if firmware == "ovmf" else "host"
+    args = ["-machine", f"{machine},accel=kvm,kernel-irqchip={irqchip}", "-cpu", cpu, "-smp", cpus, "-m", "512M", "-nodefaults", "-display", "none",
             "-no-reboot", "-serial", "stdio", "-kernel", os.path.join(kernel, "vmlinuz"), "-initrd", initrd, "-append", "console=ttyS0 panic=-1"]
     if firmware == "ovmf":
         variables = shutil.copy(os.path.join(OVMF, "OVMF_VARS_4M.fd"), tmp)
