@@ -151,9 +151,14 @@ void x86_code_killed(struct x86_block *b) {
 
 /* Offers it to everyone, unless the block has died meanwhile. */
 static void publish(struct x86_block *b, struct x86_code *code) {
-  /* One that died while it was translated was not read as a whole: it is never entered. */
-  set_epoch(code, atomic_load(&b->dead) ? EPOCH_NEVER : -atomic_load(&b->epoch));
+  set_epoch(code, EPOCH_NEVER);
   atomic_store(&b->code[code->right], code);
+  /* Who compares the block's bytes meanwhile sets b->epoch first, then the word of code that it finds: one of us sees the other. */
+  u64 epoch;
+  do {
+    epoch = atomic_load(&b->epoch);
+    set_epoch(code, epoch && !atomic_load(&b->dead) ? -epoch : EPOCH_NEVER);
+  } while (atomic_load(&b->epoch) != epoch);
   if (atomic_load(&b->dead)) set_epoch(code, EPOCH_NEVER);
 }
 
