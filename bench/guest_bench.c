@@ -120,20 +120,23 @@ static void copy(uint64_t n) {
 }
 
 /* One operation: two 48 x 48 matrices. */
+enum { N = 48 };
+/* Row by row, as numeric libraries do it, with what vectors the processor has. */
+__attribute__((optimize("O3"), target_clones("avx2", "default"), noinline)) static void multiply(double c[N][N], double a[N][N], double b[N][N]) {
+  memset(c, 0, sizeof(double[N][N]));
+  for (unsigned i = 0; i < N; i++)
+    for (unsigned m = 0; m < N; m++)
+      for (unsigned j = 0; j < N; j++) c[i][j] += a[i][m] * b[m][j];
+}
 static void matrix(uint64_t n) {
-  enum { N = 48 };
   static double a[N][N], b[N][N], c[N][N];
   for (unsigned i = 0; i < N; i++)
     for (unsigned j = 0; j < N; j++) a[i][j] = i + j, b[i][j] = i - j * .5;
   for (uint64_t k = 0; k < n; k++) {
-    for (unsigned i = 0; i < N; i++)
-      for (unsigned j = 0; j < N; j++) {
-        double s = 0;
-        for (unsigned m = 0; m < N; m++) s += a[i][m] * b[m][j];
-        c[i][j] = s;
-      }
+    multiply(c, a, b);
     __asm__ volatile("" ::"r"(c) : "memory");
   }
+  sink = (uint64_t)c[3][5];
 }
 
 static void x87(uint64_t n) {
