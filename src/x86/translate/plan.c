@@ -4,7 +4,8 @@
 #include "x86/translate/plan.h"
 #include "x86/exec/vector.h"
 
-enum { ALL_FLAGS = 63, SPAN_MAX = 256 };
+/* Accesses so far apart share a check: the farther, the more often a page ends between them.  The stack's frames stay where they are. */
+enum { ALL_FLAGS = 63, SPAN_MAX = 128, SPAN_OF_STACK = 256, MOVE_MAX = 4096 };
 
 unsigned x86_plan_vector_level(const struct x86_insn *i) {
   static const u8 levels[] = {[VECTOR_SSE] = VECTORS_SSE, [VECTOR_AVX] = VECTORS_AVX, [VECTOR_AVX512] = VECTORS_AVX512};
@@ -145,7 +146,7 @@ static bool moves(const struct x86_insn *i, const struct x86_decoded_insn *d, un
     return false;
   }
   *by = (s32)n;
-  return same && n >= -SPAN_MAX * 16 && n <= SPAN_MAX * 16;
+  return same && n >= -MOVE_MAX && n <= MOVE_MAX;
 }
 
 /* Instructions of system.c that may turn to the interpreter or change what addresses mean. */
@@ -181,11 +182,13 @@ static bool same_registers(const struct plan_address *a, const struct plan_addre
 
 static bool join(struct plan_group *g, struct open_group *o, unsigned number, struct plan_access *a) {
   s32 low = a->at.disp + o->moved, high = low + a->size;
-  if (o->closed || !same_registers(&g->at, &a->at) || (a->write && !g->write)) return false;
+  if (o->closed || !same_registers(&g->at, &a->at)) return false;
   low = MIN(low, o->low);
   high = MAX(high, o->high);
   bool crosses = g->at.base == X86_REG_RIP && (low >> PAGE_SHIFT) != ((high - 1) >> PAGE_SHIFT);
-  if (high - low > SPAN_MAX || crosses) return false;
+  bool stack = g->at.base == RSP || g->at.base == RBP || g->at.base == X86_REG_RIP;
+  if (high - low > (stack ? SPAN_OF_STACK : SPAN_MAX) || crosses) return false;
+  g->write |= a->write;
   o->low = low;
   o->high = high;
   o->newest->last = false;
@@ -217,7 +220,7 @@ static void moved(struct plan *p, struct open_group *open, const struct x86_insn
     if (open[n].closed) continue;
     bool base = a->base < 16 && (mask >> a->base & 1), index = a->index < 16 && (mask >> a->index & 1);
     if (index || (base && !moves(i, d, a->base, &by)) ||
-        (base && (open[n].moved + by > SPAN_MAX * 64 || open[n].moved + by < -SPAN_MAX * 64))) {
+        (base && (open[n].moved + by > 4 * MOVE_MAX || open[n].moved + by < -4 * MOVE_MAX))) {
       open[n].closed = true;
       continue;
     }
