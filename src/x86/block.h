@@ -26,7 +26,6 @@ struct x86_block {
   u16 len;
   u8 n, isa;
   _Atomic bool dead;
-  u32 scattered;       /* instructions whose memory access must not be the first of several that share a check: they failed too often */
   bool interpreted;    /* never translated: the interpreter looks at its locked instructions */
   u32 runs;            /* of the interpreter, roughly: a block that runs often is translated */
   struct x86_code *_Atomic code[TLB_COUNT]; /* translations, by the access rights of their memory accesses */

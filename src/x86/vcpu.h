@@ -110,7 +110,7 @@ struct x86_code_state {
   u64 x87_page;
   bool wide;         /* the host has AVX-512, ... */
   bool avx, bmi2;    /* ... AVX, BMI2 */
-  void (*interpret)(void), (*rest)(void), (*load_vectors)(void), (*load_x87)(void), (*leave)(void), (*syscall)(void), (*sysret)(void);
+  void (*interpret)(void), (*load_vectors)(void), (*load_x87)(void), (*leave)(void), (*syscall)(void), (*sysret)(void);
   u64 host_gs;       /* of the client */
   bool on;           /* GS is ours */
   struct x86_code_target targets[1u << X86_TARGET_BITS];

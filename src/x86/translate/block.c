@@ -12,14 +12,14 @@
 #include "x86/decode/decoded.h"
 #include "x86/translate/private.h"
 
-#define CODE_MAX 16384u /* bytes of code of a block, more than any takes */
+#define CODE_MAX 32768u /* bytes of code of a block, more than any takes */
 
 /* ---- slow paths ---- */
 
 struct t_slow *t_slow(struct translation *t) {
   if (!t->at) {
     t->at = &t->slow[t->n_slow++];
-    *t->at = (struct t_slow){.insn = t->k, .group = PLAN_ALONE};
+    *t->at = (struct t_slow){.insn = t->k};
   }
   return t->at;
 }
@@ -51,14 +51,6 @@ void t_interpret_by(struct translation *t, s32 routine) {
   t->x87 = false;
 }
 
-/* The interpreter finishes the block. */
-static void leave_the_rest(struct translation *t, unsigned k) {
-  em_mov_imm64(&t->e, H_RAX, (u64)(uintptr_t)t->code);
-  em_store(&t->e, EM_GS(offsetof(struct x86_vcpu, code.scratch)), H_RAX);
-  at_insn(t, k);
-  call(&t->e, GS_OF(code.rest));
-}
-
 void t_interpret(struct translation *t) {
   t->interpreted |= 1u << t->k;
   t->ready = 0;
@@ -85,6 +77,18 @@ static void exit_behind(struct translation *t, const struct t_slow *s, unsigned 
   t_exit_to(t, em_jcc(&t->e, cc), t->start + t->b->insn[s->insn].next);
 }
 
+/* From the instruction on in the scattered copy; memory has the flags. */
+static void emit_scattering(struct translation *t, const struct t_slow *s) {
+  struct emitter *e = &t->e;
+  for (unsigned n = 0; n < s->n_scattered; n++) em_here(e, s->scattered[n]);
+  if (s->again.op != PRODUCER_NONE) {
+    t_emit_flags_again(e, &s->again);
+    t_emit_save_flags(e);
+  }
+  if (t->at_insn[s->insn].host) t_emit_restore_flags(e);
+  em_jmp_to(e, t->at_insn[s->insn].start);
+}
+
 /* Its flags are saved when a slow path is taken, and when the interpreter is done. */
 static void emit_slow(struct translation *t, struct t_slow *s) {
   struct emitter *e = &t->e;
@@ -97,6 +101,8 @@ static void emit_slow(struct translation *t, struct t_slow *s) {
       compare_level(e, s->load_level);
     em_patch(e, em_jcc(e, s->load_x87 ? CC_NE : CC_AE), s->load_back);
   }
+  if (s->n_scattered) emit_scattering(t, s);
+  if (!s->n_from && !s->load_from) return;
   for (unsigned n = 0; n < s->n_from; n++) em_here(e, s->from[n]);
   if (s->again.op != PRODUCER_NONE) {
     t_emit_flags_again(e, &s->again);
@@ -104,14 +110,6 @@ static void emit_slow(struct translation *t, struct t_slow *s) {
   }
   call_interpreter(t, s->insn);
   if (!s->back) return;
-  if (s->group != PLAN_ALONE) {
-    u8 *miss, *over;
-    t_check_again(t, s, &miss);
-    over = em_jmp(e);
-    em_here(e, miss);
-    leave_the_rest(t, s->insn + 1);
-    em_here(e, over);
-  }
   t->f.saved = true;
   if (s->vectors) {
     call(e, GS_OF(code.load_vectors));
@@ -264,16 +262,18 @@ static void one(struct translation *t) {
 }
 
 static void place(struct translation *t) {
-  t->code->place[t->code->n_places++] = (struct x86_code_place){.at = (u16)(t->e.p - t->code->start)};
+  t->code->place[t->code->n_places++] = (struct x86_code_place){.at = (u16)(t->e.p - t->code->start), .insn = (u8)t->k};
 }
 
-static bool translate_insns(struct translation *t, const struct x86_decoded_insn *d) {
-  for (t->k = 0; t->k < t->b->n && !t->ended; t->k++) {
+static bool translate_insns(struct translation *t, const struct x86_decoded_insn *d, unsigned from) {
+  for (t->k = from; t->k < t->b->n && !t->ended; t->k++) {
     t->i = &t->b->insn[t->k];
     t->z = &d[t->k].insn;
     t->ops = d[t->k].ops;
-    t->p = &t->plan.insn[t->copy * t->b->n + t->k];
+    t->p = t->scattered ? &t->alone.insn[t->k] : &t->plan.insn[t->copy * t->b->n + t->k];
     place(t);
+    t->at_insn[t->k].start = t->e.p;
+    t->at_insn[t->k].host = t->f.host;
     t_flags_begin(t);
     one(t);
     t->code->place[t->code->n_places - 1].flags = t_flags_end(t);
@@ -326,10 +326,24 @@ static bool translate_copies(struct translation *t, const struct x86_decoded_ins
     if (t->copy == 1) begin_loop(t);
     if (t->copy == 1) t->ready &= t->plan.constant;
     t->ended = false;
-    if (!translate_insns(t, d)) return false;
+    if (!translate_insns(t, d, 0)) return false;
   }
-  place(t);
   return true;
+}
+
+/* From the first instruction on from which it may be entered. */
+static bool translate_scattered(struct translation *t, const struct x86_decoded_insn *d) {
+  unsigned first = t->b->n;
+  for (unsigned n = 0; n < t->n_slow; n++)
+    if (t->slow[n].n_scattered && t->slow[n].insn < first) first = t->slow[n].insn;
+  if (first == t->b->n) return true;
+  x86_plan(&t->alone, t->b, d, t->interpreted, false, 1, false);
+  t->scattered = true;
+  t->f = (struct t_flags){.saved = true, .first = t->f.first};
+  t->vectors = VECTORS_NONE;
+  t->x87 = t->x87_page = t->x87_pointer_waits = t->ended = false;
+  t->ready = 0;
+  return translate_insns(t, d, first);
 }
 
 static bool emit(struct translation *t, const struct x86_decoded_insn *d, bool body_host) {
@@ -337,7 +351,9 @@ static bool emit(struct translation *t, const struct x86_decoded_insn *d, bool b
   t->f.host = body_host;
   t->f.saved = !body_host;
   emit_entries(t, body_host, fail);
-  if (!translate_copies(t, d)) return false;
+  if (!translate_copies(t, d) || !translate_scattered(t, d)) return false;
+  t->k = 0;
+  place(t); /* the end */
   for (unsigned n = 0; n < t->n_slow; n++) emit_slow(t, &t->slow[n]);
   emit_gate_exits(t, fail);
   for (unsigned n = 0; n < t->n_exits; n++) emit_exit(t, &t->exits[n]);
@@ -353,7 +369,7 @@ static bool decode(const struct x86_block *b, struct x86_decoded_insn *d) {
 
 static void begin(struct translation *t, struct x86_vcpu *c, struct jit_arena *a, const struct x86_block *b, unsigned right, struct x86_code *code) {
   t->f = (struct t_flags){.first = FIRST_NONE};
-  t->ended = t->lost_plan = t->no_loop = false;
+  t->ended = t->lost_plan = t->no_loop = t->scattered = false;
   t->x87 = t->x87_page = t->x87_pointer_waits = false;
   t->vectors = VECTORS_NONE;
   t->ready = t->interpreted = t->n_slow = t->n_exits = 0;
@@ -404,7 +420,7 @@ struct x86_code *x86_translate_block(struct x86_vcpu *c, struct jit_arena *a, st
   if (jit_arena_room(a) < CODE_MAX + 64) return NULL;
   decode(b, d);
   unsigned copies = copies_of(b, d);
-  struct x86_code *code = calloc(1, sizeof(*code) + (copies * b->n + 1) * sizeof(code->place[0]));
+  struct x86_code *code = calloc(1, sizeof(*code) + ((copies + 1) * b->n + 1) * sizeof(code->place[0]));
   if (!code) return NULL;
   code->block = b;
   code->gpa = b->gpa;

@@ -76,7 +76,7 @@ static const u16 saved_bits[8] = {1, 1u << 8, 1u << 14, 1u << 14 | 1u << 8, 1u <
 static bool conditional(struct translation *t) {
   unsigned cc = t->z->opcode & 15;
   struct emitter *e = &t->e;
-  if (t->copies > 1 && branch_target(t) == t->start) {
+  if (t->copies > 1 && !t->scattered && branch_target(t) == t->start) {
     t_need_flags(t);
     em_align_displacement(e, 2);
     t_exit_to(t, em_jcc(e, cc ^ 1), t->start + t->i->next);

@@ -6,7 +6,6 @@
 #include <ucontext.h>
 #include "base/evloop.h"
 #include "core/request.h"
-#include "x86/cpu/tsc.h"
 #include "x86/decode/decoded.h"
 #include "x86/exec/vector.h"
 #include "x86/translate/private.h"
@@ -15,8 +14,6 @@
 
 #define FULL_MARGIN ((size_t)1 << 20) /* left when everything is forgotten, an eighth where there is little */
 #define HOT         16u        /* runs of a block before it is translated */
-#define SCATTERED   64u        /* checks for several accesses that fail before each is checked by itself */
-#define MISS_CYCLES 4000u       /* between two such failures on average: rarer ones are borne */
 #define EPOCH_NEVER 1          /* at no gate: open gates are at least 1, so the sum is not 0 */
 
 #ifndef HWCAP2_FSGSBASE
@@ -87,7 +84,6 @@ void x86_code_vcpu_init(struct x86_vcpu *c) {
   c->code.interpret = x86_code_interpret;
   c->code.syscall = x86_code_syscall;
   c->code.sysret = x86_code_sysret;
-  c->code.rest = x86_code_rest;
   c->code.load_vectors = x86_code_load_vectors;
   c->code.leave = x86_code_leave;
   c->code.load_x87 = x86_code_load_x87;
@@ -297,31 +293,6 @@ __attribute__((used)) const void *x86_code_next(struct x86_vcpu *c, int flow) {
   return t->owner->behind_gate;
 }
 
-/* Accesses that share a check lie in different pages so often that it costs much of the block's time: it is translated again, without such checks.
- * Now and then is what a walk through memory does at the end of each page. */
-static void count_miss(struct x86_code *code, unsigned insn) {
-  if (__atomic_add_fetch(&code->missed, 1, __ATOMIC_RELAXED) != SCATTERED) return;
-  u64 now = x86_host_tsc(), since = __atomic_exchange_n(&code->missed_since, now, __ATOMIC_RELAXED);
-  __atomic_store_n(&code->missed, 0, __ATOMIC_RELAXED);
-  if (now - since > (u64)SCATTERED * MISS_CYCLES) return;
-  __atomic_fetch_or(&code->block->scattered, 1u << insn, __ATOMIC_RELAXED);
-  atomic_store(&code->block->code[code->right], NULL);
-  set_epoch(code, EPOCH_NEVER);
-}
-
-/* Runs the block on from this instruction; translated code goes on with what comes back as with any result. */
-int x86_code_finish(struct x86_vcpu *c, const struct x86_insn *i);
-__attribute__((used)) int x86_code_finish(struct x86_vcpu *c, const struct x86_insn *i) {
-  int r;
-  struct x86_code *code = (struct x86_code *)(uintptr_t)c->code.scratch;
-  count_miss(code, (unsigned)(i - code->block->insn) - 1);
-  for (;; i++) {
-    c->cur = i;
-    r = __atomic_load_n(&i->fn, __ATOMIC_RELAXED)(c, i);
-    if (r | c->stop) return r;
-  }
-}
-
 bool x86_code_run_once(struct x86_vcpu *c, struct x86_block *b, int *flow) {
   struct x86_code_cache *k = x86_vm_of(c)->code;
   unsigned right = right_of(c);
@@ -412,7 +383,7 @@ void x86_code_recover(void *vcpu, void *ucontext) {
     if (t_mapped(n)) c->regs[n] = (u64)g[gregs[T_HOME(n)]];
   unsigned n = 0, offset = (unsigned)(at - code->start);
   while (n + 2 < code->n_places && code->place[n + 1].at <= offset) n++;
-  unsigned insn = n % code->block->n;
+  unsigned insn = code->place[n].insn;
   c->rflags = (c->rflags & ~(u64)FL_ARITH) | recover_flags(c, code, code->place[n].flags, (u64)g[REG_EFL]);
   c->rip = c->code.page + (code->block->gpa & (PAGE_SIZE - 1));
   c->cur = &code->block->insn[insn];

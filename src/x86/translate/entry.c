@@ -97,12 +97,6 @@ __attribute__((used)) static void sequences(void) {
                "movq %%rax, %%rcx\n\t" SPLIT_FLAGS LOAD_GUEST "jmpq *%%rcx\n"
                "7:\tmovl %%gs:%c[result], %%eax\n\tjmp 5b\n\t" CFI_END
 
-               /* The interpreter finishes the block from the instruction RCX on; otherwise as above.  code.scratch: whose check
-                  failed. */
-               ".globl x86_code_rest\n\t.hidden x86_code_rest\nx86_code_rest:\n\t" CFI_CALLED SAVE_GUEST
-               "addq %%gs:%c[page], %%rax\n\tmovq %%rax, %%gs:%c[rip_]\n\t" SAVE_VECTORS SAVE_X87 MERGE_FLAGS
-               "movq %%gs:%c[self], %%rdi\n\tmovq %%rcx, %%rsi\n\t" ALIGN_RSP "callq x86_code_finish\n\tjmp 6b\n\t" CFI_END
-
                /* Called; flags in memory.  Sets the level to what there is. */
                ".globl x86_code_load_vectors\n\t.hidden x86_code_load_vectors\nx86_code_load_vectors:\n\t" CFI_CALLED SAVE_GUEST
                "movq %%gs:%c[self], %%rdi\n\t" ALIGN_RSP "callq x86_code_vector_level\n\t" UNALIGN

@@ -44,7 +44,6 @@ static const struct field {
     FIELD(code.x87_ip),
     FIELD(code.x87_page),
     FIELD(code.interpret),
-    FIELD(code.rest),
     FIELD(code.load_vectors),
     FIELD(code.load_x87),
     FIELD(code.leave),

@@ -132,12 +132,9 @@ static void check(struct translation *t, const struct plan_access *a) {
   }
   const struct plan_group *g = &t->plan.group[a->group];
   unsigned align = ((a->at.disp + a->moved - g->at.disp) | g->span) & (s32)t->align ? 0 : t->align;
-  u8 *miss = check_group(t, a->group, a->moved, align);
+  s->scattered[s->n_scattered++] = check_group(t, a->group, a->moved, align);
   t->aligned[a->group] = (u8)align;
   t->align ^= align;
-  s->from[s->n_from++] = miss;
-  s->group = a->group;
-  s->group_moved = a->moved + a->moved_by;
   t->ready |= 1u << a->group;
 }
 
@@ -157,8 +154,4 @@ bool t_access(struct translation *t, unsigned n, struct em_mem *m) {
     check(t, a);
   *m = operand(t, &a->at);
   return true;
-}
-
-void t_check_again(struct translation *t, const struct t_slow *s, u8 **miss) {
-  *miss = check_group(t, s->group, s->group_moved, 0);
 }

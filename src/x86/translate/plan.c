@@ -4,8 +4,8 @@
 #include "x86/translate/plan.h"
 #include "x86/exec/vector.h"
 
-/* Accesses so far apart share a check: the farther, the more often a page ends between them.  The stack's frames stay where they are. */
-enum { ALL_FLAGS = 63, SPAN_MAX = 128, SPAN_OF_STACK = 256, MOVE_MAX = 4096 };
+/* Accesses so far apart share a check: the farther, the more often a page ends between them. */
+enum { ALL_FLAGS = 63, SPAN_MAX = 512, MOVE_MAX = 4096 };
 
 unsigned x86_plan_vector_level(const struct x86_insn *i) {
   static const u8 levels[] = {[VECTOR_SSE] = VECTORS_SSE, [VECTOR_AVX] = VECTORS_AVX, [VECTOR_AVX512] = VECTORS_AVX512};
@@ -186,8 +186,7 @@ static bool join(struct plan_group *g, struct open_group *o, unsigned number, st
   low = MIN(low, o->low);
   high = MAX(high, o->high);
   bool crosses = g->at.base == X86_REG_RIP && (low >> PAGE_SHIFT) != ((high - 1) >> PAGE_SHIFT);
-  bool stack = g->at.base == RSP || g->at.base == RBP || g->at.base == X86_REG_RIP;
-  if (high - low > (stack ? SPAN_OF_STACK : SPAN_MAX) || crosses) return false;
+  if (high - low > SPAN_MAX || crosses) return false;
   g->write |= a->write;
   o->low = low;
   o->high = high;
@@ -198,11 +197,10 @@ static bool join(struct plan_group *g, struct open_group *o, unsigned number, st
   return true;
 }
 
-/* alone: it may join a group, but not begin one. */
-static void place(struct plan *p, struct open_group *open, struct plan_access *a, bool alone) {
+static void place(struct plan *p, struct open_group *open, struct plan_access *a) {
   for (unsigned n = p->n_groups; n-- > 0;)
     if (join(&p->group[n], &open[n], n, a)) return;
-  if (alone || p->n_groups == PLAN_GROUPS) return;
+  if (p->n_groups == PLAN_GROUPS) return;
   unsigned n = p->n_groups++;
   p->group[n] = (struct plan_group){.at = a->at, .write = a->write};
   open[n] = (struct open_group){.low = a->at.disp, .high = a->at.disp + a->size, .newest = a};
@@ -225,8 +223,6 @@ static void moved(struct plan *p, struct open_group *open, const struct x86_insn
       continue;
     }
     open[n].moved += by;
-    for (unsigned k = 0; k < at->n_access; k++)
-      if (at->access[k].group == n) at->access[k].moved_by = by;
   }
 }
 
@@ -258,8 +254,7 @@ static void group(struct plan *p, const struct x86_block *b, const struct x86_de
       i->n_access = 0;
       continue;
     }
-    bool alone = b->scattered >> k & 1;
-    for (unsigned n = 0; n < i->n_access; n++) place(p, open, &i->access[n], alone);
+    for (unsigned n = 0; n < i->n_access; n++) place(p, open, &i->access[n]);
     moved(p, open, &b->insn[k], &d[k], i);
   }
   for (unsigned n = 0; n < p->n_groups; n++) {

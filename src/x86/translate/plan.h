@@ -32,8 +32,7 @@ struct plan_access {
   u8 group;     /* number, or PLAN_ALONE */
   bool leads;   /* the first of its group */
   bool last;    /* nobody of the group comes later */
-  s32 moved;    /* how far the base register has moved since the first access of the group ... */
-  s32 moved_by; /* ... and moves with this instruction */
+  s32 moved;    /* how far the base register has moved since the first access of the group */
 };
 
 struct plan_insn {

@@ -18,7 +18,7 @@
 #define T_HOME(guest) (x86_translate_home[guest])
 extern const u8 x86_translate_home[16];
 
-enum { MAX_SLOW = PLAN_INSNS + 2, MAX_EXITS = X86_BLOCK_MAX * 4 + 8 };
+enum { MAX_SLOW = PLAN_INSNS + X86_BLOCK_MAX + 2, MAX_EXITS = X86_BLOCK_MAX * 6 + 8 };
 
 /* Out of line: the interpreter runs the instruction whose fast way failed. */
 struct t_slow {
@@ -29,8 +29,8 @@ struct t_slow {
   bool host_flags;           /* expected in the host's register there */
   struct t_producer again;   /* what makes the flags again when it is taken; none: memory has them */
   u8 vectors;                /* vector level expected there */
-  u8 group;                  /* the check of this group is done again before going back; PLAN_ALONE: none */
-  s32 group_moved;           /* how far the group's registers have moved then */
+  u8 *scattered[2];          /* jumps of checks for several accesses that failed: to this instruction in the scattered copy */
+  unsigned n_scattered;
   u8 *load_from, *load_back; /* vector registers have to be loaded: from where, and back when they are */
   u8 load_level;
   bool load_x87; /* the x87 registers instead */
@@ -78,6 +78,14 @@ struct translation {
     bool x87;
     u32 ready;
   } loop;
+  /* Behind it all: the block once more, each access checked by itself, for rounds in which a check for several fails. */
+  bool scattered;
+  struct plan alone;
+  struct {
+    u8 *start;
+    bool host;
+  } at_insn[X86_BLOCK_MAX];
+
   bool no_loop; /* what the second starts with is not what the last one ends with */
 
   u8 vectors; /* level known to be loaded (enum x86_vector_level) */
@@ -108,8 +116,6 @@ void t_loop(struct translation *t); /* the end of the last copy: to the second *
 /* The instruction's n-th memory access as an operand of the host's, checked.  RCX changes and may be part of it, RAX changes; flags are lost unless the
  * page was checked before.  false: not an address the translator can compute. */
 bool t_access(struct translation *t, unsigned n, struct em_mem *m);
-/* The check of the slow path's group once more, for the instruction behind; jumps to *miss. */
-void t_check_again(struct translation *t, const struct t_slow *s, u8 **miss);
 /* Memory operand as an address in mapped registers, for LEA.  false: too many scratch registers. */
 bool t_address(struct translation *t, struct em_mem *m);
 
@@ -160,7 +166,7 @@ static inline void t_write(struct translation *t, unsigned guest, unsigned host)
 
 /* ---- entry.c ---- */
 int x86_code_enter(struct x86_vcpu *c, const void *code);
-void x86_code_leave(void), x86_code_interpret(void), x86_code_rest(void), x86_code_load_vectors(void), x86_code_load_x87(void);
+void x86_code_leave(void), x86_code_interpret(void), x86_code_load_vectors(void), x86_code_load_x87(void);
 
 /* ---- syscall.c ---- */
 void x86_code_syscall(void), x86_code_sysret(void);
@@ -175,14 +181,12 @@ struct x86_code {
   u8 *gate;   /* displacement of the jump at the gate of `saved`, taken when it is closed */
   u64 *epoch; /* the word at the gate: minus the epoch */
   u8 right;
-  u16 missed;     /* how often a check for several accesses failed and the interpreter had to finish the block, ... */
-  u64 missed_since; /* ... since this host TSC */
   u8 *start;
   /* Each instruction's code, in each copy of the block: offset from the start, and where a fault finds the flags (t_flags_end()).  The last: the slow paths. */
   unsigned n_places;
   struct x86_code_place {
     u16 at;
-    u8 flags;
+    u8 flags, insn;
   } place[];
 };
 struct jit_arena *x86_code_arena(struct x86_vcpu *c);

@@ -118,19 +118,20 @@ static void put_registers(FILE *out) {
   fprintf(out, " others in memory; rax and rcx are scratch\n\n");
 }
 
-/* A block that jumps to itself may be there several times, one after the other. */
+/* A block may be there several times, one after the other: loops, and a last copy in which each memory access is checked by itself. */
 static void put_body(const struct listing *l) {
   const struct x86_code *code = l->code;
   const struct x86_code_place *place = code->place;
   const struct x86_block *b = code->block;
-  unsigned last = code->n_places - 1;
+  unsigned last = code->n_places - 1, copies = 1;
   fprintf(l->out, "%-*s  entries\n", LEFT_WIDTH, "");
   put_range(l, "", 0, place[0].at);
   for (unsigned n = 0; n < last; n++) {
     char text[TEXT_MAX], left[TEXT_MAX + 32];
-    if (n && n % b->n == 0) fprintf(l->out, "%-*s  copy %u\n", LEFT_WIDTH, "", n / b->n + 1);
-    guest_text(l, n % b->n, text);
-    snprintf(left, sizeof(left), "%016" PRIx64 "  %s", l->lin + b->insn[n % b->n].off, text);
+    unsigned insn = place[n].insn;
+    if (n && insn <= place[n - 1].insn) fprintf(l->out, "%-*s  copy %u\n", LEFT_WIDTH, "", ++copies);
+    guest_text(l, insn, text);
+    snprintf(left, sizeof(left), "%016" PRIx64 "  %s", l->lin + b->insn[insn].off, text);
     put_range(l, left, place[n].at, place[n + 1].at);
   }
   fprintf(l->out, "%-*s  slow paths and exits\n", LEFT_WIDTH, "");
