@@ -8,10 +8,6 @@
 
 union process_page process_page __attribute__((aligned(PAGE_SIZE)));
 
-#ifdef __SANITIZE_THREAD__
-char rcu_order;
-#endif
-
 static _Atomic bool ready;
 static struct fork_mutex *mutexes; /* grows in constructors only */
 

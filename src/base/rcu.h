@@ -5,10 +5,11 @@
 
 #include <urcu-bp.h>
 
+extern char rcu_order; /* under the thread sanitizer readers release it, and whoever waits for them acquires it */
+
 #ifdef __SANITIZE_THREAD__
 void __tsan_acquire(void *addr);
 void __tsan_release(void *addr);
-extern char rcu_order; /* readers release it, whoever waits for them acquires it */
 
 #undef rcu_dereference
 #undef rcu_assign_pointer
