@@ -40,6 +40,12 @@ static bool asked_to_leave(struct vcpu *vcpu) {
   return signal_gate.deferred || immediate_exit(vcpu) || atomic_load_explicit(&vcpu->vm->dead, memory_order_relaxed);
 }
 
+/* What asked the last KVM_RUN to end came too late for it and is no reason for this one.  Before asked_to_leave(), which sees everything else that asks. */
+static void forget_exit(struct vcpu *vcpu) {
+  if (unlikely(atomic_load_explicit(&vcpu->requests, memory_order_relaxed) & BIT(REQ_EXIT)))
+    atomic_fetch_and(&vcpu->requests, ~BIT(REQ_EXIT));
+}
+
 static int run_once(struct vcpu *vcpu) {
   if (unlikely(asked_to_leave(vcpu))) return complete_only(vcpu);
   if (vcpu_ring_soft_full(vcpu)) { /* before the last exit is completed, which may dirty pages */
@@ -91,6 +97,7 @@ static int run_looking(struct vcpu *vcpu, bool cancellable) {
   evtimer_init(&look.timer, vcpu->vm->evloop, look_up);
   do {
     if (cancellable) test_cancel(vcpu);
+    forget_exit(vcpu); /* a vCPU that sleeps leaves the request of the last look where it is */
     evtimer_arm(&look.timer, clock_now_ns() + LOOK_NS);
     r = run_once(vcpu);
     evtimer_cancel(&look.timer, true);
@@ -108,9 +115,7 @@ int vcpu_run(struct vcpu *vcpu) {
   int cancel_type;
   if (unlikely(signals_not_taken())) take_signals();
   vcpu->thread = pthread_self();
-  /* What asked the last KVM_RUN to end came too late for it and is no reason for this one. */
-  if (unlikely(atomic_load_explicit(&vcpu->requests, memory_order_relaxed) & BIT(REQ_EXIT)))
-    atomic_fetch_and(&vcpu->requests, ~BIT(REQ_EXIT));
+  forget_exit(vcpu);
   signal_gate.arg = vcpu;
   atomic_signal_fence(memory_order_seq_cst);
   signal_gate.poke = poke; /* a signal before this line is seen in `deferred` */

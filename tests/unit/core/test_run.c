@@ -158,12 +158,13 @@ static void no_wake_is_lost(void **state) {
   struct counter n = {0};
   machine_up(&m, 1);
   machine_start(&m, 0, count_step, &n);
-  u64 last;
+  u64 last, seen = 0; /* a step more comes from a thread that looks up now and then (core/run.c) */
   for (unsigned i = 1; again(i - 1, 3000, &last); i++) {
     u64 end = clock_now_ns() + 30000 * MS;
-    while (n.wakes < i && clock_now_ns() < end) {
+    while (n.wakes == seen && clock_now_ns() < end) {
     }
-    assert_int_equal(n.wakes, i);
+    assert_true(n.wakes > seen);
+    seen = n.wakes;
     for (unsigned spin = (unsigned)(i % 64) * 50; spin; spin--) __builtin_ia32_pause();
     m.vcpu[0]->runnable = true;
     vcpu_wake(&m.vcpu[0]->core);
