@@ -242,7 +242,6 @@ static int exec_fallthrough(struct x86_vcpu *c, const struct x86_insn *i) {
   return X86_BRANCH;
 }
 
-/* Decodes from `bytes` into `insn` (X86_BLOCK_MAX + 1 entries).  Returns the number of bytes; *n instructions.  0: the first one needs more bytes. */
 /* A block goes on behind a forward branch, which seldom is taken, but not for ever. */
 enum { BRANCHES_MAX = 4 };
 
@@ -251,6 +250,7 @@ static bool ends_here(const struct x86_insn *i, unsigned *branches) {
   return i->iflags & X86_I_END;
 }
 
+/* Decodes from `bytes` into `insn` (X86_BLOCK_MAX + 1 entries).  Returns the number of bytes; *n instructions.  0: the first one needs more bytes. */
 static unsigned decode_run(struct x86_vcpu *c, u32 mode, const u8 *bytes, unsigned avail, struct x86_insn *insn, unsigned *n) {
   struct x86_decode_ctx ctx = {.mode = mode, .cpuid = c->cpuid, .vm = x86_vm_of(c)};
   unsigned at = 0, branches = 0, max = mode & X86_MODE_SINGLE ? 1 : X86_BLOCK_MAX;

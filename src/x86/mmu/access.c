@@ -1,8 +1,8 @@
 /* Loads, stores and read-modify-write off the fast path: TLB misses, page crossings, devices, code pages, #AC, data breakpoints.
  *
- * Order in every function: canonical and alignment checks, translation of all pages touched, then the data; so nothing is half done when a fault comes.  A fault of the host is known only
- * when it comes: x86_mmu_untear() undoes the half
- * then, or before the next instruction when the first page is refused, too.
+ * Order in every function: canonical and alignment checks, translation of all pages touched, then the data; so nothing is half done when a fault comes.
+ * A fault of the host is known only when it comes: x86_mmu_untear() undoes the half then, or before the next instruction when the first page is refused,
+ * too.
  */
 #include <string.h>
 #include "base/fault.h"

@@ -55,19 +55,9 @@ void t_emit_flags_again(struct emitter *e, const struct t_producer *p) {
 /* ---- producers ---- */
 
 static unsigned operand_register(const ZydisDecodedOperand *op) {
-  if (op->type != ZYDIS_OPERAND_TYPE_REGISTER) return X86_REG_NONE;
-  ZydisRegister r = op->reg.value;
-  switch (ZydisRegisterGetClass(r)) {
-  case ZYDIS_REGCLASS_GPR8:
-    if (r >= ZYDIS_REGISTER_AH && r <= ZYDIS_REGISTER_BH) return X86_REG_NONE;
-    return r >= ZYDIS_REGISTER_SPL ? (unsigned)(r - ZYDIS_REGISTER_SPL) + 4 : (unsigned)ZydisRegisterGetId(r);
-  case ZYDIS_REGCLASS_GPR16:
-  case ZYDIS_REGCLASS_GPR32:
-  case ZYDIS_REGCLASS_GPR64:
-    return (unsigned)ZydisRegisterGetId(r);
-  default:
-    return X86_REG_NONE;
-  }
+  if (op->type != ZYDIS_OPERAND_TYPE_REGISTER || x86_plan_is_high(op->reg.value)) return X86_REG_NONE;
+  unsigned n = x86_plan_general(op->reg.value);
+  return n < 16 ? n : X86_REG_NONE;
 }
 
 static unsigned op_of(unsigned mnemonic, bool same) {

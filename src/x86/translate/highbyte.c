@@ -22,7 +22,7 @@ static bool known(unsigned mnemonic) {
 }
 
 static bool is_high(const ZydisDecodedOperand *op) {
-  return op->type == ZYDIS_OPERAND_TYPE_REGISTER && op->reg.value >= ZYDIS_REGISTER_AH && op->reg.value <= ZYDIS_REGISTER_BH;
+  return op->type == ZYDIS_OPERAND_TYPE_REGISTER && x86_plan_is_high(op->reg.value);
 }
 
 /* A register operand, and the register that stands for it. */
@@ -37,10 +37,6 @@ struct parts {
   bool memory;
 };
 
-static unsigned guest_of(const ZydisDecodedOperand *op) {
-  return is_high(op) ? (unsigned)(op->reg.value - ZYDIS_REGISTER_AH) : (unsigned)ZydisRegisterGetId(op->reg.value);
-}
-
 static bool add(struct parts *f, const ZydisDecodedOperand *op) {
   if (op->type == ZYDIS_OPERAND_TYPE_IMMEDIATE) return true;
   if (op->encoding != ZYDIS_OPERAND_ENCODING_MODRM_REG && op->encoding != ZYDIS_OPERAND_ENCODING_MODRM_RM &&
@@ -48,7 +44,7 @@ static bool add(struct parts *f, const ZydisDecodedOperand *op) {
     return false;
   if (op->type == ZYDIS_OPERAND_TYPE_MEMORY) return f->memory = true;
   if (op->type != ZYDIS_OPERAND_TYPE_REGISTER) return false;
-  unsigned guest = guest_of(op);
+  unsigned guest = x86_plan_general(op->reg.value);
   unsigned host = f->n && f->p[0].guest != guest ? H_RCX : H_RAX;
   f->p[f->n++] = (struct part){.op = op, .guest = guest, .host = host};
   return true;

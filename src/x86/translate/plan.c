@@ -85,7 +85,7 @@ static void accesses(struct plan_insn *p, const struct x86_block *b, const struc
 
 /* ---- what happens to registers ---- */
 
-static unsigned general_id(ZydisRegister r) {
+unsigned x86_plan_general(ZydisRegister r) {
   switch (ZydisRegisterGetClass(r)) {
   case ZYDIS_REGCLASS_GPR8:
     if (r >= ZYDIS_REGISTER_SPL) return (unsigned)(r - ZYDIS_REGISTER_SPL) + 4;
@@ -103,7 +103,7 @@ static u32 written(const struct x86_decoded_insn *d) {
   u32 mask = 0;
   for (unsigned k = 0; k < d->insn.operand_count; k++)
     if (d->ops[k].type == ZYDIS_OPERAND_TYPE_REGISTER && (d->ops[k].actions & ZYDIS_OPERAND_ACTION_MASK_WRITE))
-      mask |= 1u << general_id(d->ops[k].reg.value);
+      mask |= 1u << x86_plan_general(d->ops[k].reg.value);
   return mask;
 }
 
@@ -111,7 +111,7 @@ static u32 written(const struct x86_decoded_insn *d) {
 static bool moves(const struct x86_insn *i, const struct x86_decoded_insn *d, unsigned reg, s32 *by) {
   const ZydisDecodedOperand *a = &d->ops[0];
   bool same = a->type == ZYDIS_OPERAND_TYPE_REGISTER && ZydisRegisterGetClass(a->reg.value) == ZYDIS_REGCLASS_GPR64 &&
-              general_id(a->reg.value) == reg;
+              x86_plan_general(a->reg.value) == reg;
   bool imm = d->insn.operand_count_visible == 2 && d->ops[1].type == ZYDIS_OPERAND_TYPE_IMMEDIATE;
   s64 n;
   switch (d->insn.mnemonic) {

@@ -17,6 +17,11 @@ enum x86_vector_level { VECTORS_NONE, VECTORS_SSE, VECTORS_AVX, VECTORS_AVX512 }
 /* How much this instruction needs. */
 unsigned x86_plan_vector_level(const struct x86_insn *i);
 
+/* AH to BH: no number of an encoding with REX stands for them. */
+static inline bool x86_plan_is_high(ZydisRegister r) { return r >= ZYDIS_REGISTER_AH && r <= ZYDIS_REGISTER_BH; }
+/* The number of the general register that it is or is part of; 16: none. */
+unsigned x86_plan_general(ZydisRegister r);
+
 /* How an address is formed.  RIP: page-relative, only accesses to the same page share a key. */
 struct plan_address {
   u8 seg; /* SEG_FS, SEG_GS, or 0 */

@@ -66,10 +66,9 @@ static bool is_general(ZydisRegister r) {
 }
 
 static struct general *add_general(struct fields *f, const struct translation *t, const ZydisDecodedOperand *op) {
-  unsigned guest = (unsigned)ZydisRegisterGetId(op->reg.value);
+  unsigned guest = x86_plan_general(op->reg.value);
   bool byte = op->size == 8;
-  if (op->reg.value >= ZYDIS_REGISTER_AH && op->reg.value <= ZYDIS_REGISTER_BH) return NULL;
-  if (byte && op->reg.value >= ZYDIS_REGISTER_SPL) guest = (unsigned)(op->reg.value - ZYDIS_REGISTER_SPL) + 4;
+  if (x86_plan_is_high(op->reg.value)) return NULL;
   f->byte |= byte;
   struct general *g = NULL;
   for (unsigned n = 0; n < f->n; n++)

@@ -2,18 +2,11 @@
 #include "x86/exec/vector.h"
 #include "x86/translate/private.h"
 
-static unsigned general_number(const ZydisDecodedOperand *op) {
-  return (unsigned)ZydisRegisterGetId(op->reg.value);
-}
-
-/* A register operand of 16 to 64 bits, or a byte register that has no number of its own. */
+/* A register operand, but for byte registers that have no number of their own. */
 static bool usable(const ZydisDecodedOperand *op) {
-  return op->type == ZYDIS_OPERAND_TYPE_REGISTER && !(op->reg.value >= ZYDIS_REGISTER_AH && op->reg.value <= ZYDIS_REGISTER_BH);
+  return op->type == ZYDIS_OPERAND_TYPE_REGISTER && !x86_plan_is_high(op->reg.value);
 }
-static unsigned number(const ZydisDecodedOperand *op) {
-  if (op->size == 8 && op->reg.value >= ZYDIS_REGISTER_SPL) return (unsigned)(op->reg.value - ZYDIS_REGISTER_SPL) + 4;
-  return general_number(op);
-}
+static unsigned number(const ZydisDecodedOperand *op) { return x86_plan_general(op->reg.value); }
 
 /* op reg-field, [address]: with operand-size prefix and REX as the width wants them. */
 static void sized_mem(struct emitter *e, unsigned bits, u32 opcode, unsigned reg, unsigned address) {
@@ -146,7 +139,7 @@ static bool push(struct translation *t) {
   } else {
     if (!usable(src) || ZydisRegisterGetClass(src->reg.value) != ZYDIS_REGCLASS_GPR64) return false;
     if (!t_access(t, 0, &m)) return false;
-    em_store(e, m, t_read(t, general_number(src), H_RAX));
+    em_store(e, m, t_read(t, number(src), H_RAX));
   }
   move_rsp(t, -8);
   return true;
@@ -159,7 +152,7 @@ static bool pop(struct translation *t) {
   if (!t_access(t, 0, &m)) return false;
   em_load(&t->e, H_RAX, m);
   move_rsp(t, 8);
-  t_write(t, general_number(dst), H_RAX);
+  t_write(t, number(dst), H_RAX);
   return true;
 }
 
