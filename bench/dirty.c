@@ -14,8 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <time.h>
-#include "uvirt.h"
+#include "bench.h"
 
 #define GIB       (1ull << 30)
 #define PAGES     1000u
@@ -23,19 +22,6 @@
 #define SLOT_GPA  0x1000000u
 #define SAMPLES   31
 #define RING_SIZE 65536u /* bytes: 4096 entries */
-
-static uint64_t now(void) {
-  struct timespec t;
-  clock_gettime(CLOCK_MONOTONIC, &t);
-  return (uint64_t)t.tv_sec * 1000000000ull + (uint64_t)t.tv_nsec;
-}
-
-static int call(int fd, unsigned long request, void *arg) {
-  int r = uvirt_ioctl(fd, request, arg);
-  if (r >= 0) return r;
-  perror("ioctl");
-  exit(1);
-}
 
 struct machine {
   int kvm, vm, vcpu;

@@ -8,23 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <time.h>
-#include "uvirt.h"
-
-static uint64_t now(void) {
-  struct timespec t;
-  clock_gettime(CLOCK_MONOTONIC, &t);
-  return (uint64_t)t.tv_sec * 1000000000ull + (uint64_t)t.tv_nsec;
-}
-
-static int call(int fd, unsigned long request, void *arg) {
-  int r = uvirt_ioctl(fd, request, arg);
-  if (r < 0) {
-    perror("ioctl");
-    exit(1);
-  }
-  return r;
-}
+#include "bench.h"
 
 /* Runs `code` until n exits of kind `reason` came (n iterations of a loop ending in one). */
 static double measure(const uint8_t *code, size_t len, unsigned reason, unsigned n) {

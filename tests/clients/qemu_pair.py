@@ -8,7 +8,9 @@ import subprocess
 import sys
 import time
 
-GUEST = os.environ.get("UVIRT_GUEST_DIR") or os.path.join(os.path.dirname(__file__), "../../build/guest")
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../vmm"))
+from vmm_test import GUEST, cpio  # noqa: E402
+
 QEMU = "qemu-system-x86_64"
 TICK = re.compile(rb"busy: tick (\d+) ([0-9a-f]+)")
 MASK = (1 << 64) - 1
@@ -33,17 +35,6 @@ def need_guest():
         skip("no qemu-system-x86_64; script/setup --clients installs it")
     if not os.path.exists(os.path.join(GUEST, "amd64", "vmlinuz")):
         skip(f"no guest in {GUEST}/amd64; script/guest amd64 makes it")
-
-
-def cpio(files):
-    """A newc archive of {name: bytes}."""
-    out = b""
-    for n, (name, data) in enumerate([*files.items(), ("TRAILER!!!", b"")]):
-        mode = 0o100755 if name != "TRAILER!!!" else 0
-        fields = [n + 1, mode, 0, 0, 1, 0, len(data), 0, 0, 0, 0, len(name) + 1, 0]
-        head = b"070701" + b"".join(b"%08X" % f for f in fields) + name.encode() + b"\0"
-        out += head + b"\0" * (-len(head) % 4) + data + b"\0" * (-len(data) % 4)
-    return out
 
 
 def mix(v):
