@@ -23,6 +23,7 @@ struct code_page {
   struct code_page *next;  /* bucket chain: published once, never changed */
   u64 page;                /* number of the host page */
   _Atomic bool has_code;   /* set before the first block is decoded, cleared with the last one (blocks->lock) */
+  u64 phase, settled;      /* blocks->lock: how often has_code was set; for which of these no TLB has the page writable any more */
   struct x86_block *head;  /* blocks->lock; linked by page_next of the block's part on this page */
 };
 
@@ -162,7 +163,10 @@ static void reclaim(struct x86_vcpu *c) {
   free_dead(dead);
 }
 
-/* Makes sure the page is known to have code and is writable in no TLB.  true: it was already so; false: state was left and entered again. */
+/* Stores to the page are seen by x86_blocks_written(), all of them.  blocks->lock held. */
+static bool is_settled(const struct code_page *p) { return atomic_load(&p->has_code) && p->settled == p->phase; }
+
+/* Makes sure the page is known to have code and is writable in no TLB.  *already: it was so; else state was left and entered again. */
 static int page_protect(struct x86_vcpu *c, const void *host, bool *already) {
   struct x86_vm *vm = x86_vm_of(c);
   struct x86_blocks *bs = vm->blocks;
@@ -179,7 +183,9 @@ static int page_protect(struct x86_vcpu *c, const void *host, bool *already) {
     p->next = bs->page[page & (PAGE_BUCKETS - 1)];
     __atomic_store_n(&bs->page[page & (PAGE_BUCKETS - 1)], p, __ATOMIC_RELEASE);
   }
-  *already = atomic_exchange(&p->has_code, true);
+  *already = is_settled(p); /* another vCPU may be about it, and not have reached all yet */
+  if (!atomic_exchange(&p->has_code, true)) p->phase++;
+  u64 phase = p->phase;
   pthread_mutex_unlock(&bs->lock);
   if (*already) return 0;
   /* Whoever holds a writable translation must drop it, and finish a store it has begun, before the bytes are read. */
@@ -189,6 +195,9 @@ static int page_protect(struct x86_vcpu *c, const void *host, bool *already) {
     vcpu_enter(&c->core);
   }
   x86_mmu_protect_page(c, page << PAGE_SHIFT);
+  pthread_mutex_lock(&bs->lock);
+  p->settled = MAX(p->settled, phase);
+  pthread_mutex_unlock(&bs->lock);
   return 0;
 }
 
@@ -319,7 +328,7 @@ static struct x86_block *publish(struct x86_vcpu *c, u32 mode, const struct fetc
   c->publishing = b;
   /* A store between our copy and this lock either is seen by the comparison, or waits for the lock and finds the block. */
   struct code_page *p = page_find(bs, page_of(f->host)), *p2 = f->host2 ? page_find(bs, page_of(f->host2)) : NULL;
-  bool same = atomic_load(&p->has_code) && (!p2 || atomic_load(&p2->has_code)) && still_backed(c, b->gpa, b->host) &&
+  bool same = is_settled(p) && (!p2 || is_settled(p2)) && still_backed(c, b->gpa, b->host) &&
               (!p2 || still_backed(c, b->gpa2, b->host2)) && bytes_equal(b);
   c->publishing = NULL;
   if (!same) {
