@@ -132,6 +132,7 @@ void engine_start_sequences(u8 *code, unsigned mode);
 void engine_run_placed(enum engine_kind kind, const struct diff_case *k, struct diff_state *out);
 /* The same while the client has taken a page of the arena away; where that is found (true), to the end when it is back. */
 bool engine_run_with_hole(enum engine_kind kind, const struct diff_case *k, unsigned hole, struct diff_state *stopped, struct diff_state *out);
+void engine_cool(u32 pages); /* the translator's TLB has nothing of these pages of the arena; what a block has kept of pages leads nowhere */
 void engine_warm(u64 at, unsigned len);           /* the blocks of the code that just ran will be translated */
 unsigned engine_translated(u64 at, unsigned len); /* how many of them are */
 void engine_forget(void);                         /* all blocks: pages would collect those of earlier cases */
@@ -185,6 +186,7 @@ struct sequence {
   u16 offset[SEQ_MAX + 1];
   bool ext; /* extended state takes part */
   u8 hole;  /* a page without memory in a further run of both engines; 0: none */
+  u32 cold; /* pages of the arena, a byte for each trial */
 };
 unsigned gen_common(bool ext);       /* a mnemonic that compilers like */
 void seq_make(struct sequence *s);   /* random; pokes what operands hold into the arena */

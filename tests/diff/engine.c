@@ -373,6 +373,13 @@ bool engine_run_with_hole(enum engine_kind kind, const struct diff_case *k, unsi
   return hit;
 }
 
+void engine_cool(u32 pages) {
+  struct x86_vcpu *c = placed[ENGINE_TRANSLATOR];
+  for (unsigned n = 0; n < ARENA_PAGES; n++)
+    if (pages >> n & 1) x86_mmu_flush_page(c, ARENA_BASE + n * PAGE_SIZE);
+  memset(c->code.delta, 0x5a, sizeof(c->code.delta));
+}
+
 void engine_forget(void) {
   for (unsigned kind = 0; kind < ENGINE_KINDS; kind++) x86_blocks_flush(x86_vm_of(placed[kind]));
 }

@@ -14,7 +14,8 @@
 #include "x86/regs.h"
 
 #define REPORTS 2 /* per last instruction */
-#define TRIALS  3 /* of translated code: warming up, translated, linked */
+#define TRIALS  6 /* of translated code: warming up, translated, linked; then with pages that the TLB does not know */
+#define COLD    3 /* the first of these */
 
 enum verdict { SAME, HOST_DIFFERS, TRANSLATION_DIFFERS, HOLE_DIFFERS, CRASHED, ENDLESS };
 
@@ -108,6 +109,7 @@ static enum verdict run(void) {
   judged = interpreter;
   if (!compare_placed(&seq.k, &host, &judged)) return HOST_DIFFERS;
   for (unsigned n = 0; n < TRIALS && seq.k.mode == 64; n++) {
+    engine_cool(n < COLD ? 0 : seq.cold >> 8 * (n - COLD) & 0xff);
     if (!translation_same()) return TRANSLATION_DIFFERS;
     engine_warm(seq.k.at, seq.len);
   }

@@ -333,6 +333,7 @@ void seq_make(struct sequence *s) {
   s->k.ext = s->ext;
   make_state(s, &r);
   s->k.at = place();
+  s->cold = (u32)(rnd() | rnd());
   s->hole = (u8)(rnd_chance(40) ? 1 + rnd_below(6) : 0);
   seq_layout(s);
 }

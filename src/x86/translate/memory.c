@@ -144,10 +144,20 @@ static void known(struct translation *t, const struct plan_access *a) {
   if (t->align <= t->aligned[a->group] && !((a->at.disp + a->moved - t->plan.group[a->group].at.disp) & (s32)t->align)) t->align = 0;
 }
 
+/* Behind an access that may end in the interpreter, which does the whole instruction, nothing may be found out that later ones rely on. */
+static void lead_first(struct translation *t) {
+  const struct plan_access *second = &t->p->access[1];
+  unsigned align = t->align;
+  t->align = 0;
+  if (t->p->n_access == 2 && second->leads && !second->last) check(t, second);
+  t->align = align;
+}
+
 bool t_access(struct translation *t, unsigned n, struct em_mem *m) {
   if (t->i->adsize != 8 || n >= t->p->n_access) return false;
   const struct plan_access *a = &t->p->access[n];
   if (!a->size) return false;
+  if (!n) lead_first(t);
   if (a->group != PLAN_ALONE && t->ready >> a->group & 1)
     known(t, a);
   else
