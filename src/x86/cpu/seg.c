@@ -10,7 +10,8 @@
 
 void x86_seg_update(struct x86_seg *s) {
   bool writable_up = s->s && (s->type & 14) == 2;
-  s->flat = !s->unusable && s->present && writable_up && s->base == 0 && s->limit == 0xffffffffu;
+  bool whole = !s->unusable && s->present && writable_up && s->limit == 0xffffffffu;
+  s->flat = !whole ? X86_SEG_OTHER : s->base ? X86_SEG_BASED : X86_SEG_FLAT;
 }
 
 /* ---- descriptors in memory ---- */

@@ -131,9 +131,10 @@ void t_exit_to(struct translation *t, u8 *rel32, s32 target) {
   t->exits[t->n_exits++] = (struct t_exit){.from = rel32, .target = target, .saved = t->f.saved};
 }
 
-static void set_rip(struct emitter *e, s32 target) {
+static void set_rip(struct translation *t, s32 target) {
+  struct emitter *e = &t->e;
   em_load(e, H_RAX, EM_GS(offsetof(struct x86_vcpu, code.page)));
-  em_lea(e, H_RAX, EM_AT(H_RAX, target));
+  t_lea(t, H_RAX, EM_AT(H_RAX, target));
   em_store(e, EM_GS(offsetof(struct x86_vcpu, regs) + 8 * X86_REG_RIP), H_RAX);
 }
 
@@ -166,7 +167,7 @@ static void emit_exit(struct translation *t, const struct t_exit *x) {
   struct emitter *e = &t->e;
   em_here(e, x->from);
   if (!x->saved) t_emit_save_flags(e);
-  set_rip(e, x->target);
+  set_rip(t, x->target);
   /* The last bytes may be an instruction that goes on in the next page: another mapping to ask for. */
   if (x->target < 0 || x->target > PAGE_SIZE - 15) {
     leave_page(t);
@@ -223,7 +224,7 @@ static void emit_gate_exits(struct translation *t, u8 *fail[2]) {
     t_emit_save_flags(e);
   }
   em_here(e, fail[1]);
-  set_rip(e, t->start);
+  set_rip(t, t->start);
   leave(t, (u32)(t->code->gate - x86_code_arena(t->c)->rx) | 1);
 }
 
@@ -317,7 +318,7 @@ void t_loop(struct translation *t) {
   load_gate(t);
   em_patch(e, em_jcc(e, CC_E), t->loop.start);
   t_save_flags(t);
-  set_rip(e, t->start);
+  set_rip(t, t->start);
   leave(t, 0);
 }
 
@@ -362,7 +363,7 @@ static bool emit(struct translation *t, const struct x86_decoded_insn *d, bool b
 
 static bool decode(const struct x86_block *b, struct x86_decoded_insn *d) {
   for (unsigned k = 0; k < b->n; k++)
-    if (!x86_decode_again(b->mode, b->bytes + b->insn[k].off, b->insn[k].len, &d[k].insn, d[k].ops))
+    if (!b->insn[k].op || !x86_decode_again(b->mode, b->bytes + b->insn[k].off, b->insn[k].len, &d[k].insn, d[k].ops))
       memset(&d[k], 0, sizeof(d[k]));
   return true;
 }
@@ -378,6 +379,8 @@ static void begin(struct translation *t, struct x86_vcpu *c, struct jit_arena *a
   t->b = b;
   t->code = code;
   t->right = right;
+  t->m32 = code->m32;
+  t->word = t->m32 ? 4 : 8;
   t->start = (s32)(b->gpa & (PAGE_SIZE - 1));
   t->e = (struct emitter){.p = a->rw + a->used, .end = a->rw + a->used + CODE_MAX, .to_rx = a->rx - a->rw};
   code->n_places = 0;
@@ -425,6 +428,7 @@ struct x86_code *x86_translate_block(struct x86_vcpu *c, struct jit_arena *a, st
   code->block = b;
   code->gpa = b->gpa;
   code->right = (u8)right;
+  code->m32 = (b->mode & X86_MODE_SIZE) == X86_MODE_32;
   code->epoch = (u64 *)(void *)(a->rw + a->size - a->words - 8);
   if (!translate(&t, copies, c, a, b, right, code, d)) {
     free(code);

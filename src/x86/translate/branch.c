@@ -41,7 +41,7 @@ void t_indirect(struct translation *t, s32 add_to_rsp) {
   s->from[s->n_from++] = miss[0];
   s->from[s->n_from++] = miss[1];
   em_load(e, H_RAX, TARGET(lin));
-  if (add_to_rsp) em_lea(e, T_HOME(RSP), EM_AT(T_HOME(RSP), add_to_rsp));
+  if (add_to_rsp) t_lea(t, T_HOME(RSP), EM_AT(T_HOME(RSP), add_to_rsp));
   t_enter_target(t);
 }
 
@@ -62,7 +62,7 @@ void t_goto(struct translation *t, s32 target) {
 }
 
 static s32 branch_target(const struct translation *t) {
-  return t->start + (s32)t->i->imm;
+  return (s32)((u32)t->start + (u32)t->i->imm);
 }
 
 static bool jump(struct translation *t) {
@@ -107,14 +107,14 @@ static bool push_return(struct translation *t, unsigned n) {
   if (!t_access(t, n, &m)) return false;
   t_lose_flags(t);
   em_load(e, H_RAX, EM_GS(offsetof(struct x86_vcpu, code.page)));
-  em_lea(e, H_RAX, EM_AT(H_RAX, t->start + t->i->next));
-  em_store(e, m, H_RAX);
+  t_lea(t, H_RAX, EM_AT(H_RAX, t->start + t->i->next));
+  t_store_word(t, m, H_RAX);
   return true;
 }
 
 static bool call_direct(struct translation *t) {
   if (!push_return(t, 0)) return false;
-  em_lea(&t->e, T_HOME(RSP), EM_AT(T_HOME(RSP), -8));
+  t_lea(t, T_HOME(RSP), EM_AT(T_HOME(RSP), -(s32)t->word));
   t_goto(t, branch_target(t));
   return true;
 }
@@ -126,11 +126,11 @@ static bool indirect_target(struct translation *t) {
     struct em_mem m;
     if (!t_access(t, 0, &m)) return false;
     t_store_flags(t);
-    em_load(&t->e, H_RAX, m);
+    t_load_word(t, H_RAX, m);
   } else {
     if (op->type != ZYDIS_OPERAND_TYPE_REGISTER) return false;
     t_store_flags(t);
-    em_mov(&t->e, H_RAX, t_read(t, (unsigned)ZydisRegisterGetId(op->reg.value), H_RAX));
+    em_reg(&t->e, !t->m32, 0x8b, H_RAX, t_read(t, (unsigned)ZydisRegisterGetId(op->reg.value), H_RAX));
   }
   return true;
 }
@@ -146,7 +146,7 @@ static bool call_indirect(struct translation *t) {
   s->from[s->n_from++] = miss[0];
   s->from[s->n_from++] = miss[1];
   if (!push_return(t, t->ops[0].type == ZYDIS_OPERAND_TYPE_MEMORY)) return false;
-  em_lea(e, T_HOME(RSP), EM_AT(T_HOME(RSP), -8));
+  t_lea(t, T_HOME(RSP), EM_AT(T_HOME(RSP), -(s32)t->word));
   em_load(e, H_RAX, EM_GS(offsetof(struct x86_vcpu, code.scratch)));
   target_index(e);
   t_enter_target(t);
@@ -164,8 +164,8 @@ static bool near_return(struct translation *t) {
   struct em_mem m;
   if (!t_access(t, 0, &m)) return false;
   t_store_flags(t);
-  em_load(&t->e, H_RAX, m);
-  t_indirect(t, 8 + more);
+  t_load_word(t, H_RAX, m);
+  t_indirect(t, (s32)t->word + more);
   return true;
 }
 

@@ -111,14 +111,19 @@ static bool widen_into_rdx(struct translation *t) { /* CWD, CDQ, CQO */
   return true;
 }
 
-/* ---- the stack, 64 bits wide ---- */
+/* ---- the stack, as wide as the mode has it ---- */
 
 static void move_rsp(struct translation *t, s32 by) {
-  em_lea(&t->e, T_HOME(RSP), EM_AT(T_HOME(RSP), by));
+  t_lea(t, T_HOME(RSP), EM_AT(T_HOME(RSP), by));
 }
 
 static bool wide(const struct translation *t) {
-  return t->z->operand_width == 64 && t->z->stack_width == 64;
+  return t->z->operand_width == 8 * t->word && t->z->stack_width == 8 * t->word;
+}
+
+/* A general register of that width. */
+static bool is_word(const struct translation *t, const ZydisDecodedOperand *op) {
+  return usable(op) && ZydisRegisterGetClass(op->reg.value) == (t->m32 ? ZYDIS_REGCLASS_GPR32 : ZYDIS_REGCLASS_GPR64);
 }
 
 static bool push(struct translation *t) {
@@ -128,30 +133,28 @@ static bool push(struct translation *t) {
   struct em_mem m;
   if (src->type == ZYDIS_OPERAND_TYPE_MEMORY) {
     if (!t_access(t, 0, &m)) return false;
-    em_load(e, H_RAX, m);
+    t_load_word(t, H_RAX, m);
     em_store(e, EM_GS(offsetof(struct x86_vcpu, code.scratch)), H_RAX);
     if (!t_access(t, 1, &m)) return false;
     em_load(e, H_RAX, EM_GS(offsetof(struct x86_vcpu, code.scratch)));
-    em_store(e, m, H_RAX);
+    t_store_word(t, m, H_RAX);
   } else if (src->type == ZYDIS_OPERAND_TYPE_IMMEDIATE) {
     if (!t_access(t, 0, &m)) return false;
-    em_mem(e, 1, 0xc7, 0, m), em32(e, (u32)t->i->imm);
+    em_mem(e, !t->m32, 0xc7, 0, m), em32(e, (u32)t->i->imm);
   } else {
-    if (!usable(src) || ZydisRegisterGetClass(src->reg.value) != ZYDIS_REGCLASS_GPR64) return false;
-    if (!t_access(t, 0, &m)) return false;
-    em_store(e, m, t_read(t, number(src), H_RAX));
+    if (!is_word(t, src) || !t_access(t, 0, &m)) return false;
+    t_store_word(t, m, t_read(t, number(src), H_RAX));
   }
-  move_rsp(t, -8);
+  move_rsp(t, -(s32)t->word);
   return true;
 }
 
 static bool pop(struct translation *t) {
   const ZydisDecodedOperand *dst = &t->ops[0];
   struct em_mem m;
-  if (!wide(t) || !usable(dst) || ZydisRegisterGetClass(dst->reg.value) != ZYDIS_REGCLASS_GPR64) return false;
-  if (!t_access(t, 0, &m)) return false;
-  em_load(&t->e, H_RAX, m);
-  move_rsp(t, 8);
+  if (!wide(t) || !is_word(t, dst) || !t_access(t, 0, &m)) return false;
+  t_load_word(t, H_RAX, m);
+  move_rsp(t, (s32)t->word);
   t_write(t, number(dst), H_RAX);
   return true;
 }
@@ -159,8 +162,8 @@ static bool pop(struct translation *t) {
 static bool leave(struct translation *t) {
   struct em_mem m;
   if (!wide(t) || !t_access(t, 0, &m)) return false;
-  em_load(&t->e, H_RAX, m);
-  em_lea(&t->e, T_HOME(RSP), EM_AT(T_HOME(RBP), 8));
+  t_load_word(t, H_RAX, m);
+  t_lea(t, T_HOME(RSP), EM_AT(T_HOME(RBP), (s32)t->word));
   em_mov(&t->e, T_HOME(RBP), H_RAX);
   return true;
 }
@@ -172,7 +175,9 @@ static bool as_it_is(struct translation *t) {
   return true;
 }
 
+/* Outside 64-bit mode the upper eight stay as they are. */
 static bool zero_upper(struct translation *t) {
+  if (t->m32) return false;
   t_need_vectors(t, VECTORS_AVX);
   return as_it_is(t);
 }
