@@ -98,7 +98,7 @@ struct x86_code_state {
   u64 delta[X86_CODE_DELTAS]; /* within a block: from linear to host address, of a page that was checked */
   u64 link_to;       /* RIP when it left ... */
   u32 link_resets;   /* ... and how often everything had been forgotten */
-  u32 link;          /* the jump that left: offset of its displacement in the arena; 0: none */
+  u32 link;          /* the jump that left: four times the offset of its displacement in the arena, and two bits (translate/block.c); 0: none */
   u32 salt;          /* where addresses of the generation lie in targets[]: 0 for supervisor code, so that programs at the same addresses have their own */
   int result;        /* flow of an instruction that leaves translated code */
   u16 flags;         /* arithmetic flags as LAHF and SETO give them */

@@ -18,6 +18,7 @@ static void target_index(struct emitter *e) {
 
 void t_find_target(struct translation *t, u8 *miss[2]) {
   struct emitter *e = &t->e;
+  t->rcx = PLAN_ALONE;
   target_index(e);
   em_mem(e, 1, 0x3b, H_RAX, TARGET(lin)); /* cmp rax, lin */
   miss[0] = em_jcc(e, CC_NE);
@@ -158,6 +159,7 @@ static bool conditional(struct translation *t) {
   } else {
     t_need_flags(t);
   }
+  t->keeps_rcx = true;
   em_align_displacement(e, 2);
   u8 *rel32 = em_jcc(e, cc);
   if (!to_itself(t, rel32, branch_target(t))) t_exit_to(t, rel32, branch_target(t));
