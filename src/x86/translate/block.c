@@ -64,7 +64,7 @@ static void compare_level(struct emitter *e, unsigned level) {
 void t_need_vectors(struct translation *t, unsigned level) {
   if (t->vectors >= level) return;
   t_lose_flags(t);
-  t->rcx = PLAN_ALONE;
+  t->rcx = t->rax = PLAN_ALONE;
   compare_level(&t->e, level);
   struct t_slow *s = t_slow(t);
   s->load_from = em_jcc(&t->e, CC_B);
@@ -124,6 +124,7 @@ static void emit_slow(struct translation *t, struct t_slow *s) {
   }
   if (s->host_flags) t_emit_restore_flags(e);
   if (s->rcx != PLAN_ALONE) em_load(e, H_RCX, t_delta(s->rcx));
+  if (s->rax != PLAN_ALONE) em_load(e, H_RAX, t_delta(s->rax));
   em_jmp_to(e, s->back);
 }
 
@@ -238,7 +239,7 @@ static bool attempt(struct translation *t, bool (*fn)(struct translation *t)) {
   u8 *p = t->e.p;
   bool x87 = t->x87;
   struct t_flags f = t->f;
-  u8 vectors = t->vectors, rcx = t->rcx;
+  u8 vectors = t->vectors, rcx = t->rcx, rax = t->rax;
   u32 ready = t->ready;
   unsigned n_slow = t->n_slow, n_exits = t->n_exits;
   if (fn(t)) return true;
@@ -247,7 +248,8 @@ static bool attempt(struct translation *t, bool (*fn)(struct translation *t)) {
   t->x87 = x87;
   t->vectors = vectors;
   t->rcx = rcx;
-  t->keeps_rcx = false;
+  t->rax = rax;
+  t->keeps_rcx = t->keeps_rax = t->rax_free = false;
   t->ready = ready;
   t->n_slow = n_slow;
   t->n_exits = n_exits;
@@ -259,7 +261,7 @@ static void one(struct translation *t) {
   bool ends = t->i->iflags & X86_I_END, branch = t->i->iflags & (X86_I_END | X86_I_MAYBE);
   t->at = NULL;
   t->align = 0;
-  t->keeps_rcx = false;
+  t->keeps_rcx = t->keeps_rax = t->rax_free = false;
   if (!t_x87_keeps_pointer(t)) t_flush_x87_pointer(t);
   if (attempt(t, t_system) || attempt(t, t_high_byte)) return;
   if (branch ? !attempt(t, t_branch) : !attempt(t, t_rewrite) && !attempt(t, t_special) && !attempt(t, t_x87))
@@ -284,6 +286,7 @@ static bool translate_insns(struct translation *t, const struct x86_decoded_insn
     t_flags_begin(t);
     one(t);
     if (!t->keeps_rcx) t->rcx = PLAN_ALONE;
+    if (!t->keeps_rax) t->rax = PLAN_ALONE;
     t->code->place[t->code->n_places - 1].flags = t_flags_end(t);
     if (em_overflow(&t->e) || t->n_slow >= MAX_SLOW - 1 || t->n_exits >= MAX_EXITS - 4) return false;
     if (t->at) t->at->again = t->f.again;
@@ -291,6 +294,7 @@ static bool translate_insns(struct translation *t, const struct x86_decoded_insn
       t->at->back = t->e.p;
       t->at->host_flags = t->f.host;
       t->at->rcx = t->rcx;
+      t->at->rax = t->rax;
       t->at->vectors = t->vectors;
       t->at->x87 = t->x87;
     }
@@ -303,7 +307,7 @@ static bool translate_insns(struct translation *t, const struct x86_decoded_insn
 
 /* The second copy: what it starts with holds whenever the last one comes back. */
 static void begin_loop(struct translation *t) {
-  t->rcx = PLAN_ALONE;
+  t->rcx = t->rax = PLAN_ALONE;
   t->f.overwrites = false;
   t_lose_flags(t);
   t->loop.start = t->e.p;
@@ -353,7 +357,7 @@ static bool translate_scattered(struct translation *t, const struct x86_decoded_
   t->vectors = VECTORS_NONE;
   t->x87 = t->x87_page = t->x87_pointer_waits = t->ended = false;
   t->ready = 0;
-  t->rcx = PLAN_ALONE;
+  t->rcx = t->rax = PLAN_ALONE;
   return translate_insns(t, d, first);
 }
 
@@ -385,7 +389,7 @@ static void begin(struct translation *t, struct x86_vcpu *c, struct jit_arena *a
   t->x87 = t->x87_page = t->x87_pointer_waits = false;
   t->vectors = VECTORS_NONE;
   t->ready = t->interpreted = t->n_slow = t->n_exits = 0;
-  t->rcx = PLAN_ALONE;
+  t->rcx = t->rax = PLAN_ALONE;
   t->at = NULL;
   memset(t->deep, 0, sizeof(t->deep));
   t->c = c;

@@ -159,7 +159,7 @@ static bool conditional(struct translation *t) {
   } else {
     t_need_flags(t);
   }
-  t->keeps_rcx = true;
+  t->keeps_rcx = t->keeps_rax = true;
   em_align_displacement(e, 2);
   u8 *rel32 = em_jcc(e, cc);
   if (!to_itself(t, rel32, branch_target(t))) t_exit_to(t, rel32, branch_target(t));

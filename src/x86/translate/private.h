@@ -28,7 +28,7 @@ struct t_slow {
   u8 *back;                  /* NULL: does not come back */
   bool host_flags;           /* expected in the host's register there */
   struct t_producer again;   /* what makes the flags again when it is taken; none: memory has them */
-  u8 rcx;                    /* as struct translation has it, there */
+  u8 rcx, rax;               /* as struct translation has them, there */
   u8 vectors;                /* vector level expected there */
   u8 *scattered[2];          /* jumps of checks for several accesses that failed: to this instruction in the scattered copy */
   unsigned n_scattered;
@@ -60,8 +60,9 @@ struct translation {
   u8 aligned[PLAN_GROUPS]; /* the same of ready groups' lowest byte: known to be 0 */
   u32 ready;       /* groups whose page has been checked */
   bool lost_plan;  /* the plan did not know of one */
-  u8 rcx;          /* the group whose delta RCX holds, or PLAN_ALONE */
-  bool keeps_rcx;  /* the instruction at hand leaves RCX as t_access() did, or as it was */
+  u8 rcx, rax;     /* the groups whose deltas these hold, or PLAN_ALONE */
+  bool keeps_rcx, keeps_rax; /* the instruction at hand leaves them as t_access() did, or as they were */
+  bool rax_free;             /* it has no need of RAX: its operand may be part of the address */
 
   /* The instruction at hand. */
   unsigned k;
@@ -119,8 +120,8 @@ void t_exit_to(struct translation *t, u8 *rel32, s32 target);
 void t_loop(struct translation *t); /* the end of the last copy: to the second */
 
 /* ---- memory.c ---- */
-/* The instruction's n-th memory access as an operand of the host's, checked.  RCX may be part of it; it and RAX change (t->rcx); flags are lost unless the
- * page was checked before.  false: not an address the translator can compute. */
+/* The instruction's n-th memory access as an operand of the host's, checked.  RCX, or RAX where it is free, may be part of it; both change (t->rcx, rax);
+ * flags are lost unless the page was checked before.  false: not an address the translator can compute. */
 bool t_access(struct translation *t, unsigned n, struct em_mem *m);
 /* Memory operand as an address in mapped registers, for LEA.  false: too many scratch registers. */
 bool t_address(struct translation *t, struct em_mem *m);
