@@ -80,14 +80,15 @@ static u8 *look_up(struct translation *t, unsigned copy, s32 bytes, unsigned ali
   return em_jcc(e, CC_A);
 }
 
-static struct em_mem delta(unsigned group) {
-  return EM_GS(offsetof(struct x86_vcpu, code.delta) + 8 * group);
+static bool is_plain(const struct plan_address *a) {
+  return !a->seg && a->index == X86_REG_NONE && a->base < 16 && t_mapped(a->base);
 }
 
-/* In 64-bit code: the operand, with what RCX says is to be added. */
+/* In 64-bit code: the operand, with what RCX says is to be added; it becomes part of the address where that is not a mere register's. */
 static struct em_mem operand(struct translation *t, const struct plan_address *a) {
   struct emitter *e = &t->e;
   struct em_mem m = {.base = H_RCX, .index = H_NONE, .disp = a->disp};
+  t->rcx = t->rax = PLAN_ALONE;
   if (a->seg) {
     em_load(e, H_RAX, segment_base(a->seg));
     em_lea(e, H_RCX, (struct em_mem){.base = H_RCX, .index = H_RAX});
@@ -139,10 +140,10 @@ static void add_linear(struct translation *t, const struct plan_address *a) {
   em_lea(&t->e, H_RCX, (struct em_mem){.base = H_RCX, .index = H_RAX});
 }
 
-/* Offsets go round at 4 GiB, but not within a page: RCX is the host address of the lowest byte that was checked. */
-static struct em_mem operand32(const struct translation *t, const struct plan_access *a) {
+/* Offsets go round at 4 GiB, but not within a page: the register has the host address of the lowest byte that was checked. */
+static struct em_mem operand32(const struct translation *t, const struct plan_access *a, unsigned lowest) {
   bool alone = a->group == PLAN_ALONE || (a->last && !(t->ready >> a->group & 1));
-  return EM_AT(H_RCX, alone ? 0 : (s32)((u32)a->at.disp + (u32)a->moved - (u32)t->plan.group[a->group].at.disp));
+  return EM_AT(lowest, alone ? 0 : (s32)((u32)a->at.disp + (u32)a->moved - (u32)t->plan.group[a->group].at.disp));
 }
 
 /* ---- checks ---- */
@@ -156,12 +157,13 @@ static void check_group(struct translation *t, struct t_slow *s, unsigned group,
   unsigned copy = linear(t, &at);
   s->scattered[s->n_scattered++] = look_up(t, copy, g->span, align, g->write);
   add_linear(t, &at);
-  em_store(&t->e, delta(group), H_RCX);
+  em_store(&t->e, t_delta(group), H_RCX);
 }
 
 static void check(struct translation *t, const struct plan_access *a) {
   struct t_slow *s = t_slow(t);
   t_lose_flags(t);
+  t->rcx = t->rax = PLAN_ALONE;
   t->lost_plan |= a->group != PLAN_ALONE && !a->leads;
   if (a->group == PLAN_ALONE || a->last) {
     unsigned align = a->size & t->align ? 0 : t->align;
@@ -178,12 +180,19 @@ static void check(struct translation *t, const struct plan_access *a) {
   t->aligned[a->group] = (u8)align;
   t->align ^= align;
   t->ready |= 1u << a->group;
+  t->rcx = a->group;
 }
 
-/* A page that has been looked at. */
-static void known(struct translation *t, const struct plan_access *a) {
-  em_load(&t->e, H_RCX, delta(a->group));
+/* A page that has been looked at.  Returns the register with its delta: two pages in turn have one each. */
+static unsigned known(struct translation *t, const struct plan_access *a) {
   if (t->align <= t->aligned[a->group] && !((a->at.disp + a->moved - t->plan.group[a->group].at.disp) & (s32)t->align)) t->align = 0;
+  bool both = t->rax_free && !t->align && (t->m32 || is_plain(&a->at));
+  if (t->rcx == a->group) return H_RCX;
+  if (both && t->rax == a->group) return H_RAX;
+  bool second = both && t->rcx != PLAN_ALONE;
+  em_load(&t->e, second ? H_RAX : H_RCX, t_delta(a->group));
+  *(second ? &t->rax : &t->rcx) = a->group;
+  return second ? H_RAX : H_RCX;
 }
 
 /* Behind an access that may end in the interpreter, which does the whole instruction, nothing may be found out that later ones rely on. */
@@ -200,10 +209,16 @@ bool t_access(struct translation *t, unsigned n, struct em_mem *m) {
   const struct plan_access *a = &t->p->access[n];
   if (!a->size) return false;
   if (!n) lead_first(t);
+  unsigned delta = H_RCX;
   if (a->group != PLAN_ALONE && t->ready >> a->group & 1)
-    known(t, a);
+    delta = known(t, a);
   else
     check(t, a);
-  *m = t->m32 ? operand32(t, a) : operand(t, &a->at);
+  if (t->m32)
+    *m = operand32(t, a, delta);
+  else if (is_plain(&a->at))
+    *m = (struct em_mem){.base = T_HOME(a->at.base), .index = (u8)delta, .disp = a->at.disp};
+  else
+    *m = operand(t, &a->at);
   return true;
 }

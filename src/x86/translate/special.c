@@ -145,6 +145,7 @@ static bool push(struct translation *t) {
     if (!is_word(t, src) || !t_access(t, 0, &m)) return false;
     t_store_word(t, m, t_read(t, number(src), H_RAX));
   }
+  t->keeps_rcx = true;
   move_rsp(t, -(s32)t->word);
   return true;
 }
@@ -153,10 +154,11 @@ static bool pop(struct translation *t) {
   const ZydisDecodedOperand *dst = &t->ops[0];
   struct em_mem m;
   if (!wide(t) || !is_word(t, dst) || !t_access(t, 0, &m)) return false;
-  t_load_word(t, H_RAX, m);
+  unsigned guest = number(dst), host = t_mapped(guest) && guest != RSP ? T_HOME(guest) : H_RAX;
+  t_load_word(t, host, m);
   move_rsp(t, (s32)t->word);
-  t_write(t, number(dst), H_RAX);
-  return true;
+  if (host == H_RAX) t_write(t, guest, H_RAX);
+  return t->keeps_rcx = true;
 }
 
 static bool leave(struct translation *t) {
