@@ -65,7 +65,7 @@ static void small_stack(void) {
 
 /* The client changes a segment between two rounds of the same code. */
 GUEST_BLOB(rounds, ".code32\n mov $0x60000, %ebx\n"
-                   "1: mov $50, %ecx\n 2: mov (%ebx), %edi\n mov %fs:(%ebx), %esi\n dec %ecx\n jnz 2b\n" REPORT(1) "jmp 1b\n");
+                   "1: mov $50, %ecx\n 2: mov %es:(%ebx), %eax\n mov (%ebx), %edi\n mov %fs:(%ebx), %esi\n dec %ecx\n jnz 2b\n" REPORT(1) "jmp 1b\n");
 
 static void round_with(struct guest *g, const struct kvm_sregs *s, u64 edi, u64 esi) {
   guest_set_sregs(g, s);
@@ -116,8 +116,8 @@ static void null_segment(void) {
 /* The same bytes as 64-bit and as 32-bit code: INC RAX, or DEC EAX and INC EAX; both are called in turn from code that is linked to them. */
 GUEST_BLOB(sizes, ".code64\n xor %eax, %eax\n xor %ebx, %ebx\n mov $100, %ecx\n jmp 1f\n"
                   ".balign 16\n 9: .byte 0x48, 0xff, 0xc0\n ret\n"
-                  "1: call 9b\n call 9b\n push $0x18\n push $" AT(sizes, 3f) "\n lretq\n"
-                  ".code32\n 3: xchg %eax, %ebx\n call 9b\n call 9b\n inc %eax\n xchg %eax, %ebx\n ljmp $0x08, $" AT(sizes, 4f) "\n"
+                  "1: mov $" AT(sizes, 9b) ", %edx\n call *%rdx\n call 9b\n push $0x18\n push $" AT(sizes, 3f) "\n lretq\n"
+                  ".code32\n 3: xchg %eax, %ebx\n call *%edx\n call 9b\n inc %eax\n xchg %eax, %ebx\n ljmp $0x08, $" AT(sizes, 4f) "\n"
                   ".code64\n 4: dec %ecx\n jnz 1b\n" REPORT(1));
 
 static void code_sizes(void) {
