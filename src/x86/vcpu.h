@@ -81,6 +81,7 @@ struct x86_io {
 
 /* Where an indirect branch of translated code goes on: linear address -> code. */
 #define X86_TARGET_BITS 16
+#define X86_TARGET_MASK (((1u << X86_TARGET_BITS) - 1) * 32) /* of an offset */
 #define X86_CODE_DELTAS 16
 struct x86_code_target {
   u64 lin;
@@ -95,6 +96,7 @@ struct x86_code_state {
   u64 page;          /* linear address of the page the running code lies in */
   u64 generation;    /* x86_code_generation() and what else decides what a linear address leads to */
   u64 scratch;
+  const void *callee; /* within a call */
   u64 delta[X86_CODE_DELTAS]; /* within a block: from linear to host address, of a page that was checked */
   u64 link_to;       /* RIP when it left ... */
   u32 link_resets;   /* ... and how often everything had been forgotten */

@@ -134,9 +134,13 @@ void t_exit_to(struct translation *t, u8 *rel32, s32 target) {
   t->exits[t->n_exits++] = (struct t_exit){.from = rel32, .target = target, .saved = t->f.saved};
 }
 
-static void set_rip(struct emitter *e, s32 target) {
+static void load_rip(struct emitter *e, s32 target) {
   em_load(e, H_RAX, EM_GS(offsetof(struct x86_vcpu, code.page)));
   em_lea(e, H_RAX, EM_AT(H_RAX, target));
+}
+
+static void set_rip(struct emitter *e, s32 target) {
+  load_rip(e, target);
   em_store(e, EM_GS(offsetof(struct x86_vcpu, regs) + 8 * X86_REG_RIP), H_RAX);
 }
 
@@ -146,14 +150,15 @@ static void leave(struct translation *t, u32 link) {
 }
 
 /* Another page: where its code is found depends on the page tables in force. */
-static void leave_page(struct translation *t) {
+static void leave_page(struct translation *t, s32 target) {
   struct emitter *e = &t->e;
   u8 *miss[2];
+  load_rip(e, target);
   t_find_target(t, miss);
-  em_load(e, H_RAX, EM_GS(offsetof(struct x86_vcpu, regs) + 8 * X86_REG_RIP));
   t_enter_target(t);
   em_here(e, miss[0]);
   em_here(e, miss[1]);
+  set_rip(e, target);
   leave(t, 0);
 }
 
@@ -169,12 +174,12 @@ static void emit_exit(struct translation *t, const struct t_exit *x) {
   struct emitter *e = &t->e;
   em_here(e, x->from);
   if (!x->saved) t_emit_save_flags(e);
-  set_rip(e, x->target);
   /* The last bytes may be an instruction that goes on in the next page: another mapping to ask for. */
   if (x->target < 0 || x->target > PAGE_SIZE - 15) {
-    leave_page(t);
+    leave_page(t, x->target);
     return;
   }
+  set_rip(e, x->target);
   /* Low bit: which entry to link to; the next: code for other rights. */
   leave(t, (u32)((x->from + e->to_rx) - x86_code_arena(t->c)->rx) << 2 | x->saved | (x->smap ? 2u : 0));
 }

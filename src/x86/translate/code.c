@@ -241,7 +241,9 @@ static void set_generation(struct x86_vcpu *c, unsigned right) {
 }
 
 static struct x86_code_target *target_of(struct x86_vcpu *c, u64 lin) {
-  return &c->code.targets[(lin ^ lin >> 10 ^ c->code.salt) & ((1u << X86_TARGET_BITS) - 1)];
+  u64 hash = c->code.salt;
+  __asm__("crc32q %1, %0" : "+r"(hash) : "r"(lin)); /* every processor with FSGSBASE has it */
+  return &c->code.targets[(hash & X86_TARGET_MASK) / sizeof(struct x86_code_target)];
 }
 
 static void own_gs(struct x86_vcpu *c) {

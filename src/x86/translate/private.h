@@ -149,8 +149,7 @@ void t_compare_x87(struct emitter *e);
 
 /* Jump to the linear address in RAX; commit: emitted when it is known to succeed.  Flags are saved. */
 void t_indirect(struct translation *t, s32 add_to_rsp);
-/* The target's entry for RAX into RCX (c->code.targets); jumps to *miss where there is none.  Then: goes there; RAX is the
- * address again. */
+/* The target's entry for RAX into RCX (c->code.targets); jumps to *miss where there is none.  Then: goes there. */
 void t_find_target(struct translation *t, u8 *miss[2]);
 void t_enter_target(struct translation *t);
 /* Goes on at this offset from the page's start. */
