@@ -172,7 +172,12 @@ static void load_gate(struct translation *t) {
 
 static void emit_exit(struct translation *t, const struct t_exit *x) {
   struct emitter *e = &t->e;
-  em_here(e, x->from);
+  u8 *from = x->from;
+  em_here(e, from);
+  if (x->apart) {
+    em_align_displacement(e, 1);
+    from = em_jmp(e);
+  }
   if (!x->saved) t_emit_save_flags(e);
   /* The last bytes may be an instruction that goes on in the next page: another mapping to ask for. */
   if (x->target < 0 || x->target > PAGE_SIZE - 15) {
@@ -181,7 +186,7 @@ static void emit_exit(struct translation *t, const struct t_exit *x) {
   }
   set_rip(e, x->target);
   /* Low bit: which entry to link to; the next: code for other rights. */
-  leave(t, (u32)((x->from + e->to_rx) - x86_code_arena(t->c)->rx) << 2 | x->saved | (x->smap ? 2u : 0));
+  leave(t, (u32)((from + e->to_rx) - x86_code_arena(t->c)->rx) << 2 | x->saved | (x->smap ? 2u : 0));
 }
 
 /* ---- entries ---- */

@@ -142,8 +142,9 @@ static bool conditional(struct translation *t) {
   struct emitter *e = &t->e;
   if (t->copies > 1 && !t->scattered && branch_target(t) == t->start) {
     t_need_flags(t);
-    em_align_displacement(e, 2);
+    bool apart = em_misaligned(e, 2);
     t_exit_to(t, em_jcc(e, cc ^ 1), t->start + t->i->next);
+    t->exits[t->n_exits - 1].apart = apart;
     if (t->copy + 1 == t->copies) t_loop(t);
     t->ended = true;
     return true;
@@ -157,9 +158,11 @@ static bool conditional(struct translation *t) {
     t_need_flags(t);
   }
   t->keeps_rcx = t->keeps_rax = true;
-  em_align_displacement(e, 2);
+  bool apart = em_misaligned(e, 2); /* nothing in between: the processor takes a comparison and its jump as one */
   u8 *rel32 = em_jcc(e, cc);
-  if (!to_itself(t, rel32, branch_target(t))) t_exit_to(t, rel32, branch_target(t));
+  if (to_itself(t, rel32, branch_target(t))) return true;
+  t_exit_to(t, rel32, branch_target(t));
+  t->exits[t->n_exits - 1].apart = apart;
   return true;
 }
 

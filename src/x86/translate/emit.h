@@ -175,9 +175,13 @@ enum { CC_B = 2, CC_AE = 3, CC_E = 4, CC_NE = 5, CC_BE = 6, CC_A = 7 };
 
 /* The displacement that comes after so many bytes will be patched while others run it: written at once if it lies in eight aligned ones (AMD APM Vol. 2 7.3.2; Intel SDM
  * Vol. 3A 8.1.1 asks for less). */
+static inline unsigned em_misaligned(const struct emitter *e, unsigned bytes) {
+  unsigned at = (uintptr_t)(e->p + bytes) & 7;
+  return at > 4 ? 8 - at : 0;
+}
 static inline void em_align_displacement(struct emitter *e, unsigned bytes) {
   static const u8 nops[4][3] = {{0}, {0x90}, {0x66, 0x90}, {0x0f, 0x1f, 0x00}};
-  unsigned at = (uintptr_t)(e->p + bytes) & 7, n = at > 4 ? 8 - at : 0;
+  unsigned n = em_misaligned(e, bytes);
   for (unsigned k = 0; k < n; k++) em8(e, nops[n][k]);
 }
 

@@ -44,6 +44,7 @@ struct t_exit {
   s32 target; /* offset from the start of the page */
   bool saved; /* flags are in memory */
   bool smap;  /* SMAP comes into force, or ceases to be */
+  bool apart; /* the jump that will be patched is not that one, which goes there */
 };
 
 struct translation {
