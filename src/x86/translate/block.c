@@ -251,6 +251,7 @@ static bool attempt(struct translation *t, bool (*fn)(struct translation *t)) {
   struct t_flags f = t->f;
   u8 vectors = t->vectors, rcx = t->rcx, rax = t->rax;
   u32 ready = t->ready;
+  s32 rsp = t->rsp;
   unsigned n_slow = t->n_slow, n_exits = t->n_exits;
   if (fn(t)) return true;
   t->e.p = p;
@@ -259,6 +260,7 @@ static bool attempt(struct translation *t, bool (*fn)(struct translation *t)) {
   t->vectors = vectors;
   t->rcx = rcx;
   t->rax = rax;
+  t->rsp = rsp;
   t->keeps_rcx = t->keeps_rax = t->rax_free = false;
   t->ready = ready;
   t->n_slow = n_slow;
@@ -281,7 +283,13 @@ static void one(struct translation *t) {
 }
 
 static void place(struct translation *t) {
-  t->code->place[t->code->n_places++] = (struct x86_code_place){.at = (u16)(t->e.p - t->code->start), .insn = (u8)t->k};
+  t->code->place[t->code->n_places++] = (struct x86_code_place){.at = (u16)(t->e.p - t->code->start), .insn = (u8)t->k, .rsp = (s16)t->rsp};
+}
+
+/* Before anything but another push or pop. */
+static void move_rsp(struct translation *t) {
+  if (t->rsp) em_lea(&t->e, T_HOME(RSP), EM_AT(T_HOME(RSP), t->rsp));
+  t->rsp = 0;
 }
 
 static bool translate_insns(struct translation *t, const struct x86_decoded_insn *d, unsigned from) {
@@ -290,6 +298,7 @@ static bool translate_insns(struct translation *t, const struct x86_decoded_insn
     t->z = &d[t->k].insn;
     t->ops = d[t->k].ops;
     t->p = t->scattered ? &t->alone.insn[t->k] : &t->plan.insn[t->copy * t->b->n + t->k];
+    if (!t_special_delays_rsp(t)) move_rsp(t);
     place(t);
     t->at_insn[t->k].start = t->e.p;
     t->at_insn[t->k].host = t->f.host;
@@ -310,6 +319,7 @@ static bool translate_insns(struct translation *t, const struct x86_decoded_insn
     }
   }
   t->k = t->b->n;
+  move_rsp(t);
   t_flush_x87_pointer(t);
   if (!t->ended) t_goto(t, t->start + t->b->len);
   return true;
@@ -397,6 +407,7 @@ static void begin(struct translation *t, struct x86_vcpu *c, struct jit_arena *a
   t->f = (struct t_flags){.first = FIRST_NONE};
   t->ended = t->lost_plan = t->no_loop = t->scattered = false;
   t->x87 = t->x87_page = t->x87_pointer_waits = false;
+  t->rsp = 0;
   t->vectors = VECTORS_NONE;
   t->ready = t->interpreted = t->n_slow = t->n_exits = 0;
   t->rcx = t->rax = PLAN_ALONE;

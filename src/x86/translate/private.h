@@ -98,6 +98,7 @@ struct translation {
   bool x87_page;                        /* has been noted in the vCPU */
   bool x87_pointer_waits;               /* to be noted there: */
   s32 x87_pointer;                      /* offset from the start of the page */
+  s32 rsp;    /* pushes and pops in a row: how far RSP is behind */
   bool ended; /* by a branch */
   struct t_slow slow[MAX_SLOW];
   unsigned n_slow;
@@ -135,6 +136,7 @@ static inline struct em_mem t_delta(unsigned group) {
 /* ---- instructions: true when translated ---- */
 bool t_rewrite(struct translation *t);
 bool t_special(struct translation *t);
+bool t_special_delays_rsp(const struct translation *t); /* a push or pop that needs RSP as it is no more than in its address */
 bool t_branch(struct translation *t);
 bool t_x87(struct translation *t);
 bool t_system(struct translation *t);
@@ -200,6 +202,7 @@ struct x86_code {
   struct x86_code_place {
     u16 at;
     u8 flags, insn;
+    s16 rsp; /* to be added to it */
   } place[];
 };
 struct jit_arena *x86_code_arena(struct x86_vcpu *c);

@@ -121,40 +121,67 @@ static bool wide(const struct translation *t) {
   return t->z->operand_width == 64 && t->z->stack_width == 64;
 }
 
+static bool is_known(const struct translation *t) {
+  const struct plan_access *a = &t->p->access[0];
+  return t->p->n_access == 1 && a->group != PLAN_ALONE && (t->ready >> a->group & 1);
+}
+
+bool t_special_delays_rsp(const struct translation *t) {
+  const ZydisDecodedOperand *op = &t->ops[0];
+  if ((t->z->mnemonic != ZYDIS_MNEMONIC_PUSH && t->z->mnemonic != ZYDIS_MNEMONIC_POP) || !wide(t) || !is_known(t)) return false;
+  if (op->type == ZYDIS_OPERAND_TYPE_IMMEDIATE) return true;
+  return usable(op) && ZydisRegisterGetClass(op->reg.value) == ZYDIS_REGCLASS_GPR64 && number(op) != RSP;
+}
+
+/* The slot at hand; RSP moves by so many bytes, now or later. */
+static bool stack(struct translation *t, s32 by, bool delay, struct em_mem *m) {
+  if (!t_access(t, 0, m)) return false;
+  m->disp += t->rsp;
+  if (delay) t->rsp += by;
+  return true;
+}
+static bool push_memory(struct translation *t) {
+  struct emitter *e = &t->e;
+  struct em_mem m;
+  if (!t_access(t, 0, &m)) return false;
+  em_load(e, H_RAX, m);
+  em_store(e, EM_GS(offsetof(struct x86_vcpu, code.scratch)), H_RAX);
+  if (!t_access(t, 1, &m)) return false;
+  em_load(e, H_RAX, EM_GS(offsetof(struct x86_vcpu, code.scratch)));
+  em_store(e, m, H_RAX);
+  move_rsp(t, -8);
+  return true;
+}
+
 static bool push(struct translation *t) {
   const ZydisDecodedOperand *src = &t->ops[0];
   struct emitter *e = &t->e;
-  if (!wide(t)) return false;
   struct em_mem m;
-  if (src->type == ZYDIS_OPERAND_TYPE_MEMORY) {
-    if (!t_access(t, 0, &m)) return false;
-    em_load(e, H_RAX, m);
-    em_store(e, EM_GS(offsetof(struct x86_vcpu, code.scratch)), H_RAX);
-    if (!t_access(t, 1, &m)) return false;
-    em_load(e, H_RAX, EM_GS(offsetof(struct x86_vcpu, code.scratch)));
-    em_store(e, m, H_RAX);
-  } else if (src->type == ZYDIS_OPERAND_TYPE_IMMEDIATE) {
-    if (!t_access(t, 0, &m)) return false;
+  if (!wide(t)) return false;
+  if (src->type == ZYDIS_OPERAND_TYPE_MEMORY) return push_memory(t);
+  bool imm = src->type == ZYDIS_OPERAND_TYPE_IMMEDIATE, delay = t_special_delays_rsp(t);
+  if (!imm && (!usable(src) || ZydisRegisterGetClass(src->reg.value) != ZYDIS_REGCLASS_GPR64)) return false;
+  if (!stack(t, -8, delay, &m)) return false;
+  if (imm)
     em_mem(e, 1, 0xc7, 0, m), em32(e, (u32)t->i->imm);
-  } else {
-    if (!usable(src) || ZydisRegisterGetClass(src->reg.value) != ZYDIS_REGCLASS_GPR64) return false;
-    if (!t_access(t, 0, &m)) return false;
+  else
     em_store(e, m, t_read(t, number(src), H_RAX));
-  }
-  t->keeps_rcx = true;
-  move_rsp(t, -8);
-  return true;
+  if (!delay) move_rsp(t, -8);
+  t->keeps_rax = imm || t_mapped(number(src));
+  return t->keeps_rcx = true;
 }
 
 static bool pop(struct translation *t) {
   const ZydisDecodedOperand *dst = &t->ops[0];
   struct em_mem m;
   if (!wide(t) || !usable(dst) || ZydisRegisterGetClass(dst->reg.value) != ZYDIS_REGCLASS_GPR64) return false;
-  if (!t_access(t, 0, &m)) return false;
+  bool delay = t_special_delays_rsp(t);
+  if (!stack(t, 8, delay, &m)) return false;
   unsigned guest = number(dst), host = t_mapped(guest) && guest != RSP ? T_HOME(guest) : H_RAX;
   em_load(&t->e, host, m);
-  move_rsp(t, 8);
+  if (!delay) move_rsp(t, 8);
   if (host == H_RAX) t_write(t, guest, H_RAX);
+  t->keeps_rax = host != H_RAX;
   return t->keeps_rcx = true;
 }
 
