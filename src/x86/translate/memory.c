@@ -78,6 +78,11 @@ static u8 *look_up(struct translation *t, unsigned copy, s32 bytes, unsigned ali
   return em_jcc(e, CC_A);
 }
 
+u8 *t_look_up(struct translation *t, unsigned at, s32 bytes, bool write) {
+  em_mov(&t->e, H_RAX, at);
+  return look_up(t, at, bytes, 0, write);
+}
+
 static struct em_mem delta(unsigned group) {
   return EM_GS(offsetof(struct x86_vcpu, code.delta) + 8 * group);
 }

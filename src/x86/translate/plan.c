@@ -62,8 +62,35 @@ static void add_stack(struct plan_insn *p, unsigned reg, s32 disp, bool write) {
   add(p, (struct plan_address){.base = (u8)reg, .index = X86_REG_NONE, .disp = disp}, 8, write);
 }
 
+bool x86_plan_is_string(const struct x86_decoded_insn *d) {
+  return d->insn.meta.category == ZYDIS_CATEGORY_STRINGOP;
+}
+
+/* One element.  A repeated one sees to its pages itself. */
+static void add_string(struct plan_insn *p, const struct x86_insn *i, const struct x86_decoded_insn *d) {
+  struct plan_address source = {.seg = i->seg >= SEG_FS ? i->seg : 0, .base = RSI, .index = X86_REG_NONE},
+                      destination = {.base = RDI, .index = X86_REG_NONE};
+  if (i->adsize != 8 || (i->iflags & (X86_I_REP | X86_I_REPNE))) return;
+  switch (d->insn.opcode & 0xfe) {
+  case 0xa4: /* MOVS */
+    add(p, source, i->opsize, false);
+    add(p, destination, i->opsize, true);
+    break;
+  case 0xaa: /* STOS */
+    add(p, destination, i->opsize, true);
+    break;
+  case 0xac: /* LODS */
+    add(p, source, i->opsize, false);
+    break;
+  }
+}
+
 static void accesses(struct plan_insn *p, const struct x86_block *b, const struct x86_insn *i, const struct x86_decoded_insn *d) {
   p->n_access = 0;
+  if (x86_plan_is_string(d)) {
+    add_string(p, i, d);
+    return;
+  }
   switch (d->insn.mnemonic) {
   case ZYDIS_MNEMONIC_PUSHFQ:
   case ZYDIS_MNEMONIC_PUSH:
@@ -284,9 +311,15 @@ static bool passes_flags(unsigned mnemonic) {
   }
 }
 
+/* Instructions that find out more than their pages before they are done, and may leave that to the interpreter. */
+static bool may_refuse(const struct x86_decoded_insn *d) {
+  unsigned m = d->insn.mnemonic;
+  return x86_plan_is_string(d) || m == ZYDIS_MNEMONIC_DIV || m == ZYDIS_MNEMONIC_IDIV || m == ZYDIS_MNEMONIC_CMPXCHG16B;
+}
+
 /* Whether somebody may find the state between this instruction and the one before. */
-static bool may_stop(const struct plan_insn *p, const struct x86_insn *i) {
-  if (i->iflags & (X86_I_END | X86_I_MAYBE) || p->loads || i->op == ZYDIS_MNEMONIC_PUSHFQ) return true;
+static bool may_stop(const struct plan_insn *p, const struct x86_insn *i, const struct x86_decoded_insn *d) {
+  if (i->iflags & (X86_I_END | X86_I_MAYBE) || p->loads || i->op == ZYDIS_MNEMONIC_PUSHFQ || may_refuse(d)) return true;
   if (x86_vector_is_plain(i) && ((const struct x86_vector *)i->aux)->align) return true;
   for (unsigned k = 0; k < p->n_access; k++)
     if (p->access[k].group == PLAN_ALONE || p->access[k].leads) return true;
@@ -317,7 +350,7 @@ static void flags(struct plan *p, const struct x86_block *b, const struct x86_de
     u8 read = passes_flags(d[k].insn.mnemonic) ? i->flags_read & at->live : i->flags_read;
     at->needs = i->flags_written ? (u8)(read | (at->live & ~i->flags_written)) : read;
     live = (u8)((live & ~i->flags_written) | read);
-    if ((interpreted >> k & 1) || is_system(d[k].insn.mnemonic) || may_stop(at, i)) live = ALL_FLAGS;
+    if ((interpreted >> k & 1) || is_system(d[k].insn.mnemonic) || may_stop(at, i, &d[k])) live = ALL_FLAGS;
   }
 }
 
