@@ -74,6 +74,69 @@ static bool multiply(struct translation *t) {
   return true;
 }
 
+/* ---- DIV and IDIV ---- */
+
+/* movzx or movsx ecx, of 8 or 16 bits; mov of more. */
+static void load_divisor(struct translation *t, const struct em_mem *m, unsigned host, bool is_signed) {
+  unsigned bits = t->ops[0].size;
+  u32 opcode = bits > 16 ? 0x8b : (is_signed ? 0x0fbe : 0x0fb6) | (bits == 16);
+  if (m)
+    em_mem(&t->e, bits == 64, opcode, H_RCX, *m);
+  else if (bits == 8)
+    em_byte_rm(&t->e, opcode, H_RCX, host);
+  else
+    em_reg(&t->e, bits == 64, opcode, H_RCX, host);
+}
+
+/* The quotient fits when the upper half of the dividend is below the divisor. */
+static void slow_unless_fits(struct translation *t, unsigned bits) {
+  struct emitter *e = &t->e;
+  if (bits == 8)
+    em8(e, 0x38), em8(e, 0xcc); /* cmp ah, cl */
+  else
+    em_sized_reg(e, bits, 0x3b, T_HOME(RDX), H_RCX);
+  t_slow_if(t, CC_AE);
+}
+
+/* It does when the upper half is nothing but sign, unless the divisor is 0 or -1.  RAX changes. */
+static void slow_unless_fits_signed(struct translation *t, unsigned bits) {
+  struct emitter *e = &t->e;
+  if (bits == 8) {
+    em_sized_reg(e, 16, 0x0fbe, H_RAX, H_RAX); /* movsx ax, al */
+    em_sized_reg(e, 16, 0x3b, H_RAX, T_HOME(RAX));
+  } else {
+    em_sized_reg(e, bits, 0xc1, 7, H_RAX), em8(e, bits - 1); /* sar */
+    em_sized_reg(e, bits, 0x3b, H_RAX, T_HOME(RDX));
+  }
+  t_slow_if(t, CC_NE);
+  em_lea(e, H_RAX, EM_AT(H_RCX, 1));
+  em_sized_reg(e, bits == 64 ? 64 : 32, 0x83, 7, H_RAX), em8(e, 1); /* cmp */
+  t_slow_if(t, CC_BE);
+}
+
+/* Flags stay as they were, as in the interpreter. */
+static bool divide(struct translation *t) {
+  const ZydisDecodedOperand *src = &t->ops[0];
+  struct emitter *e = &t->e;
+  bool memory = src->type == ZYDIS_OPERAND_TYPE_MEMORY, is_signed = t->z->mnemonic == ZYDIS_MNEMONIC_IDIV;
+  struct em_mem m;
+  if (memory ? !t_access(t, 0, &m) : !usable(src)) return false;
+  t_lose_flags(t);
+  load_divisor(t, memory ? &m : NULL, memory ? 0 : t_read(t, number(src), H_RCX), is_signed);
+  em_mov(e, H_RAX, T_HOME(RAX));
+  if (is_signed) {
+    slow_unless_fits_signed(t, src->size);
+    em_mov(e, H_RAX, T_HOME(RAX));
+  } else {
+    slow_unless_fits(t, src->size);
+  }
+  em_sized_reg(e, src->size, src->size == 8 ? 0xf6 : 0xf7, is_signed ? 7 : 6, H_RCX);
+  em_mov(e, T_HOME(RAX), H_RAX);
+  return true;
+}
+
+/* ---- compare and exchange ---- */
+
 static bool compare_exchange(struct translation *t) {
   const ZydisDecodedOperand *dst = &t->ops[0], *src = &t->ops[1];
   struct emitter *e = &t->e;
@@ -198,6 +261,8 @@ static const struct {
     {ZYDIS_MNEMONIC_RCR, shift_by_cl},
     {ZYDIS_MNEMONIC_MUL, multiply},
     {ZYDIS_MNEMONIC_IMUL, multiply},
+    {ZYDIS_MNEMONIC_DIV, divide},
+    {ZYDIS_MNEMONIC_IDIV, divide},
     {ZYDIS_MNEMONIC_CMPXCHG, compare_exchange},
     {ZYDIS_MNEMONIC_CBW, widen_rax},
     {ZYDIS_MNEMONIC_CWDE, widen_rax},
