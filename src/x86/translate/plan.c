@@ -58,6 +58,19 @@ static void add_operand(struct plan_insn *p, const struct x86_block *b, const st
   }
 }
 
+/* BT to BTC with a register for the bit's number reach beyond the operand: another address each time. */
+bool x86_plan_is_bit_string(const struct x86_decoded_insn *d) {
+  switch (d->insn.mnemonic) {
+  case ZYDIS_MNEMONIC_BT:
+  case ZYDIS_MNEMONIC_BTS:
+  case ZYDIS_MNEMONIC_BTR:
+  case ZYDIS_MNEMONIC_BTC:
+    return d->ops[0].type == ZYDIS_OPERAND_TYPE_MEMORY && d->ops[1].type == ZYDIS_OPERAND_TYPE_REGISTER;
+  default:
+    return false;
+  }
+}
+
 static void add_stack(struct plan_insn *p, unsigned reg, s32 disp, bool write) {
   add(p, (struct plan_address){.base = (u8)reg, .index = X86_REG_NONE, .disp = disp}, 8, write);
 }
@@ -184,6 +197,10 @@ static bool is_system(unsigned mnemonic) {
   case ZYDIS_MNEMONIC_STAC:
   case ZYDIS_MNEMONIC_CLAC:
   case ZYDIS_MNEMONIC_SWAPGS:
+  case ZYDIS_MNEMONIC_RDFSBASE:
+  case ZYDIS_MNEMONIC_RDGSBASE:
+  case ZYDIS_MNEMONIC_WRFSBASE:
+  case ZYDIS_MNEMONIC_WRGSBASE:
   case ZYDIS_MNEMONIC_RDPKRU:
   case ZYDIS_MNEMONIC_RDTSC:
   case ZYDIS_MNEMONIC_RDTSCP:
@@ -281,7 +298,7 @@ static void group(struct plan *p, const struct x86_block *b, const struct x86_de
       i->n_access = 0;
       continue;
     }
-    for (unsigned n = 0; n < i->n_access; n++) place(p, open, &i->access[n]);
+    for (unsigned n = 0; n < i->n_access && !x86_plan_is_bit_string(&d[k]); n++) place(p, open, &i->access[n]);
     moved(p, open, &b->insn[k], &d[k], i);
   }
   for (unsigned n = 0; n < p->n_groups; n++) {
@@ -361,6 +378,10 @@ static u32 system_insns(const struct x86_block *b, const struct x86_decoded_insn
     switch (d[k].insn.mnemonic) {
     case ZYDIS_MNEMONIC_STI:
     case ZYDIS_MNEMONIC_SWAPGS:
+    case ZYDIS_MNEMONIC_RDFSBASE:
+    case ZYDIS_MNEMONIC_RDGSBASE:
+    case ZYDIS_MNEMONIC_WRFSBASE:
+    case ZYDIS_MNEMONIC_WRGSBASE:
     case ZYDIS_MNEMONIC_RDPKRU:
     case ZYDIS_MNEMONIC_RDTSC:
     case ZYDIS_MNEMONIC_RDTSCP:

@@ -23,6 +23,7 @@ static inline bool x86_plan_is_high(ZydisRegister r) { return r >= ZYDIS_REGISTE
 unsigned x86_plan_general(ZydisRegister r);
 
 bool x86_plan_is_string(const struct x86_decoded_insn *d);
+bool x86_plan_is_bit_string(const struct x86_decoded_insn *d);
 
 /* How an address is formed.  RIP: page-relative, only accesses to the same page share a key. */
 struct plan_address {

@@ -118,6 +118,8 @@ void t_load_gate(struct translation *t); /* E: open.  RAX changes */
 /* The instruction's n-th memory access as an operand of the host's, checked.  RCX changes and may be part of it, RAX changes; flags are lost unless the
  * page was checked before.  false: not an address the translator can compute. */
 bool t_access(struct translation *t, unsigned n, struct em_mem *m);
+/* The same of the word that a bit string's instruction works on, the guest register `bit` holding the bit's number.  Flags are lost. */
+bool t_access_bit(struct translation *t, unsigned bit, struct em_mem *m);
 /* RCX: what to add to the linear address in the host register `at`, when `bytes` from there on lie in a page that may be accessed; RAX: its offset in that page. Returns
  * the displacement of the jump where not.  Flags are lost. */
 u8 *t_look_up(struct translation *t, unsigned at, s32 bytes, bool write);

@@ -135,19 +135,45 @@ static bool divide(struct translation *t) {
   return true;
 }
 
+/* ---- bit strings ---- */
+
+static bool bit_string(struct translation *t) {
+  struct em_mem m, scratch = EM_GS(offsetof(struct x86_vcpu, code.scratch));
+  struct emitter *e = &t->e;
+  unsigned bits = t->ops[1].size, guest = number(&t->ops[1]);
+  if (t->ops[0].type != ZYDIS_OPERAND_TYPE_MEMORY || t->ops[1].type != ZYDIS_OPERAND_TYPE_REGISTER || !t_access_bit(t, guest, &m)) return false;
+  em_reg(e, 0, 0x8b, H_RAX, t_read(t, guest, H_RAX));
+  em_reg(e, 0, 0x83, 4, H_RAX), em8(e, bits - 1); /* and eax: the word at hand */
+  if (t->p->needs) {
+    em_store(e, scratch, H_RAX);
+    t_need_flags(t);
+    em_load(e, H_RAX, scratch);
+  }
+  if (t->i->iflags & X86_I_LOCK) em8(e, 0xf0);
+  sized_mem(e, bits, 0x0f00u | t->z->opcode, H_RAX, H_RCX);
+  t_wrote_flags(t);
+  return true;
+}
+
 /* ---- compare and exchange ---- */
 
 static bool compare_exchange(struct translation *t) {
   const ZydisDecodedOperand *dst = &t->ops[0], *src = &t->ops[1];
   struct emitter *e = &t->e;
   unsigned opcode = src->size == 8 ? 0x0fb0 : 0x0fb1;
-  if (!usable(src) || !t_mapped(number(src))) return false;
-  unsigned s = T_HOME(number(src));
+  if (!usable(src)) return false;
+  bool homeless = !t_mapped(number(src)); /* takes the home of RAX, which is in RAX */
+  unsigned s = homeless ? T_HOME(RAX) : T_HOME(number(src));
+  if (homeless && dst->type != ZYDIS_OPERAND_TYPE_MEMORY) return false;
   if (dst->type == ZYDIS_OPERAND_TYPE_MEMORY) {
     struct em_mem m;
     if (!t_access(t, 0, &m)) return false;
     em_lea(e, H_RCX, m);
     em_mov(e, H_RAX, T_HOME(RAX));
+    if (homeless) {
+      em_load(e, s, t_slot(number(src)));
+      t->moved = MOVED_RAX;
+    }
     if (t->i->iflags & X86_I_LOCK) em8(e, 0xf0);
     sized_mem(e, dst->size, opcode, s, H_RCX);
     em_mov(e, T_HOME(RAX), H_RAX);
@@ -157,6 +183,31 @@ static bool compare_exchange(struct translation *t) {
     em_sized_reg(e, dst->size, opcode, s, T_HOME(number(dst)));
     em_mov(e, T_HOME(RAX), H_RAX);
   }
+  t_wrote_flags(t);
+  return true;
+}
+
+/* CMPXCHG8B and CMPXCHG16B.  No register is left for the address but the home of RCX, which has to be in RCX. */
+static bool compare_exchange_wide(struct translation *t) {
+  bool wide = t->z->mnemonic == ZYDIS_MNEMONIC_CMPXCHG16B;
+  struct emitter *e = &t->e;
+  struct em_mem m;
+  t->align = wide ? 15 : 0;
+  if (!t_access(t, 0, &m)) return false;
+  em_lea(e, H_RCX, m);
+  if (t->align) {
+    t_lose_flags(t);
+    em_reg(e, 0, 0xf7, 0, H_RCX), em32(e, t->align); /* test: pages are aligned */
+    t_slow_if(t, CC_NE);
+  }
+  if (t->p->needs) t_need_flags(t);
+  em_mov(e, H_RAX, T_HOME(RAX));
+  em_reg(e, 1, 0x87, H_RCX, T_HOME(RCX)); /* xchg */
+  t->moved = MOVED_RCX;
+  if (t->i->iflags & X86_I_LOCK) em8(e, 0xf0);
+  em_mem(e, wide, 0x0fc7, 1, EM_AT(T_HOME(RCX), 0));
+  em_mov(e, T_HOME(RCX), H_RCX);
+  em_mov(e, T_HOME(RAX), H_RAX);
   t_wrote_flags(t);
   return true;
 }
@@ -264,6 +315,13 @@ static const struct {
     {ZYDIS_MNEMONIC_DIV, divide},
     {ZYDIS_MNEMONIC_IDIV, divide},
     {ZYDIS_MNEMONIC_CMPXCHG, compare_exchange},
+    {ZYDIS_MNEMONIC_CMPXCHG8B, compare_exchange_wide},
+    {ZYDIS_MNEMONIC_CMPXCHG16B, compare_exchange_wide},
+    {ZYDIS_MNEMONIC_BT, bit_string},
+    {ZYDIS_MNEMONIC_BTS, bit_string},
+    {ZYDIS_MNEMONIC_BTR, bit_string},
+    {ZYDIS_MNEMONIC_BTC, bit_string},
+    {ZYDIS_MNEMONIC_PAUSE, as_it_is},
     {ZYDIS_MNEMONIC_CBW, widen_rax},
     {ZYDIS_MNEMONIC_CWDE, widen_rax},
     {ZYDIS_MNEMONIC_CDQE, widen_rax},
