@@ -195,7 +195,9 @@ static void put_string(struct writer *w, const struct roles *r, unsigned mode) {
   bool rep = r->counter != RCX && rnd_chance(80);
   u8 b[6];
   unsigned n = 0, many = rnd_chance(50) ? 40 : rnd_chance(60) ? 1200 : 9000;
+  bool flags = rnd_chance(30);
   if (rep) put_mov_imm(w, RCX, rnd_chance(10) ? 0 : rnd_below(many), mode);
+  if (flags) put(w, (u8[]){0x85, 0xc9}, 2); /* test ecx, ecx: flags of a register that is about to change */
   if (rnd_chance(4)) b[n++] = 0x67;
   if (rnd_chance(6)) b[n++] = rnd_chance(50) && mode == 64 ? 0x65 : 0x3e;
   if (rnd_chance(20)) b[n++] = 0x66;
@@ -203,6 +205,7 @@ static void put_string(struct writer *w, const struct roles *r, unsigned mode) {
   if (mode == 64 && rnd_chance(30)) b[n++] = 0x48;
   b[n++] = opcodes[rnd_below(sizeof(opcodes))];
   put(w, b, n);
+  if (flags) put(w, (u8[]){0x85, 0xc0}, 2); /* test eax, eax */
 }
 
 /* reg, [base + displacement]: opcode is up to two bytes, the first 0 for none. */
@@ -253,12 +256,14 @@ static void put_bit(struct writer *w, const struct roles *r) {
   unsigned reg;
   do reg = registers[rnd_below(sizeof(registers))];
   while (r->kept >> reg & 1);
-  s32 range = rnd_chance(70) ? 2000 : 40000, offset = (s32)rnd_below((unsigned)(2 * range)) - range;
-  u8 b[7] = {(u8)(0x48 | reg >> 3), 0xc7, (u8)(0xc0 | (reg & 7))}; /* mov reg, offset */
-  memcpy(b + 3, &offset, 4);
-  put(w, b, 7);
-  bool lock = opcode != 0xa3 && rnd_chance(40), word = !lock && rnd_chance(15);
-  put_memory(w, lock ? 0xf0 : word ? 0x66 : 0, rnd_chance(60), 0x0f, opcode, reg, kept_base(), lock ? 0 : (s32)rnd_below(128) - 64);
+  bool lock = opcode != 0xa3 && rnd_chance(40), word = !lock && rnd_chance(25), wide = !word && rnd_chance(60);
+  s32 range = rnd_chance(70) ? 2000 : 30000;
+  s64 offset = (s64)rnd_below((unsigned)(2 * range)) - range;
+  if (!wide) offset = (offset & (word ? 0xffff : 0xffffffff)) | (s64)((word ? rnd_below(3) : rnd()) << (word ? 16 : 32)); /* the rest does not matter */
+  u8 b[10] = {(u8)(0x48 | reg >> 3), (u8)(0xb8 | (reg & 7))}; /* mov reg, offset */
+  memcpy(b + 2, &offset, 8);
+  put(w, b, 10);
+  put_memory(w, lock ? 0xf0 : word ? 0x66 : 0, wide, 0x0f, opcode, reg, kept_base(), lock ? 0 : (s32)rnd_below(128) - 64);
 }
 
 /* CMPXCHG8B and CMPXCHG16B, often with what is there. */
