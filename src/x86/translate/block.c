@@ -64,6 +64,7 @@ static void compare_level(struct emitter *e, unsigned level) {
 void t_need_vectors(struct translation *t, unsigned level) {
   if (t->vectors >= level) return;
   t_lose_flags(t);
+  t->rcx = t->rax = PLAN_ALONE;
   compare_level(&t->e, level);
   struct t_slow *s = t_slow(t);
   s->load_from = em_jcc(&t->e, CC_B);
@@ -122,6 +123,8 @@ static void emit_slow(struct translation *t, struct t_slow *s) {
     exit_behind(t, s, CC_E);
   }
   if (s->host_flags) t_emit_restore_flags(e);
+  if (s->rcx != PLAN_ALONE) em_load(e, H_RCX, t_delta(s->rcx));
+  if (s->rax != PLAN_ALONE) em_load(e, H_RAX, t_delta(s->rax));
   em_jmp_to(e, s->back);
 }
 
@@ -131,9 +134,13 @@ void t_exit_to(struct translation *t, u8 *rel32, s32 target) {
   t->exits[t->n_exits++] = (struct t_exit){.from = rel32, .target = target, .saved = t->f.saved};
 }
 
-static void set_rip(struct emitter *e, s32 target) {
+static void load_rip(struct emitter *e, s32 target) {
   em_load(e, H_RAX, EM_GS(offsetof(struct x86_vcpu, code.page)));
   em_lea(e, H_RAX, EM_AT(H_RAX, target));
+}
+
+static void set_rip(struct emitter *e, s32 target) {
+  load_rip(e, target);
   em_store(e, EM_GS(offsetof(struct x86_vcpu, regs) + 8 * X86_REG_RIP), H_RAX);
 }
 
@@ -143,14 +150,15 @@ static void leave(struct translation *t, u32 link) {
 }
 
 /* Another page: where its code is found depends on the page tables in force. */
-static void leave_page(struct translation *t) {
+static void leave_page(struct translation *t, s32 target) {
   struct emitter *e = &t->e;
   u8 *miss[2];
+  load_rip(e, target);
   t_find_target(t, miss);
-  em_load(e, H_RAX, EM_GS(offsetof(struct x86_vcpu, regs) + 8 * X86_REG_RIP));
   t_enter_target(t);
   em_here(e, miss[0]);
   em_here(e, miss[1]);
+  set_rip(e, target);
   leave(t, 0);
 }
 
@@ -165,22 +173,25 @@ static void emit_exit(struct translation *t, const struct t_exit *x) {
   struct emitter *e = &t->e;
   em_here(e, x->from);
   if (!x->saved) t_emit_save_flags(e);
-  set_rip(e, x->target);
   /* The last bytes may be an instruction that goes on in the next page: another mapping to ask for. */
   if (x->target < 0 || x->target > PAGE_SIZE - 15) {
-    leave_page(t);
+    leave_page(t, x->target);
     return;
   }
+  set_rip(e, x->target);
   /* Low bit: which entry to link to; the next: code for other rights. */
-  leave(t, (u32)((x->from + e->to_rx) - x86_code_arena(t->c)->rx) | x->saved | (x->smap ? 2u : 0));
+  leave(t, (u32)((x->from + e->to_rx) - x86_code_arena(t->c)->rx) << 2 | x->saved | (x->smap ? 2u : 0));
 }
 
 /* ---- entries ---- */
 
+enum { GATE_BYTES = 16 };
+
 static void gate_saved(struct translation *t, u8 **fail) {
   struct emitter *e = &t->e;
+  em_align_displacement(e, GATE_BYTES + 2); /* not in between: the processor takes addition and jump as one */
+  t->entry_saved = e->p;
   t_load_gate(t);
-  em_align_displacement(e, 2);
   *fail = em_jcc(e, CC_NE);
   t->code->gate = *fail + e->to_rx;
 }
@@ -204,7 +215,6 @@ static void emit_entries(struct translation *t, bool body_host, u8 *fail[2]) {
     t->entry_host = e->p;
     t_emit_save_flags(e);
   }
-  t->entry_saved = e->p;
   gate_saved(t, &fail[1]);
   t->behind_gate = e->p;
   if (!body_host) return;
@@ -223,7 +233,7 @@ static void emit_gate_exits(struct translation *t, u8 *fail[2]) {
   }
   em_here(e, fail[1]);
   set_rip(e, t->start);
-  leave(t, (u32)(t->code->gate - x86_code_arena(t->c)->rx) | 1);
+  leave(t, (u32)(t->code->gate - x86_code_arena(t->c)->rx) << 2 | 1);
 }
 
 /* ---- the block ---- */
@@ -233,7 +243,7 @@ static bool attempt(struct translation *t, bool (*fn)(struct translation *t)) {
   u8 *p = t->e.p;
   bool x87 = t->x87;
   struct t_flags f = t->f;
-  u8 vectors = t->vectors;
+  u8 vectors = t->vectors, rcx = t->rcx, rax = t->rax;
   u32 ready = t->ready;
   unsigned n_slow = t->n_slow, n_exits = t->n_exits;
   if (fn(t)) return true;
@@ -241,6 +251,9 @@ static bool attempt(struct translation *t, bool (*fn)(struct translation *t)) {
   t->f = f;
   t->x87 = x87;
   t->vectors = vectors;
+  t->rcx = rcx;
+  t->rax = rax;
+  t->keeps_rcx = t->keeps_rax = t->rax_free = false;
   t->ready = ready;
   t->n_slow = n_slow;
   t->n_exits = n_exits;
@@ -253,6 +266,7 @@ static void one(struct translation *t) {
   t->at = NULL;
   t->align = 0;
   t->moved = 0;
+  t->keeps_rcx = t->keeps_rax = t->rax_free = false;
   if (!t_x87_keeps_pointer(t)) t_flush_x87_pointer(t);
   if (attempt(t, t_system) || attempt(t, t_high_byte)) return;
   if (branch ? !attempt(t, t_branch) : !attempt(t, t_rewrite) && !attempt(t, t_special) && !attempt(t, t_string) && !attempt(t, t_x87))
@@ -276,6 +290,8 @@ static bool translate_insns(struct translation *t, const struct x86_decoded_insn
     t->at_insn[t->k].host = t->f.host;
     t_flags_begin(t);
     one(t);
+    if (!t->keeps_rcx) t->rcx = PLAN_ALONE;
+    if (!t->keeps_rax) t->rax = PLAN_ALONE;
     t->code->place[t->code->n_places - 1].flags = t_flags_end(t);
     t->code->place[t->code->n_places - 1].moved = t->moved;
     if (em_overflow(&t->e) || t->n_slow >= MAX_SLOW - 1 || t->n_exits >= MAX_EXITS - 4) return false;
@@ -283,6 +299,8 @@ static bool translate_insns(struct translation *t, const struct x86_decoded_insn
     if (t->at && !t->ended) {
       t->at->back = t->e.p;
       t->at->host_flags = t->f.host;
+      t->at->rcx = t->rcx;
+      t->at->rax = t->rax;
       t->at->vectors = t->vectors;
       t->at->x87 = t->x87;
     }
@@ -295,6 +313,7 @@ static bool translate_insns(struct translation *t, const struct x86_decoded_insn
 
 /* The second copy: what it starts with holds whenever the last one comes back. */
 static void begin_loop(struct translation *t) {
+  t->rcx = t->rax = PLAN_ALONE;
   t->f.overwrites = false;
   t_lose_flags(t);
   t->loop.start = t->e.p;
@@ -344,6 +363,7 @@ static bool translate_scattered(struct translation *t, const struct x86_decoded_
   t->vectors = VECTORS_NONE;
   t->x87 = t->x87_page = t->x87_pointer_waits = t->ended = false;
   t->ready = 0;
+  t->rcx = t->rax = PLAN_ALONE;
   return translate_insns(t, d, first);
 }
 
@@ -356,6 +376,7 @@ static bool emit(struct translation *t, const struct x86_decoded_insn *d, bool b
   t->k = 0;
   place(t); /* the end */
   for (unsigned n = 0; n < t->n_slow; n++) emit_slow(t, &t->slow[n]);
+  t_emit_deep(t);
   emit_gate_exits(t, fail);
   for (unsigned n = 0; n < t->n_exits; n++) emit_exit(t, &t->exits[n]);
   return !em_overflow(&t->e);
@@ -374,7 +395,9 @@ static void begin(struct translation *t, struct x86_vcpu *c, struct jit_arena *a
   t->x87 = t->x87_page = t->x87_pointer_waits = false;
   t->vectors = VECTORS_NONE;
   t->ready = t->interpreted = t->n_slow = t->n_exits = 0;
+  t->rcx = t->rax = PLAN_ALONE;
   t->at = NULL;
+  memset(t->deep, 0, sizeof(t->deep));
   t->c = c;
   t->b = b;
   t->code = code;

@@ -83,14 +83,15 @@ u8 *t_look_up(struct translation *t, unsigned at, s32 bytes, bool write) {
   return look_up(t, at, bytes, 0, write);
 }
 
-static struct em_mem delta(unsigned group) {
-  return EM_GS(offsetof(struct x86_vcpu, code.delta) + 8 * group);
+static bool is_plain(const struct plan_address *a) {
+  return !a->seg && a->index == X86_REG_NONE && a->base < 16 && t_mapped(a->base);
 }
 
-/* The operand, with what RCX says is to be added. */
+/* The operand, with what RCX says is to be added; it becomes part of the address where that is not a mere register's. */
 static struct em_mem operand(struct translation *t, const struct plan_address *a) {
   struct emitter *e = &t->e;
   struct em_mem m = {.base = H_RCX, .index = H_NONE, .disp = a->disp};
+  t->rcx = t->rax = PLAN_ALONE;
   if (a->seg) {
     em_load(e, H_RAX, segment_base(a->seg));
     em_lea(e, H_RCX, (struct em_mem){.base = H_RCX, .index = H_RAX});
@@ -121,13 +122,14 @@ static u8 *check_group(struct translation *t, unsigned group, s32 moved, unsigne
   at.disp -= moved;
   unsigned copy = linear(t, &at);
   u8 *miss = look_up(t, copy, g->span, align, g->write);
-  em_store(&t->e, delta(group), H_RCX);
+  em_store(&t->e, t_delta(group), H_RCX);
   return miss;
 }
 
 static void check(struct translation *t, const struct plan_access *a) {
   struct t_slow *s = t_slow(t);
   t_lose_flags(t);
+  t->rcx = t->rax = PLAN_ALONE;
   t->lost_plan |= a->group != PLAN_ALONE && !a->leads;
   if (a->group == PLAN_ALONE || a->last) {
     unsigned copy = linear(t, &a->at), align = a->size & t->align ? 0 : t->align;
@@ -141,12 +143,19 @@ static void check(struct translation *t, const struct plan_access *a) {
   t->aligned[a->group] = (u8)align;
   t->align ^= align;
   t->ready |= 1u << a->group;
+  t->rcx = a->group;
 }
 
-/* A page that has been looked at. */
-static void known(struct translation *t, const struct plan_access *a) {
-  em_load(&t->e, H_RCX, delta(a->group));
+/* A page that has been looked at.  Returns the register with its delta: two pages in turn have one each. */
+static unsigned known(struct translation *t, const struct plan_access *a) {
   if (t->align <= t->aligned[a->group] && !((a->at.disp + a->moved - t->plan.group[a->group].at.disp) & (s32)t->align)) t->align = 0;
+  bool both = t->rax_free && !t->align && is_plain(&a->at);
+  if (t->rcx == a->group) return H_RCX;
+  if (both && t->rax == a->group) return H_RAX;
+  bool second = both && t->rcx != PLAN_ALONE;
+  em_load(&t->e, second ? H_RAX : H_RCX, t_delta(a->group));
+  *(second ? &t->rax : &t->rcx) = a->group;
+  return second ? H_RAX : H_RCX;
 }
 
 /* Behind an access that may end in the interpreter, which does the whole instruction, nothing may be found out that later ones rely on. */
@@ -163,11 +172,15 @@ bool t_access(struct translation *t, unsigned n, struct em_mem *m) {
   const struct plan_access *a = &t->p->access[n];
   if (!a->size) return false;
   if (!n) lead_first(t);
+  unsigned delta = H_RCX;
   if (a->group != PLAN_ALONE && t->ready >> a->group & 1)
-    known(t, a);
+    delta = known(t, a);
   else
     check(t, a);
-  *m = operand(t, &a->at);
+  if (is_plain(&a->at))
+    *m = (struct em_mem){.base = T_HOME(a->at.base), .index = (u8)delta, .disp = a->at.disp};
+  else
+    *m = operand(t, &a->at);
   return true;
 }
 
