@@ -162,8 +162,7 @@ static void leave_page(struct translation *t, s32 target) {
   leave(t, 0);
 }
 
-/* E: open. */
-static void load_gate(struct translation *t) {
+void t_load_gate(struct translation *t) {
   struct emitter *e = &t->e;
   em_load(e, H_RAX, EM_GS(offsetof(struct x86_vcpu, core.gate)));
   em8(e, 0x48), em8(e, 0x03), em8(e, 0x05); /* add rax, [rip + ...] */
@@ -197,7 +196,7 @@ static void gate_saved(struct translation *t, u8 **fail) {
   struct emitter *e = &t->e;
   em_align_displacement(e, GATE_BYTES + 2); /* not in between: the processor takes addition and jump as one */
   t->entry_saved = e->p;
-  load_gate(t);
+  t_load_gate(t);
   *fail = em_jcc(e, CC_NE);
   t->code->gate = *fail + e->to_rx;
 }
@@ -273,10 +272,11 @@ static void one(struct translation *t) {
   bool ends = t->i->iflags & X86_I_END, branch = t->i->iflags & (X86_I_END | X86_I_MAYBE);
   t->at = NULL;
   t->align = 0;
+  t->moved = 0;
   t->keeps_rcx = t->keeps_rax = t->rax_free = false;
   if (!t_x87_keeps_pointer(t)) t_flush_x87_pointer(t);
   if (attempt(t, t_system) || attempt(t, t_high_byte)) return;
-  if (branch ? !attempt(t, t_branch) : !attempt(t, t_rewrite) && !attempt(t, t_special) && !attempt(t, t_x87))
+  if (branch ? !attempt(t, t_branch) : !attempt(t, t_rewrite) && !attempt(t, t_special) && !attempt(t, t_string) && !attempt(t, t_x87))
     t_interpret(t);
   else
     t->ended |= ends;
@@ -307,6 +307,7 @@ static bool translate_insns(struct translation *t, const struct x86_decoded_insn
     if (!t->keeps_rcx) t->rcx = PLAN_ALONE;
     if (!t->keeps_rax) t->rax = PLAN_ALONE;
     t->code->place[t->code->n_places - 1].flags = t_flags_end(t);
+    t->code->place[t->code->n_places - 1].moved = t->moved;
     if (em_overflow(&t->e) || t->n_slow >= MAX_SLOW - 1 || t->n_exits >= MAX_EXITS - 4) return false;
     if (t->at) t->at->again = t->f.again;
     if (t->at && !t->ended) {
@@ -348,7 +349,7 @@ void t_loop(struct translation *t) {
   t->f.overwrites = false;
   t_lose_flags(t);
   t->no_loop |= !as_the_loop_began(t);
-  load_gate(t);
+  t_load_gate(t);
   em_patch(e, em_jcc(e, CC_E), t->loop.start);
   t_save_flags(t);
   set_rip(e, t->start);

@@ -111,6 +111,13 @@ static inline void em_reg(struct emitter *e, unsigned w, u32 opcode, unsigned re
   em8(e, 0xc0 | (reg & 7) << 3 | (rm & 7));
 }
 
+/* The same where rm is a register of 8 bits: any of them has a number with REX. */
+static inline void em_byte_rm(struct emitter *e, u32 opcode, unsigned reg, unsigned rm) {
+  em8(e, 0x40 | (reg & 8) >> 1 | (rm & 8) >> 3);
+  em_opcode(e, opcode);
+  em8(e, 0xc0 | (reg & 7) << 3 | (rm & 7));
+}
+
 /* The same with operands of 8 to 64 bits. */
 static inline void em_sized_reg(struct emitter *e, unsigned bits, u32 opcode, unsigned reg, unsigned rm) {
   unsigned rex = (bits == 64 ? 8 : 0) | (reg & 8) >> 1 | (rm & 8) >> 3;
