@@ -112,6 +112,9 @@ struct x86_code_state {
   bool avx, bmi2;    /* ... AVX, BMI2 */
   void (*interpret)(void), (*load_vectors)(void), (*load_x87)(void), (*leave)(void), (*syscall)(void), (*sysret)(void);
   u64 host_gs;       /* of the client */
+  u64 host_rsp;      /* while it runs: the lowest frame of calls (translate/branch.c) ... */
+  u64 host_rsp_min;  /* ... and how far down they may reach */
+  u64 no_return;     /* what the lowest one expects: a number no guest knows */
   bool on;           /* GS is ours */
   struct x86_code_target targets[1u << X86_TARGET_BITS];
 };

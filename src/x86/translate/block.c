@@ -355,6 +355,7 @@ static bool emit(struct translation *t, const struct x86_decoded_insn *d, bool b
   t->k = 0;
   place(t); /* the end */
   for (unsigned n = 0; n < t->n_slow; n++) emit_slow(t, &t->slow[n]);
+  t_emit_deep(t);
   emit_gate_exits(t, fail);
   for (unsigned n = 0; n < t->n_exits; n++) emit_exit(t, &t->exits[n]);
   return !em_overflow(&t->e);
@@ -374,6 +375,7 @@ static void begin(struct translation *t, struct x86_vcpu *c, struct jit_arena *a
   t->vectors = VECTORS_NONE;
   t->ready = t->interpreted = t->n_slow = t->n_exits = 0;
   t->at = NULL;
+  memset(t->deep, 0, sizeof(t->deep));
   t->c = c;
   t->b = b;
   t->code = code;

@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <sys/auxv.h>
+#include <sys/random.h>
 #include <ucontext.h>
 #include "base/evloop.h"
 #include "core/request.h"
@@ -87,6 +88,8 @@ void x86_code_vcpu_init(struct x86_vcpu *c) {
   c->code.load_vectors = x86_code_load_vectors;
   c->code.leave = x86_code_leave;
   c->code.load_x87 = x86_code_load_x87;
+  if (getrandom(&c->code.no_return, sizeof(c->code.no_return), GRND_NONBLOCK) < 0) c->code.no_return = (u64)(uintptr_t)c;
+  c->code.no_return = (c->code.no_return & ~(3ull << 62)) | 2ull << 62; /* not canonical, whatever the tag of branch.c says */
   c->code.can_x87 = keeps_x87();
   c->code.avx = __builtin_cpu_supports("avx");
   c->code.bmi2 = __builtin_cpu_supports("bmi2");

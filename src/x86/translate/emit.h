@@ -155,6 +155,11 @@ static inline u8 *em_jmp(struct emitter *e) {
   em32(e, 0);
   return e->p - 4;
 }
+static inline u8 *em_call(struct emitter *e) {
+  em8(e, 0xe8);
+  em32(e, 0);
+  return e->p - 4;
+}
 static inline void em_patch(struct emitter *e, u8 *rel32, const u8 *target) {
   s32 d = (s32)(target - (rel32 + 4));
   if (rel32 + 4 <= e->end) memcpy(rel32, &d, 4);

@@ -99,6 +99,9 @@ struct translation {
   struct t_slow *at; /* that of the instruction at hand, or NULL */
   struct t_exit exits[MAX_EXITS];
   unsigned n_exits;
+  struct { /* calls, here and in the scattered copy: to drop frames, when there are too many */
+    u8 *from, *back;
+  } deep[2];
   u8 *entry_host, *entry_saved; /* entries by where the flags are */
   u8 *behind_gate;              /* of the second */
 };
@@ -143,6 +146,7 @@ void t_find_target(struct translation *t, u8 *miss[2]);
 void t_enter_target(struct translation *t);
 /* Goes on at this offset from the page's start. */
 void t_goto(struct translation *t, s32 target);
+void t_emit_deep(struct translation *t); /* behind the body */
 
 /* ---- registers ---- */
 static inline bool t_mapped(unsigned guest) {
@@ -166,7 +170,7 @@ static inline void t_write(struct translation *t, unsigned guest, unsigned host)
 
 /* ---- entry.c ---- */
 int x86_code_enter(struct x86_vcpu *c, const void *code);
-void x86_code_leave(void), x86_code_interpret(void), x86_code_load_vectors(void), x86_code_load_x87(void);
+void x86_code_stray(void), x86_code_leave(void), x86_code_interpret(void), x86_code_load_vectors(void), x86_code_load_x87(void);
 
 /* ---- syscall.c ---- */
 void x86_code_syscall(void), x86_code_sysret(void);
