@@ -219,7 +219,7 @@ struct x86_vm {
   u32 x2apic_format;             /* KVM_CAP_X2APIC_API flags */
   bool exception_payload, triple_fault_event;
   u64 user_msr_mask;             /* KVM_CAP_X86_USER_SPACE_MSR reasons */
-  struct x86_msr_filter *msr_filter; /* RCU */
+  struct x86_msr_filter *msr_filter; /* read by running vCPUs alone */
   struct x86_pmu_filter *pmu_filter; /* RCU */
   bool pmu_disabled;             /* KVM_CAP_PMU_CAPABILITY */
   bool bus_lock_exits;           /* KVM_CAP_X86_BUS_LOCK_EXIT, for vCPUs whose CPUID table is set from now on */
