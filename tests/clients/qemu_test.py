@@ -53,7 +53,11 @@ QUICK = (
 
 SCRIPT = """
 nproc
-disk=$(ls /sys/block | grep -E '^(vd|sd|nvme)' | head -n 1)
+for n in $(seq 100); do # a disk on USB comes when it comes
+  disk=$(ls /sys/block | grep -E '^(vd|sd|nvme)' | head -n 1)
+  [ -z "$disk" ] || break
+  sleep 0.1
+done
 dd if=/dev/$disk bs=64k 2>/dev/null | sha256sum | sed 's/^/disk-holds /'
 ip link set eth0 up
 udhcpc -i eth0 -s /etc/udhcpc.sh -n -q
