@@ -151,6 +151,12 @@ void t_store_flags(struct translation *t) {
   t->f.host = false;
 }
 
+void t_settle_flags(struct translation *t) {
+  t_store_flags(t);
+  t->f.lost = true;
+  t->f.again = (struct t_producer){.op = PRODUCER_NONE};
+}
+
 /* Whether the producer's registers are as they are while somebody may want these flags. */
 static bool can_wait(const struct translation *t) {
   if (t->f.producer.op == PRODUCER_NONE) return false;

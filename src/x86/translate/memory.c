@@ -80,6 +80,11 @@ static u8 *look_up(struct translation *t, unsigned copy, s32 bytes, unsigned ali
   return em_jcc(e, CC_A);
 }
 
+u8 *t_look_up(struct translation *t, unsigned at, s32 bytes, bool write) {
+  em_mov(&t->e, H_RAX, at);
+  return look_up(t, at, bytes, 0, write);
+}
+
 static bool is_plain(const struct plan_address *a) {
   return !a->seg && a->index == X86_REG_NONE && a->base < 16 && t_mapped(a->base);
 }
@@ -220,5 +225,29 @@ bool t_access(struct translation *t, unsigned n, struct em_mem *m) {
     *m = (struct em_mem){.base = T_HOME(a->at.base), .index = (u8)delta, .disp = a->at.disp};
   else
     *m = operand(t, &a->at);
+  return true;
+}
+
+/* The base and index lead to the word with bit 0. */
+bool t_access_bit(struct translation *t, unsigned bit, struct em_mem *m) {
+  const struct plan_access *a = &t->p->access[0];
+  struct em_mem scratch = EM_GS(offsetof(struct x86_vcpu, code.scratch));
+  struct emitter *e = &t->e;
+  unsigned shift = a->size == 8 ? 3 : a->size == 4 ? 2 : 1;
+  if (t->i->adsize != t->word || !t->p->n_access || (t->m32 && a->at.seg)) return false;
+  struct t_slow *s = t_slow(t);
+  t_lose_flags(t);
+  linear(t, &a->at);
+  unsigned number = t_read(t, bit, H_RCX);
+  if (a->size == 8)
+    em_mov(e, H_RCX, number);
+  else
+    em_reg(e, 1, a->size == 4 ? 0x63 : 0x0fbf, H_RCX, number); /* movsx */
+  em_reg(e, 1, 0xc1, 7, H_RCX), em8(e, shift + 3);             /* sar */
+  t_lea(t, H_RAX, (struct em_mem){.base = H_RAX, .index = H_RCX, .shift = (u8)shift});
+  em_store(e, scratch, H_RAX);
+  s->from[s->n_from++] = look_up(t, H_RAX, a->size, 0, a->write);
+  em_mem(e, 1, 0x03, H_RCX, scratch);
+  *m = (struct em_mem){.base = H_RCX, .index = H_NONE};
   return true;
 }
