@@ -98,7 +98,7 @@ struct x86_code_state {
   u64 delta[X86_CODE_DELTAS]; /* within a block: from linear to host address, of a page that was checked */
   u64 link_to;       /* RIP when it left ... */
   u32 link_resets;   /* ... and how often everything had been forgotten */
-  u32 link;          /* the jump that left: offset of its displacement in the arena; 0: none */
+  u32 link;          /* the jump that left: four times the offset of its displacement in the arena, and two bits (translate/block.c); 0: none */
   u32 salt;          /* where addresses of the generation lie in targets[]: 0 for supervisor code, so that programs at the same addresses have their own */
   int result;        /* flow of an instruction that leaves translated code */
   u16 flags;         /* arithmetic flags as LAHF and SETO give them */
@@ -112,6 +112,9 @@ struct x86_code_state {
   bool avx, bmi2;    /* ... AVX, BMI2 */
   void (*interpret)(void), (*load_vectors)(void), (*load_x87)(void), (*leave)(void), (*syscall)(void), (*sysret)(void);
   u64 host_gs;       /* of the client */
+  u64 host_rsp;      /* while it runs: the lowest frame of calls (translate/branch.c) ... */
+  u64 host_rsp_min;  /* ... and how far down they may reach */
+  u64 no_return;     /* what the lowest one expects: a number no guest knows */
   bool on;           /* GS is ours */
   struct x86_code_target targets[1u << X86_TARGET_BITS];
 };

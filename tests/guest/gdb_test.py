@@ -19,7 +19,7 @@ backtrace
 delete
 break x86_code_enter
 continue
-stepi 32
+stepi 40
 backtrace
 info symbol $pc
 kill

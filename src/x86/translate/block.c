@@ -64,6 +64,7 @@ static void compare_level(struct emitter *e, unsigned level) {
 void t_need_vectors(struct translation *t, unsigned level) {
   if (t->vectors >= level) return;
   t_lose_flags(t);
+  t->rcx = PLAN_ALONE;
   compare_level(&t->e, level);
   struct t_slow *s = t_slow(t);
   s->load_from = em_jcc(&t->e, CC_B);
@@ -122,6 +123,7 @@ static void emit_slow(struct translation *t, struct t_slow *s) {
     exit_behind(t, s, CC_E);
   }
   if (s->host_flags) t_emit_restore_flags(e);
+  if (s->rcx != PLAN_ALONE) em_load(e, H_RCX, t_delta(s->rcx));
   em_jmp_to(e, s->back);
 }
 
@@ -173,15 +175,18 @@ static void emit_exit(struct translation *t, const struct t_exit *x) {
     return;
   }
   /* Low bit: which entry to link to; the next: code for other rights. */
-  leave(t, (u32)((x->from + e->to_rx) - x86_code_arena(t->c)->rx) | x->saved | (x->smap ? 2u : 0));
+  leave(t, (u32)((x->from + e->to_rx) - x86_code_arena(t->c)->rx) << 2 | x->saved | (x->smap ? 2u : 0));
 }
 
 /* ---- entries ---- */
 
+enum { GATE_BYTES = 16 };
+
 static void gate_saved(struct translation *t, u8 **fail) {
   struct emitter *e = &t->e;
+  em_align_displacement(e, GATE_BYTES + 2); /* not in between: the processor takes addition and jump as one */
+  t->entry_saved = e->p;
   load_gate(t);
-  em_align_displacement(e, 2);
   *fail = em_jcc(e, CC_NE);
   t->code->gate = *fail + e->to_rx;
 }
@@ -205,7 +210,6 @@ static void emit_entries(struct translation *t, bool body_host, u8 *fail[2]) {
     t->entry_host = e->p;
     t_emit_save_flags(e);
   }
-  t->entry_saved = e->p;
   gate_saved(t, &fail[1]);
   t->behind_gate = e->p;
   if (!body_host) return;
@@ -224,7 +228,7 @@ static void emit_gate_exits(struct translation *t, u8 *fail[2]) {
   }
   em_here(e, fail[1]);
   set_rip(e, t->start);
-  leave(t, (u32)(t->code->gate - x86_code_arena(t->c)->rx) | 1);
+  leave(t, (u32)(t->code->gate - x86_code_arena(t->c)->rx) << 2 | 1);
 }
 
 /* ---- the block ---- */
@@ -234,7 +238,7 @@ static bool attempt(struct translation *t, bool (*fn)(struct translation *t)) {
   u8 *p = t->e.p;
   bool x87 = t->x87;
   struct t_flags f = t->f;
-  u8 vectors = t->vectors;
+  u8 vectors = t->vectors, rcx = t->rcx;
   u32 ready = t->ready;
   unsigned n_slow = t->n_slow, n_exits = t->n_exits;
   if (fn(t)) return true;
@@ -242,6 +246,8 @@ static bool attempt(struct translation *t, bool (*fn)(struct translation *t)) {
   t->f = f;
   t->x87 = x87;
   t->vectors = vectors;
+  t->rcx = rcx;
+  t->keeps_rcx = false;
   t->ready = ready;
   t->n_slow = n_slow;
   t->n_exits = n_exits;
@@ -253,6 +259,7 @@ static void one(struct translation *t) {
   bool ends = t->i->iflags & X86_I_END, branch = t->i->iflags & (X86_I_END | X86_I_MAYBE);
   t->at = NULL;
   t->align = 0;
+  t->keeps_rcx = false;
   if (!t_x87_keeps_pointer(t)) t_flush_x87_pointer(t);
   if (attempt(t, t_system) || attempt(t, t_high_byte)) return;
   if (branch ? !attempt(t, t_branch) : !attempt(t, t_rewrite) && !attempt(t, t_special) && !attempt(t, t_x87))
@@ -276,12 +283,14 @@ static bool translate_insns(struct translation *t, const struct x86_decoded_insn
     t->at_insn[t->k].host = t->f.host;
     t_flags_begin(t);
     one(t);
+    if (!t->keeps_rcx) t->rcx = PLAN_ALONE;
     t->code->place[t->code->n_places - 1].flags = t_flags_end(t);
     if (em_overflow(&t->e) || t->n_slow >= MAX_SLOW - 1 || t->n_exits >= MAX_EXITS - 4) return false;
     if (t->at) t->at->again = t->f.again;
     if (t->at && !t->ended) {
       t->at->back = t->e.p;
       t->at->host_flags = t->f.host;
+      t->at->rcx = t->rcx;
       t->at->vectors = t->vectors;
       t->at->x87 = t->x87;
     }
@@ -294,6 +303,7 @@ static bool translate_insns(struct translation *t, const struct x86_decoded_insn
 
 /* The second copy: what it starts with holds whenever the last one comes back. */
 static void begin_loop(struct translation *t) {
+  t->rcx = PLAN_ALONE;
   t->f.overwrites = false;
   t_lose_flags(t);
   t->loop.start = t->e.p;
@@ -343,6 +353,7 @@ static bool translate_scattered(struct translation *t, const struct x86_decoded_
   t->vectors = VECTORS_NONE;
   t->x87 = t->x87_page = t->x87_pointer_waits = t->ended = false;
   t->ready = 0;
+  t->rcx = PLAN_ALONE;
   return translate_insns(t, d, first);
 }
 
@@ -355,6 +366,7 @@ static bool emit(struct translation *t, const struct x86_decoded_insn *d, bool b
   t->k = 0;
   place(t); /* the end */
   for (unsigned n = 0; n < t->n_slow; n++) emit_slow(t, &t->slow[n]);
+  t_emit_deep(t);
   emit_gate_exits(t, fail);
   for (unsigned n = 0; n < t->n_exits; n++) emit_exit(t, &t->exits[n]);
   return !em_overflow(&t->e);
@@ -373,7 +385,9 @@ static void begin(struct translation *t, struct x86_vcpu *c, struct jit_arena *a
   t->x87 = t->x87_page = t->x87_pointer_waits = false;
   t->vectors = VECTORS_NONE;
   t->ready = t->interpreted = t->n_slow = t->n_exits = 0;
+  t->rcx = PLAN_ALONE;
   t->at = NULL;
+  memset(t->deep, 0, sizeof(t->deep));
   t->c = c;
   t->b = b;
   t->code = code;

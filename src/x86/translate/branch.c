@@ -18,6 +18,7 @@ static void target_index(struct emitter *e) {
 
 void t_find_target(struct translation *t, u8 *miss[2]) {
   struct emitter *e = &t->e;
+  t->rcx = PLAN_ALONE;
   target_index(e);
   em_mem(e, 1, 0x3b, H_RAX, TARGET(lin)); /* cmp rax, lin */
   miss[0] = em_jcc(e, CC_NE);
@@ -26,11 +27,16 @@ void t_find_target(struct translation *t, u8 *miss[2]) {
   miss[1] = em_jcc(e, CC_NE);
 }
 
-void t_enter_target(struct translation *t) {
+/* how: 2 call, 4 jmp */
+static void enter_target(struct translation *t, unsigned how) {
   struct emitter *e = &t->e;
   em8(e, 0x48), em8(e, 0x25), em32(e, 0xfffff000); /* and rax, -4096 */
   em_store(e, EM_GS(offsetof(struct x86_vcpu, code.page)), H_RAX);
-  em_mem(e, 0, 0xff, 4, TARGET(code));
+  em_mem(e, 0, 0xff, how, TARGET(code));
+}
+
+void t_enter_target(struct translation *t) {
+  enter_target(t, 4);
 }
 
 void t_indirect(struct translation *t, s32 add_to_rsp) {
@@ -45,6 +51,63 @@ void t_indirect(struct translation *t, s32 add_to_rsp) {
   t_enter_target(t);
 }
 
+/* ---- returns ----
+ *
+ * A call of the guest's is one of the host's, so that the host predicts the return.  Frames on the host's stack, from the top: where the host goes on, and
+ * the guest's return address, by which a return sees whether it is the one.  They hold as long as linear addresses lead to the same code: whoever changes
+ * c->code.generation drops them all, as does a return that finds another address there. */
+
+/* Code under AC = 1 and other supervisor code call one another without a change of generation: their addresses differ in a bit. */
+static void tag(struct translation *t, unsigned reg) {
+  struct emitter *e = &t->e;
+  if (t->right == TLB_SUPER) em8(e, 0x48), em8(e, 0x0f), em8(e, 0xba), em8(e, 0xf8 | reg), em8(e, 62); /* btc reg, 62 */
+}
+
+/* RAX: the guest's return address.  Flags are in memory. */
+static void open_frame(struct translation *t) {
+  struct emitter *e = &t->e;
+  tag(t, H_RAX);
+  em_mem(e, 1, 0x3b, H_RSP, EM_GS(offsetof(struct x86_vcpu, code.host_rsp_min))); /* cmp rsp */
+  u8 **from = t->scattered ? &t->deep[1].from : &t->deep[0].from;
+  *from = em_jcc(e, CC_B);
+  t->deep[t->scattered].back = e->p;
+  em8(e, 0x50); /* push rax */
+}
+
+/* Where the call comes back to, with the return address in RAX. */
+static void land(struct translation *t) {
+  struct emitter *e = &t->e;
+  s32 next = t->start + t->i->next;
+  em8(e, 0x48), em8(e, 0x83), em8(e, 0xc4), em8(e, 8); /* add rsp, 8 */
+  em_lea(e, H_RAX, EM_AT(H_RAX, -next));
+  em_store(e, EM_GS(offsetof(struct x86_vcpu, code.page)), H_RAX);
+  t_goto(t, next);
+}
+
+/* To the return address in RAX, if the frame on top is its call's. */
+static void close_frame(struct translation *t) {
+  struct emitter *e = &t->e;
+  unsigned reg = t->right == TLB_SUPER ? H_RCX : H_RAX;
+  em_mov(e, reg, H_RAX);
+  tag(t, reg);
+  em_mem(e, 1, 0x3b, reg, EM_AT(H_RSP, 8)); /* cmp reg */
+  u8 *other = em_jcc(e, CC_NE);
+  em_lea(e, T_HOME(RSP), EM_AT(T_HOME(RSP), 8));
+  em8(e, 0xc3);
+  em_here(e, other);
+  em_load(e, H_RSP, EM_GS(offsetof(struct x86_vcpu, code.host_rsp)));
+}
+
+void t_emit_deep(struct translation *t) {
+  struct emitter *e = &t->e;
+  for (unsigned n = 0; n < 2; n++) {
+    if (!t->deep[n].from) continue;
+    em_here(e, t->deep[n].from);
+    em_load(e, H_RSP, EM_GS(offsetof(struct x86_vcpu, code.host_rsp)));
+    em_jmp_to(e, t->deep[n].back);
+  }
+}
+
 /* ---- direct branches ---- */
 
 /* A jump to the block itself needs no link. */
@@ -54,11 +117,15 @@ static bool to_itself(struct translation *t, u8 *rel32, s32 target) {
   return true;
 }
 
+static void go(struct translation *t, s32 target, u8 *(*emit)(struct emitter *e)) {
+  em_align_displacement(&t->e, 1);
+  u8 *rel32 = emit(&t->e);
+  if (!to_itself(t, rel32, target)) t_exit_to(t, rel32, target);
+}
+
 void t_goto(struct translation *t, s32 target) {
   if (!t->f.host) t_save_flags(t);
-  em_align_displacement(&t->e, 1);
-  u8 *rel32 = em_jmp(&t->e);
-  if (!to_itself(t, rel32, target)) t_exit_to(t, rel32, target);
+  go(t, target, em_jmp);
 }
 
 static s32 branch_target(const struct translation *t) {
@@ -92,6 +159,7 @@ static bool conditional(struct translation *t) {
   } else {
     t_need_flags(t);
   }
+  t->keeps_rcx = true;
   em_align_displacement(e, 2);
   u8 *rel32 = em_jcc(e, cc);
   if (!to_itself(t, rel32, branch_target(t))) t_exit_to(t, rel32, branch_target(t));
@@ -100,7 +168,7 @@ static bool conditional(struct translation *t) {
 
 /* ---- calls ---- */
 
-/* n: which memory access of the instruction it is. */
+/* n: which memory access of the instruction it is.  RAX: the return address. */
 static bool push_return(struct translation *t, unsigned n) {
   struct emitter *e = &t->e;
   struct em_mem m;
@@ -115,7 +183,10 @@ static bool push_return(struct translation *t, unsigned n) {
 static bool call_direct(struct translation *t) {
   if (!push_return(t, 0)) return false;
   em_lea(&t->e, T_HOME(RSP), EM_AT(T_HOME(RSP), -8));
-  t_goto(t, branch_target(t));
+  t_store_flags(t);
+  open_frame(t);
+  go(t, branch_target(t), em_call);
+  land(t);
   return true;
 }
 
@@ -147,9 +218,11 @@ static bool call_indirect(struct translation *t) {
   s->from[s->n_from++] = miss[1];
   if (!push_return(t, t->ops[0].type == ZYDIS_OPERAND_TYPE_MEMORY)) return false;
   em_lea(e, T_HOME(RSP), EM_AT(T_HOME(RSP), -8));
+  open_frame(t);
   em_load(e, H_RAX, EM_GS(offsetof(struct x86_vcpu, code.scratch)));
   target_index(e);
-  t_enter_target(t);
+  enter_target(t, 2);
+  land(t);
   return true;
 }
 
@@ -165,6 +238,7 @@ static bool near_return(struct translation *t) {
   if (!t_access(t, 0, &m)) return false;
   t_store_flags(t);
   em_load(&t->e, H_RAX, m);
+  if (!more) close_frame(t);
   t_indirect(t, 8 + more);
   return true;
 }

@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <sys/auxv.h>
+#include <sys/random.h>
 #include <ucontext.h>
 #include "base/evloop.h"
 #include "core/request.h"
@@ -87,6 +88,8 @@ void x86_code_vcpu_init(struct x86_vcpu *c) {
   c->code.load_vectors = x86_code_load_vectors;
   c->code.leave = x86_code_leave;
   c->code.load_x87 = x86_code_load_x87;
+  if (getrandom(&c->code.no_return, sizeof(c->code.no_return), GRND_NONBLOCK) < 0) c->code.no_return = (u64)(uintptr_t)c;
+  c->code.no_return = (c->code.no_return & ~(3ull << 62)) | 2ull << 62; /* not canonical, whatever the tag of branch.c says */
   c->code.can_x87 = keeps_x87();
   c->code.avx = __builtin_cpu_supports("avx");
   c->code.bmi2 = __builtin_cpu_supports("bmi2");
@@ -214,17 +217,19 @@ static bool may_link(const struct x86_code *from, const u8 *jump, const struct x
   return jump != from->gate || (from != code && __atomic_load_n(from->epoch, __ATOMIC_RELAXED) == EPOCH_NEVER);
 }
 
+/* Others may be about to run it (em_align_displacement()). */
+static void put_at_once(u8 *at, s32 displacement) { __asm__ volatile("movl %1, %0" : "=m"(*(s32 (*)[1])(void *)at) : "r"(displacement) : "memory"); }
+
 /* The jump that left last time goes to `code` by itself from now on. */
 static void link_jump(struct x86_vcpu *c, struct x86_code *code) {
   struct x86_code_cache *k = x86_vm_of(c)->code;
-  u32 link = c->code.link, at = link & ~3u;
+  u32 link = c->code.link, at = link >> 2;
   c->code.link = 0;
   if (c->code.link_to != c->rip || c->code.link_resets != atomic_load(&k->resets)) return; /* something else ran in between */
   const u8 *rx = k->arena.rx + at;
   struct x86_code *from = code_at(k, rx);
   if (!from || !may_link(from, rx, code, link)) return;
-  s32 d = (s32)((link & 1 ? code->saved : code->host) - (rx + 4));
-  __atomic_store_n((s32 *)(void *)(k->arena.rw + at), d, __ATOMIC_RELEASE);
+  put_at_once(k->arena.rw + at, (s32)((link & 1 ? code->saved : code->host) - (rx + 4)));
 }
 
 /* ---- running ---- */

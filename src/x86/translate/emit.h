@@ -155,6 +155,11 @@ static inline u8 *em_jmp(struct emitter *e) {
   em32(e, 0);
   return e->p - 4;
 }
+static inline u8 *em_call(struct emitter *e) {
+  em8(e, 0xe8);
+  em32(e, 0);
+  return e->p - 4;
+}
 static inline void em_patch(struct emitter *e, u8 *rel32, const u8 *target) {
   s32 d = (s32)(target - (rel32 + 4));
   if (rel32 + 4 <= e->end) memcpy(rel32, &d, 4);
@@ -168,10 +173,11 @@ static inline void em_jmp_to(struct emitter *e, const u8 *target) {
 
 enum { CC_B = 2, CC_AE = 3, CC_E = 4, CC_NE = 5, CC_BE = 6, CC_A = 7 };
 
-/* The displacement behind so many bytes of opcode will be patched while others run it: it must not straddle four bytes. */
-static inline void em_align_displacement(struct emitter *e, unsigned opcode_bytes) {
+/* The displacement that comes after so many bytes will be patched while others run it: written at once if it lies in eight aligned ones (AMD APM Vol. 2 7.3.2; Intel SDM
+ * Vol. 3A 8.1.1 asks for less). */
+static inline void em_align_displacement(struct emitter *e, unsigned bytes) {
   static const u8 nops[4][3] = {{0}, {0x90}, {0x66, 0x90}, {0x0f, 0x1f, 0x00}};
-  unsigned n = (unsigned)(-(uintptr_t)(e->p + opcode_bytes) & 3);
+  unsigned at = (uintptr_t)(e->p + bytes) & 7, n = at > 4 ? 8 - at : 0;
   for (unsigned k = 0; k < n; k++) em8(e, nops[n][k]);
 }
 

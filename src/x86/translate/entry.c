@@ -8,6 +8,8 @@
 const u8 x86_translate_home[16] = {H_R13, H_R14, H_RDX, H_RBX, H_R15, H_RBP,  H_RSI,  H_RDI,
                                    H_R8,  H_R9,  H_R10, H_R11, H_R12, H_NONE, H_NONE, H_NONE};
 
+#define FRAMES_MAX 8192 /* bytes of them: the client's thread may have a small stack */
+
 #define SAVE_GUEST                                                                                                               \
   "movq %%r13, %%gs:%c[regs]\n\tmovq %%r14, %%gs:%c[regs]+8\n\tmovq %%rdx, %%gs:%c[regs]+16\n\tmovq %%rbx, %%gs:%c[regs]+24\n\t" \
   "movq %%r15, %%gs:%c[regs]+32\n\tmovq %%rbp, %%gs:%c[regs]+40\n\tmovq %%rsi, %%gs:%c[regs]+48\n\tmovq %%rdi, "                 \
@@ -54,7 +56,7 @@ const u8 x86_translate_home[16] = {H_R13, H_R14, H_RDX, H_RBX, H_R15, H_RBP,  H_
 /* For unwinders (gdb, perf): a sequence is in the frame of x86_code_enter(), or is called by translated code, which has that
  * frame (gdbjit.c). */
 #define CFI_ENTERED                                                                                                              \
-  ".cfi_startproc\n\t.cfi_def_cfa %%rsp, 64\n\t.cfi_offset %%rbx, -16\n\t.cfi_offset %%rbp, -24\n\t.cfi_offset %%r12, -32\n\t"   \
+  ".cfi_startproc\n\t.cfi_def_cfa %%rsp, 80\n\t.cfi_offset %%rbx, -16\n\t.cfi_offset %%rbp, -24\n\t.cfi_offset %%r12, -32\n\t"   \
   ".cfi_offset %%r13, -40\n\t.cfi_offset %%r14, -48\n\t.cfi_offset %%r15, -56\n\t"
 #define CFI_CALLED ".cfi_startproc\n\t"
 #define CFI_END    ".cfi_endproc\n\t"
@@ -62,6 +64,7 @@ const u8 x86_translate_home[16] = {H_R13, H_R14, H_RDX, H_RBX, H_R15, H_RBP,  H_
 #define POP(r)     "popq %%" #r "\n\t.cfi_adjust_cfa_offset -8\n\t"
 #define ALIGN_RSP  "subq $8, %%rsp\n\t.cfi_adjust_cfa_offset 8\n\t"
 #define UNALIGN    "addq $8, %%rsp\n\t.cfi_adjust_cfa_offset -8\n\t"
+#define NO_FRAMES  "addq $24, %%rsp\n\t.cfi_adjust_cfa_offset -24\n\t"
 
 /* EAX and EDX change. */
 #define SAVE_X87 "cmpb $0, %%gs:%c[x87]\n\tje 4f\n\tcall x86_code_save_x87\n4:\n\t"
@@ -72,12 +75,20 @@ __attribute__((used)) static void sequences(void) {
       /* int x86_code_enter(struct x86_vcpu *c, const void *code): flags are expected in memory there. */
       ".globl x86_code_enter\n\t.hidden x86_code_enter\n\t.type x86_code_enter, @function\nx86_code_enter:\n\t" CFI_CALLED PUSH(
           rbx) PUSH(rbp) PUSH(r12) PUSH(r13) PUSH(r14) PUSH(r15) ALIGN_RSP
+      /* The lowest frame; translated code may put so many below it (branch.c). */
+      "pushq %%gs:%c[no_return]\n\t.cfi_adjust_cfa_offset 8\n\tleaq x86_code_stray(%%rip), %%rax\n\t"
+      "pushq %%rax\n\t.cfi_adjust_cfa_offset 8\n\tmovq %%rsp, %%gs:%c[host_rsp]\n\t"
+      "leaq -%c[frames](%%rsp), %%rax\n\tmovq %%rax, %%gs:%c[host_rsp_min]\n\t"
       "movq %%rsi, %%rcx\n\t" SPLIT_FLAGS LOAD_GUEST "jmpq *%%rcx\n\t" CFI_END
 
+      /* A return to what no guest knows. */
+      ".globl x86_code_stray\n\t.hidden x86_code_stray\nx86_code_stray:\n\t"
+      "movq %%rax, %%gs:%c[rip_]\n\tmovl $0, %%gs:%c[link]\n"
+
       /* Out: flags in memory, RIP set, result 0. */
-      ".globl x86_code_leave\n\t.hidden x86_code_leave\nx86_code_leave:\n\t" CFI_ENTERED SAVE_GUEST SAVE_VECTORS SAVE_X87
+      ".globl x86_code_leave\n\t.hidden x86_code_leave\nx86_code_leave:\n\tmovq %%gs:%c[host_rsp], %%rsp\n\t" CFI_ENTERED SAVE_GUEST SAVE_VECTORS SAVE_X87
           MERGE_FLAGS "xorl %%eax, %%eax\n"
-      "5:\t" UNALIGN POP(r15) POP(r14) POP(r13) POP(r12) POP(rbp) POP(
+      "5:\t" NO_FRAMES POP(r15) POP(r14) POP(r13) POP(r12) POP(rbp) POP(
           rbx) "retq\n\t" CFI_END
 
                /* The interpreter runs the instruction RCX of the block that starts EAX bytes into the page.  Called; flags in
@@ -92,8 +103,11 @@ __attribute__((used)) static void sequences(void) {
                "cmpq $0, %%gs:%c[requests]\n\tjne 6f\n\t"
                "movq $0, %%gs:%c[cur]\n\t" SPLIT_FLAGS LOAD_GUEST UNALIGN "retq\n\t.cfi_adjust_cfa_offset 8\n"
                /* The block ends here: to the next one, or out. */
-               "6:\tmovq %%gs:%c[self], %%rdi\n\tmovl %%eax, %%esi\n\tcallq x86_code_next\n\taddq $16, %%rsp\n\t" CFI_END
-                   CFI_ENTERED "testq %%rax, %%rax\n\tje 7f\n\t"
+               "6:\tmovq %%gs:%c[self], %%rdi\n\tmovl %%eax, %%esi\n\tmovq %%gs:%c[generation], %%rbx\n\tcallq x86_code_next\n\taddq $16, %%rsp\n\t"
+               "cmpq %%gs:%c[generation], %%rbx\n\tjne 8f\n\ttestq %%rax, %%rax\n\tje 8f\n\t"
+               "movq %%rax, %%rcx\n\t" SPLIT_FLAGS LOAD_GUEST "jmpq *%%rcx\n\t" CFI_END
+               /* Without the frames of calls. */
+               "8:\tmovq %%gs:%c[host_rsp], %%rsp\n\t" CFI_ENTERED "testq %%rax, %%rax\n\tje 7f\n\t"
                "movq %%rax, %%rcx\n\t" SPLIT_FLAGS LOAD_GUEST "jmpq *%%rcx\n"
                "7:\tmovl %%gs:%c[result], %%eax\n\tjmp 5b\n\t" CFI_END
 
@@ -127,5 +141,6 @@ __attribute__((used)) static void sequences(void) {
         [k] "i"(GS_OF(fpu.k)), [requests] "i"(GS_OF(core.requests)), [end] "i"(X86_END), [result] "i"(GS_OF(code.result)),
         [x87] "i"(GS_OF(code.x87)), [x87_ip] "i"(GS_OF(code.x87_ip)), [x87_page] "i"(GS_OF(code.x87_page)),
         [host_fcw] "i"(GS_OF(code.host_fcw)), [fx] "i"(GS_OF(fpu.fx)), [header] "i"(GS_OF(fpu.header)), [cr0] "i"(GS_OF(cr0)),
-        [em_ts] "i"(CR0_EM | CR0_TS));
+        [em_ts] "i"(CR0_EM | CR0_TS), [no_return] "i"(GS_OF(code.no_return)), [host_rsp] "i"(GS_OF(code.host_rsp)),
+        [host_rsp_min] "i"(GS_OF(code.host_rsp_min)), [link] "i"(GS_OF(code.link)), [generation] "i"(GS_OF(code.generation)), [frames] "i"(FRAMES_MAX));
 }

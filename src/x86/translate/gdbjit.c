@@ -11,6 +11,7 @@
 #include <string.h>
 #include "base/process.h"
 #include "x86/translate/gdbjit.h"
+#include "x86/translate/private.h"
 #include "x86/translate/symbols.h"
 
 enum { MERGE = 16, LEVELS = 6, FILES_MAX = LEVELS * MERGE };
@@ -90,13 +91,20 @@ struct gdb_names {
 
 /* ---- a file ---- */
 
-/* How to get from translated code to the caller of x86_code_enter(), which has pushed RBX, RBP, R12 to R15 and 8 bytes more
- * (DWARF 4, 6.4; register numbers are those of the System V ABI). */
+/* How to get from translated code to the caller of x86_code_enter(): below what that has pushed (RBX, RBP, R12 to R15, 8 bytes more, and the lowest frame of
+ * calls, which x86_code_stray tells from the others) lie frames of 16 bytes (branch.c).  DWARF 4, 6.4 and 2.5; register numbers are those of the System V
+ * ABI. */
 struct unwind {
   struct __attribute__((packed)) {
     u32 length, id;
     u8 version, augmentation, code_align, data_align, return_register;
-    u8 rules[19];
+    struct __attribute__((packed)) { /* DW_CFA_def_cfa_expression */
+      u8 rule, size, start[4];       /* breg7 0; again: dup, deref, */
+      u8 address;                    /* addr */
+      u64 lowest;
+      u8 end[11];                    /* eq; bra found; plus_uconst 8; skip again; found: plus_uconst 80 */
+    } cfa;
+    u8 registers[17]; /* at CFA - 8 * n */
   } common;
   struct __attribute__((packed)) {
     u32 length, common;
@@ -105,15 +113,16 @@ struct unwind {
   } range;
   u32 end;
 };
-static const struct unwind unwind = {.common = {.length = sizeof(unwind.common) - 4,
-                                                .version = 1,
-                                                .code_align = 1,
-                                                .data_align = 0x78, /* -8 */
-                                                .return_register = 16,
-                                                .rules = {0x0c, 7, 64, 0x90, 1, 0x83, 2, 0x86, 3, 0x8c, 4, 0x8d, 5, 0x8e, 6, 0x8f,
-                                                          7}}, /* CFA is RSP + 64; registers at CFA - 8 * n */
-                                     .range = {.length = sizeof(unwind.range) - 4, .common = sizeof(unwind.common) + 4}};
-_Static_assert(sizeof(unwind.common) == 32 && sizeof(unwind.range) == 28, "entries of .eh_frame are multiples of 4");
+static const struct unwind unwind = {
+    .common = {.length = sizeof(unwind.common) - 4,
+               .version = 1,
+               .code_align = 1,
+               .data_align = 0x78, /* -8 */
+               .return_register = 16,
+               .cfa = {0x0f, 24, {0x77, 0, 0x12, 0x06}, 0x03, 0, {0x29, 0x28, 5, 0, 0x23, 8, 0x2f, 0xec, 0xff, 0x23, 80}},
+               .registers = {0x90, 1, 0x83, 2, 0x86, 3, 0x8c, 4, 0x8d, 5, 0x8e, 6, 0x8f, 7}},
+    .range = {.length = sizeof(unwind.range) - 4, .common = sizeof(unwind.common) + 4}};
+_Static_assert(sizeof(unwind.common) == 56 && sizeof(unwind.range) == 28, "entries of .eh_frame are multiples of 4");
 
 enum { S_NONE, S_TEXT, S_UNWIND, S_SYMBOLS, S_STRINGS, SECTIONS };
 static const char section_names[] = "\0.text\0.eh_frame\0.symtab\0.strtab";
@@ -168,6 +177,7 @@ static void fill(struct image *m, const struct gdb_names *g, unsigned first, uns
   m->sections[S_STRINGS] = (Elf64_Shdr){
       .sh_name = N_STRINGS, .sh_type = SHT_STRTAB, .sh_offset = sizeof(*m) + symbols, .sh_size = strings, .sh_addralign = 1};
   m->unwind = unwind;
+  m->unwind.common.cfa.lowest = (u64)(uintptr_t)x86_code_stray;
   m->unwind.range.start = start;
   m->unwind.range.size = size;
   for (unsigned k = 0; k < n; k++)

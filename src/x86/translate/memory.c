@@ -78,13 +78,10 @@ static u8 *look_up(struct translation *t, unsigned copy, s32 bytes, unsigned ali
   return em_jcc(e, CC_A);
 }
 
-static struct em_mem delta(unsigned group) {
-  return EM_GS(offsetof(struct x86_vcpu, code.delta) + 8 * group);
-}
-
 /* The operand, with what RCX says is to be added. */
 static struct em_mem operand(struct translation *t, const struct plan_address *a) {
   struct emitter *e = &t->e;
+  if (a->seg || a->index != X86_REG_NONE || a->base >= 16 || !t_mapped(a->base)) t->rcx = PLAN_ALONE; /* it becomes part of the address */
   struct em_mem m = {.base = H_RCX, .index = H_NONE, .disp = a->disp};
   if (a->seg) {
     em_load(e, H_RAX, segment_base(a->seg));
@@ -116,13 +113,14 @@ static u8 *check_group(struct translation *t, unsigned group, s32 moved, unsigne
   at.disp -= moved;
   unsigned copy = linear(t, &at);
   u8 *miss = look_up(t, copy, g->span, align, g->write);
-  em_store(&t->e, delta(group), H_RCX);
+  em_store(&t->e, t_delta(group), H_RCX);
   return miss;
 }
 
 static void check(struct translation *t, const struct plan_access *a) {
   struct t_slow *s = t_slow(t);
   t_lose_flags(t);
+  t->rcx = PLAN_ALONE;
   t->lost_plan |= a->group != PLAN_ALONE && !a->leads;
   if (a->group == PLAN_ALONE || a->last) {
     unsigned copy = linear(t, &a->at), align = a->size & t->align ? 0 : t->align;
@@ -136,11 +134,13 @@ static void check(struct translation *t, const struct plan_access *a) {
   t->aligned[a->group] = (u8)align;
   t->align ^= align;
   t->ready |= 1u << a->group;
+  t->rcx = a->group;
 }
 
 /* A page that has been looked at. */
 static void known(struct translation *t, const struct plan_access *a) {
-  em_load(&t->e, H_RCX, delta(a->group));
+  if (t->rcx != a->group) em_load(&t->e, H_RCX, t_delta(a->group));
+  t->rcx = a->group;
   if (t->align <= t->aligned[a->group] && !((a->at.disp + a->moved - t->plan.group[a->group].at.disp) & (s32)t->align)) t->align = 0;
 }
 

@@ -28,6 +28,7 @@ struct t_slow {
   u8 *back;                  /* NULL: does not come back */
   bool host_flags;           /* expected in the host's register there */
   struct t_producer again;   /* what makes the flags again when it is taken; none: memory has them */
+  u8 rcx;                    /* as struct translation has it, there */
   u8 vectors;                /* vector level expected there */
   u8 *scattered[2];          /* jumps of checks for several accesses that failed: to this instruction in the scattered copy */
   unsigned n_scattered;
@@ -59,6 +60,8 @@ struct translation {
   u8 aligned[PLAN_GROUPS]; /* the same of ready groups' lowest byte: known to be 0 */
   u32 ready;       /* groups whose page has been checked */
   bool lost_plan;  /* the plan did not know of one */
+  u8 rcx;          /* the group whose delta RCX holds, or PLAN_ALONE */
+  bool keeps_rcx;  /* the instruction at hand leaves RCX as t_access() did, or as it was */
 
   /* The instruction at hand. */
   unsigned k;
@@ -99,6 +102,9 @@ struct translation {
   struct t_slow *at; /* that of the instruction at hand, or NULL */
   struct t_exit exits[MAX_EXITS];
   unsigned n_exits;
+  struct { /* calls, here and in the scattered copy: to drop frames, when there are too many */
+    u8 *from, *back;
+  } deep[2];
   u8 *entry_host, *entry_saved; /* entries by where the flags are */
   u8 *behind_gate;              /* of the second */
 };
@@ -113,11 +119,16 @@ void t_exit_to(struct translation *t, u8 *rel32, s32 target);
 void t_loop(struct translation *t); /* the end of the last copy: to the second */
 
 /* ---- memory.c ---- */
-/* The instruction's n-th memory access as an operand of the host's, checked.  RCX changes and may be part of it, RAX changes; flags are lost unless the
+/* The instruction's n-th memory access as an operand of the host's, checked.  RCX may be part of it; it and RAX change (t->rcx); flags are lost unless the
  * page was checked before.  false: not an address the translator can compute. */
 bool t_access(struct translation *t, unsigned n, struct em_mem *m);
 /* Memory operand as an address in mapped registers, for LEA.  false: too many scratch registers. */
 bool t_address(struct translation *t, struct em_mem *m);
+
+/* What is added to linear addresses of a group whose page was checked. */
+static inline struct em_mem t_delta(unsigned group) {
+  return EM_GS(offsetof(struct x86_vcpu, code.delta) + 8 * group);
+}
 
 /* ---- instructions: true when translated ---- */
 bool t_rewrite(struct translation *t);
@@ -143,6 +154,7 @@ void t_find_target(struct translation *t, u8 *miss[2]);
 void t_enter_target(struct translation *t);
 /* Goes on at this offset from the page's start. */
 void t_goto(struct translation *t, s32 target);
+void t_emit_deep(struct translation *t); /* behind the body */
 
 /* ---- registers ---- */
 static inline bool t_mapped(unsigned guest) {
@@ -166,7 +178,7 @@ static inline void t_write(struct translation *t, unsigned guest, unsigned host)
 
 /* ---- entry.c ---- */
 int x86_code_enter(struct x86_vcpu *c, const void *code);
-void x86_code_leave(void), x86_code_interpret(void), x86_code_load_vectors(void), x86_code_load_x87(void);
+void x86_code_stray(void), x86_code_leave(void), x86_code_interpret(void), x86_code_load_vectors(void), x86_code_load_x87(void);
 
 /* ---- syscall.c ---- */
 void x86_code_syscall(void), x86_code_sysret(void);

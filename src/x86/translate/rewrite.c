@@ -258,6 +258,8 @@ static bool rewrite(struct translation *t, unsigned align) {
   }
   if (t->p->needs) t_need_flags(t);
   if (!find_homes(&f, scratch, f.memory ? 1 : 2)) return false;
+  t->keeps_rcx = true;
+  for (unsigned k = 0; k < f.n; k++) t->keeps_rcx &= f.g[k].host != H_RCX;
   for (unsigned k = 0; k < n; k++) {
     unsigned host = f.g[which[k] >> 4].host, field = which[k] & 15;
     if (field == 1) f.reg = host;
@@ -303,6 +305,7 @@ static bool rewrite_vector(struct translation *t) {
 static bool rewrite_lea(struct translation *t) {
   struct em_mem m;
   if (t->i->opsize == 2 || !t_address(t, &m)) return false;
+  t->keeps_rcx = t->i->index == X86_REG_NONE || t_mapped(t->i->index);
   bool home = t_mapped(t->i->reg);
   unsigned dst = home ? T_HOME(t->i->reg) : H_RAX;
   em_mem(&t->e, t->i->opsize == 8, 0x8d, dst, m);
@@ -317,7 +320,7 @@ static bool is_nop(unsigned mnemonic) {
 }
 
 bool t_rewrite(struct translation *t) {
-  if (is_nop(t->z->mnemonic)) return true;
+  if (is_nop(t->z->mnemonic)) return t->keeps_rcx = true;
   if (t->z->mnemonic == ZYDIS_MNEMONIC_LEA) return rewrite_lea(t);
   if (x86_vector_is_plain(t->i)) return rewrite_vector(t);
   return is_plain(t->z->mnemonic) && rewrite_plain(t);

@@ -141,6 +141,7 @@ static bool push(struct translation *t) {
     if (!t_access(t, 0, &m)) return false;
     em_store(e, m, t_read(t, number(src), H_RAX));
   }
+  t->keeps_rcx = true;
   move_rsp(t, -8);
   return true;
 }
@@ -150,10 +151,11 @@ static bool pop(struct translation *t) {
   struct em_mem m;
   if (!wide(t) || !usable(dst) || ZydisRegisterGetClass(dst->reg.value) != ZYDIS_REGCLASS_GPR64) return false;
   if (!t_access(t, 0, &m)) return false;
-  em_load(&t->e, H_RAX, m);
+  unsigned guest = number(dst), host = t_mapped(guest) && guest != RSP ? T_HOME(guest) : H_RAX;
+  em_load(&t->e, host, m);
   move_rsp(t, 8);
-  t_write(t, number(dst), H_RAX);
-  return true;
+  if (host == H_RAX) t_write(t, guest, H_RAX);
+  return t->keeps_rcx = true;
 }
 
 static bool leave(struct translation *t) {

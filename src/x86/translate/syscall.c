@@ -45,14 +45,14 @@ _Static_assert(offsetof(struct x86_code_target, lin) == 0 && offsetof(struct x86
                    "%%rax\n\tjne 8f\n\t"                                                                                         \
                    "movq %%gs:%c[generation], %%rax\n\tcmpq %%gs:%c[targets]+8(%%rcx), %%rax\n\tjne 8f\n\tmovq %%gs:%c[rip_], "  \
                    "%%rax\n\t"                                                                                                   \
-                   "andq $-4096, %%rax\n\tmovq %%rax, %%gs:%c[page]\n\taddq $8, %%rsp\n\tjmpq *%%gs:%c[targets]+16(%%rcx)\n"     \
-                   "8:\tmovl $0, %%gs:%c[link]\n\taddq $8, %%rsp\n\tjmp x86_code_leave\n\t"
+                   "andq $-4096, %%rax\n\tmovq %%rax, %%gs:%c[page]\n\tmovq %%gs:%c[host_rsp], %%rsp\n\tjmpq *%%gs:%c[targets]+16(%%rcx)\n"     \
+                   "8:\tmovl $0, %%gs:%c[link]\n\tjmp x86_code_leave\n\t"
 
 #define TABLE_SHIFT 17
 #define SALT        0x9e3779b1
 _Static_assert(SALT == X86_CODE_SALT && offsetof(struct x86_vcpu, code.salt) == offsetof(struct x86_vcpu, code.link) + 4, "GO");
 _Static_assert(X86_TLB_SIZE * sizeof(struct x86_tlb_entry) == 1u << TABLE_SHIFT && sizeof(struct x86_code_target) == 32 &&
-                   TLB_SUPER == 0 && TLB_COUNT <= 4,
+                   TLB_SUPER == 0 && TLB_USER == 2 && TLB_COUNT <= 4,
                "GO");
 
 __attribute__((used)) static void sequences(void) {
@@ -84,7 +84,7 @@ __attribute__((used)) static void sequences(void) {
       "movzwl %%gs:%c[star]+6, %%eax\n\taddl $16, %%eax\n\torl $3, %%eax\n\t" SEGMENT(
           "cs", STR(CODE_TYPE), STR(CODE_WORD) "+3",
           STR(CODE_WORD2)) "subl $8, %%eax\n\t" SEGMENT("ss", STR(DATA_TYPE), STR(DATA_WORD) "+3",
-                                                        STR(DATA_WORD2)) "movb $3, %%gs:%c[cpl]\n\tmovl %[user_right], "
+                                                        STR(DATA_WORD2)) "movb $3, %%gs:%c[cpl]\n\tmovl $2, "
                                                                          "%%eax\n\t" GO("super]+8",
                                                                                         "movl %%gs:%c[super]+8, %%ecx\n\timull $" STR(SALT) ", %%ecx, %%ecx\n\tshrl $16, %%ecx\n\tmovl %%ecx, %%gs:%c[link]+4\n\tmovq %%r14, %%rax\n\t") ".popsection"
       :
@@ -92,10 +92,10 @@ __attribute__((used)) static void sequences(void) {
         [flags] "i"(GS_OF(code.flags)), [rflags] "i"(GS_OF(rflags)), [not_arith_rf] "i"((s32) ~(FL_ARITH | FL_RF)),
         [sfmask] "i"(GS_OF(sfmask)), [star] "i"(GS_OF(star)), [cs] "i"(GS_OF(seg) + SEG_CS * (s32)sizeof(struct x86_seg)),
         [ss] "i"(GS_OF(seg) + SEG_SS * (s32)sizeof(struct x86_seg)), [cpl] "i"(GS_OF(cpl)), [smap] "i"(CR4_SMAP),
-        [cr4] "i"(GS_OF(cr4)), [ac] "i"(FL_AC), [super_smap] "i"(TLB_SUPER_SMAP), [user_right] "i"(TLB_USER),
+        [cr4] "i"(GS_OF(cr4)), [ac] "i"(FL_AC), [super_smap] "i"(TLB_SUPER_SMAP), 
         [right] "i"(GS_OF(mmu.right)), [self] "i"(GS_OF(code.self)), [tables] "i"(GS_OF(mmu.tables)), [tlb] "i"(GS_OF(tlb)),
         [super] "i"(GS_OF(mmu.gen.now)), [generation] "i"(GS_OF(code.generation)), [lstar] "i"(GS_OF(lstar)),
         [rip_] "i"(GS_OF(regs) + 8 * X86_REG_RIP), [target_mask] "i"((1u << X86_TARGET_BITS) - 1),
         [targets] "i"(GS_OF(code.targets)), [link] "i"(GS_OF(code.link)), [irq_waits] "i"(GS_OF(irq_waits)),
-        [special] "i"(FL_TF | FL_AC), [scratch] "i"(GS_OF(code.scratch)));
+        [special] "i"(FL_TF | FL_AC), [scratch] "i"(GS_OF(code.scratch)), [host_rsp] "i"(GS_OF(code.host_rsp)));
 }

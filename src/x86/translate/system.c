@@ -60,6 +60,7 @@ static bool pushf(struct translation *t) {
   struct em_mem m;
   if (t->z->operand_width != 64) return false;
   t_store_flags(t);
+  t->rcx = PLAN_ALONE;
   em_mem(e, 0, 0x0fb7, H_RAX, FIELD(code.flags)); /* AH: five flags in their places, AL: OF */
   em_reg(e, 0, 0x0fb6, H_RCX, H_RAX);             /* movzx ecx, al */
   em_reg(e, 0, 0xc1, 5, H_RAX), em8(e, 8);        /* shr eax, 8 */
