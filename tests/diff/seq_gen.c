@@ -20,7 +20,7 @@ static const u16 common_general[] = {
     ZYDIS_MNEMONIC_XCHG,  ZYDIS_MNEMONIC_XADD,    ZYDIS_MNEMONIC_LAHF,   ZYDIS_MNEMONIC_SAHF,  ZYDIS_MNEMONIC_CMC,
     ZYDIS_MNEMONIC_STC,   ZYDIS_MNEMONIC_CMPXCHG, ZYDIS_MNEMONIC_BSF,    ZYDIS_MNEMONIC_BSR,   ZYDIS_MNEMONIC_TZCNT,
     ZYDIS_MNEMONIC_BSWAP, ZYDIS_MNEMONIC_CDQ,     ZYDIS_MNEMONIC_STOSD,  ZYDIS_MNEMONIC_MOVSB, ZYDIS_MNEMONIC_PUSHFQ,
-    ZYDIS_MNEMONIC_PUSHF,
+    ZYDIS_MNEMONIC_PUSHF, ZYDIS_MNEMONIC_BTR,     ZYDIS_MNEMONIC_CMPXCHG16B,
 };
 static const u16 common_ext[] = {
     ZYDIS_MNEMONIC_MOVAPS,  ZYDIS_MNEMONIC_MOVUPS,    ZYDIS_MNEMONIC_MOVDQA,     ZYDIS_MNEMONIC_MOVDQU,
@@ -139,7 +139,7 @@ static bool memory_suits(const struct diff_case *k, const struct roles *r) {
   if (op->mem.type == ZYDIS_MEMOP_TYPE_VSIB) return rnd_chance(20);
   if ((m == ZYDIS_MNEMONIC_BT || m == ZYDIS_MNEMONIC_BTS || m == ZYDIS_MNEMONIC_BTR || m == ZYDIS_MNEMONIC_BTC) &&
       k->ops[1].type == ZYDIS_OPERAND_TYPE_REGISTER)
-    return !(k->insn.attributes & ZYDIS_ATTRIB_HAS_LOCK) && rnd_chance(10);
+    return !(k->insn.attributes & ZYDIS_ATTRIB_HAS_LOCK) && rnd_chance(25);
   if (!(k->insn.attributes & ZYDIS_ATTRIB_HAS_LOCK) && m != ZYDIS_MNEMONIC_XCHG) return true;
   bool based = ZydisRegisterGetClass(op->mem.base) != ZYDIS_REGCLASS_IP && op->mem.base != ZYDIS_REGISTER_NONE;
   return based && op->mem.index == ZYDIS_REGISTER_NONE && op->mem.segment != ZYDIS_REGISTER_GS &&

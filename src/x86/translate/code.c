@@ -389,6 +389,7 @@ void x86_code_recover(void *vcpu, void *ucontext) {
   unsigned n = 0, offset = (unsigned)(at - code->start);
   while (n + 2 < code->n_places && code->place[n + 1].at <= offset) n++;
   unsigned insn = code->place[n].insn;
+  if (code->block->insn[insn].op == ZYDIS_MNEMONIC_CMPXCHG16B) c->regs[RCX] = (u64)g[REG_RCX]; /* its register has the address */
   c->rflags = (c->rflags & ~(u64)FL_ARITH) | recover_flags(c, code, code->place[n].flags, (u64)g[REG_EFL]);
   c->rip = c->code.page + (code->block->gpa & (PAGE_SIZE - 1));
   c->cur = &code->block->insn[insn];

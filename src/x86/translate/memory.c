@@ -153,6 +153,25 @@ static void lead_first(struct translation *t) {
   t->align = align;
 }
 
+bool t_access_word(struct translation *t, unsigned offset) {
+  const struct plan_access *a = &t->p->access[0];
+  struct em_mem lin = EM_GS(offsetof(struct x86_vcpu, code.scratch));
+  struct emitter *e = &t->e;
+  if (t->i->adsize != 8 || t->p->n_access != 1 || (a->size != 4 && a->size != 8)) return false;
+  struct t_slow *s = t_slow(t);
+  unsigned shift = a->size == 8 ? 3 : 2;
+  t_lose_flags(t);
+  t->rcx = PLAN_ALONE;
+  linear(t, &a->at);
+  em_reg(e, 1, a->size == 8 ? 0x8b : 0x63, H_RCX, t_read(t, offset, H_RCX)); /* mov, movsxd */
+  em_reg(e, 1, 0xc1, 7, H_RCX), em8(e, 3 + shift);                            /* sar rcx */
+  em_lea(e, H_RAX, (struct em_mem){.base = H_RAX, .index = H_RCX, .shift = (u8)shift});
+  em_store(e, lin, H_RAX);
+  s->from[s->n_from++] = look_up(t, H_RAX, a->size, 0, a->write);
+  em_mem(e, 1, 0x03, H_RCX, lin); /* add rcx */
+  return true;
+}
+
 bool t_access(struct translation *t, unsigned n, struct em_mem *m) {
   if (t->i->adsize != 8 || n >= t->p->n_access) return false;
   const struct plan_access *a = &t->p->access[n];

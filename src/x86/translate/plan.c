@@ -58,6 +58,18 @@ static void add_operand(struct plan_insn *p, const struct x86_block *b, const st
   }
 }
 
+static bool is_bit_string(const struct x86_decoded_insn *d) {
+  switch (d->insn.mnemonic) {
+  case ZYDIS_MNEMONIC_BT:
+  case ZYDIS_MNEMONIC_BTS:
+  case ZYDIS_MNEMONIC_BTR:
+  case ZYDIS_MNEMONIC_BTC:
+    return d->ops[0].type == ZYDIS_OPERAND_TYPE_MEMORY && d->ops[1].type == ZYDIS_OPERAND_TYPE_REGISTER;
+  default:
+    return false;
+  }
+}
+
 static void add_stack(struct plan_insn *p, unsigned reg, s32 disp, bool write) {
   add(p, (struct plan_address){.base = (u8)reg, .index = X86_REG_NONE, .disp = disp}, 8, write);
 }
@@ -80,6 +92,7 @@ static void accesses(struct plan_insn *p, const struct x86_block *b, const struc
     break;
   default:
     add_operand(p, b, i, d);
+    p->access[0].offset = is_bit_string(d);
   }
 }
 
@@ -198,6 +211,7 @@ static bool join(struct plan_group *g, struct open_group *o, unsigned number, st
 }
 
 static void place(struct plan *p, struct open_group *open, struct plan_access *a) {
+  if (a->offset) return;
   for (unsigned n = p->n_groups; n-- > 0;)
     if (join(&p->group[n], &open[n], n, a)) return;
   if (p->n_groups == PLAN_GROUPS) return;
@@ -286,7 +300,7 @@ static bool passes_flags(unsigned mnemonic) {
 
 /* Whether somebody may find the state between this instruction and the one before. */
 static bool may_stop(const struct plan_insn *p, const struct x86_insn *i) {
-  if (i->iflags & (X86_I_END | X86_I_MAYBE) || p->loads || i->op == ZYDIS_MNEMONIC_PUSHFQ) return true;
+  if (i->iflags & (X86_I_END | X86_I_MAYBE) || p->loads || i->op == ZYDIS_MNEMONIC_PUSHFQ || i->op == ZYDIS_MNEMONIC_CMPXCHG16B) return true;
   if (x86_vector_is_plain(i) && ((const struct x86_vector *)i->aux)->align) return true;
   for (unsigned k = 0; k < p->n_access; k++)
     if (p->access[k].group == PLAN_ALONE || p->access[k].leads) return true;

@@ -37,6 +37,7 @@ struct plan_access {
   u8 group;     /* number, or PLAN_ALONE */
   bool leads;   /* the first of its group */
   bool last;    /* nobody of the group comes later */
+  bool offset;  /* a bit string: a register says how far from there */
   s32 moved;    /* how far the base register has moved since the first access of the group */
 };
 

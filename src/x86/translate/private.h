@@ -122,6 +122,8 @@ void t_loop(struct translation *t); /* the end of the last copy: to the second *
 /* The instruction's n-th memory access as an operand of the host's, checked.  RCX may be part of it; it and RAX change (t->rcx); flags are lost unless the
  * page was checked before.  false: not an address the translator can compute. */
 bool t_access(struct translation *t, unsigned n, struct em_mem *m);
+/* The word of a bit string that holds the bit whose number is in guest register `offset`: its host address in RCX.  As t_access(). */
+bool t_access_word(struct translation *t, unsigned offset);
 /* Memory operand as an address in mapped registers, for LEA.  false: too many scratch registers. */
 bool t_address(struct translation *t, struct em_mem *m);
 

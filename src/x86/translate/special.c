@@ -98,6 +98,55 @@ static bool compare_exchange(struct translation *t) {
   return true;
 }
 
+/* Two halves in RDX:RAX and RCX:RBX.  No register is left for the address but that of guest RCX (x86_code_recover()). */
+static bool compare_exchange_16(struct translation *t) {
+  struct emitter *e = &t->e;
+  struct em_mem m;
+  t->align = 15;
+  if (t->p->access[0].size != 16 || !t_access(t, 0, &m)) return false;
+  if (t->align) {
+    t_lose_flags(t);
+    em_lea(e, H_RAX, m);
+    em8(e, 0xa8), em8(e, 15); /* test al: pages are aligned */
+    t_slow_if(t, CC_NE);
+  }
+  if (t->p->needs) t_need_flags(t);
+  em_lea(e, H_RAX, m);
+  em_mov(e, H_RCX, T_HOME(RCX));
+  em_mov(e, T_HOME(RCX), H_RAX);
+  em_mov(e, H_RAX, T_HOME(RAX));
+  if (t->i->iflags & X86_I_LOCK) em8(e, 0xf0);
+  em_mem(e, 1, 0x0fc7, 1, EM_AT(T_HOME(RCX), 0));
+  em_mov(e, T_HOME(RAX), H_RAX);
+  em_mov(e, T_HOME(RCX), H_RCX);
+  t_wrote_flags(t);
+  return true;
+}
+
+/* Bits of strings in memory: by a register, which may point far away. */
+static bool bit_string(struct translation *t) {
+  static const u16 opcodes[] = {[ZYDIS_MNEMONIC_BT - ZYDIS_MNEMONIC_BT] = 0x0fa3,
+                                [ZYDIS_MNEMONIC_BTC - ZYDIS_MNEMONIC_BT] = 0x0fbb,
+                                [ZYDIS_MNEMONIC_BTR - ZYDIS_MNEMONIC_BT] = 0x0fb3,
+                                [ZYDIS_MNEMONIC_BTS - ZYDIS_MNEMONIC_BT] = 0x0fab};
+  struct em_mem offset = EM_GS(offsetof(struct x86_vcpu, code.scratch));
+  struct emitter *e = &t->e;
+  if (!t->p->access[0].offset || !usable(&t->ops[1])) return false;
+  unsigned bits = t->ops[0].size, guest = number(&t->ops[1]);
+  if (!t_access_word(t, guest)) return false;
+  em_mov(e, H_RAX, t_read(t, guest, H_RAX));
+  em_reg(e, 0, 0x83, 4, H_RAX), em8(e, bits - 1); /* and eax: the bit in its word */
+  if (t->p->needs) {
+    em_store(e, offset, H_RAX);
+    t_need_flags(t);
+    em_load(e, H_RAX, offset);
+  }
+  if (t->i->iflags & X86_I_LOCK) em8(e, 0xf0);
+  em_mem(e, bits == 64, opcodes[t->z->mnemonic - ZYDIS_MNEMONIC_BT], H_RAX, EM_AT(H_RCX, 0));
+  t_wrote_flags(t);
+  return true;
+}
+
 static bool widen_rax(struct translation *t) { /* CBW, CWDE, CDQE */
   unsigned bits = t->z->mnemonic == ZYDIS_MNEMONIC_CBW ? 16 : t->z->mnemonic == ZYDIS_MNEMONIC_CWDE ? 32 : 64;
   em_sized_reg(&t->e, bits, bits == 16 ? 0x0fbe : bits == 32 ? 0x0fbf : 0x63, T_HOME(RAX), T_HOME(RAX));
@@ -201,6 +250,11 @@ static const struct {
     {ZYDIS_MNEMONIC_MUL, multiply},
     {ZYDIS_MNEMONIC_IMUL, multiply},
     {ZYDIS_MNEMONIC_CMPXCHG, compare_exchange},
+    {ZYDIS_MNEMONIC_CMPXCHG16B, compare_exchange_16},
+    {ZYDIS_MNEMONIC_BT, bit_string},
+    {ZYDIS_MNEMONIC_BTS, bit_string},
+    {ZYDIS_MNEMONIC_BTR, bit_string},
+    {ZYDIS_MNEMONIC_BTC, bit_string},
     {ZYDIS_MNEMONIC_CBW, widen_rax},
     {ZYDIS_MNEMONIC_CWDE, widen_rax},
     {ZYDIS_MNEMONIC_CDQE, widen_rax},
