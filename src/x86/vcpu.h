@@ -119,7 +119,15 @@ struct x86_code_state {
   u64 host_rsp_min;  /* ... and how far down they may reach */
   u64 no_return;     /* what the lowest one expects: a number no guest knows */
   bool on;           /* GS is ours */
+  bool once;         /* exceptions are the caller's: x86_code_run_once() */
   struct x86_code_target targets[1u << X86_TARGET_BITS];
+};
+
+/* What a descriptor of the GDT comes to (cpu/fast64.c): the descriptor is read each time. */
+#define X86_KNOWN_SEGMENTS 8
+struct x86_known_segment {
+  u64 descriptor;
+  struct x86_seg seg;
 };
 
 struct x86_vcpu {
@@ -150,6 +158,7 @@ struct x86_vcpu {
   u64 cr0, cr2, cr3, cr4, cr8, efer, xcr0, xss;
   u64 dr[8];               /* 0-3, 6, 7; 4 and 5 unused */
   struct x86_seg ldtr, tr;
+  struct x86_known_segment known_segments[X86_KNOWN_SEGMENTS]; /* by selector */
   struct { u64 base; u16 limit; } gdtr, idtr;
   u64 pdptr[4];            /* PAE page-directory-pointer registers (mmu/walk.c) */
   u64 star, lstar, cstar, sfmask, kernel_gs_base, tsc_aux;

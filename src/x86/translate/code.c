@@ -277,10 +277,16 @@ int x86_code_run(struct x86_vcpu *c, struct x86_code *code) {
   c->code.link_to = c->rip;
   c->code.link_resets = atomic_load_explicit(&x86_vm_of(c)->code->resets, memory_order_relaxed);
   const struct x86_insn *last = c->cur;
-  if (!last) return X86_OK;
+  if (!last) return r;
   c->cur = NULL;
   c->code.link = 0;
   return x86_finish_block(c, last, r);
+}
+
+/* An exception of the instruction that ended the block goes to the guest's handler at once. */
+static int deliver(struct x86_vcpu *c, int flow) {
+  while (flow == X86_FAULT) flow = x86_deliver_fault(c);
+  return flow;
 }
 
 /* Where code behind an instruction that ended its block goes on, when nothing else has to be looked at first: its address is known.  Called by translated
@@ -288,23 +294,26 @@ int x86_code_run(struct x86_vcpu *c, struct x86_code *code) {
 const void *x86_code_next(struct x86_vcpu *c, int flow);
 __attribute__((used)) const void *x86_code_next(struct x86_vcpu *c, int flow) {
   const struct x86_insn *last = c->cur;
-  unsigned right = right_of(c);
   c->code.link = 0;
   c->code.result = flow;
   bool sti = c->int_shadow == X86_SHADOW_STI;
-  if ((flow != X86_BRANCH && flow != X86_END) || c->stop || (c->int_shadow && !sti) || !is_mode(c, c->mode) || c->counting || right >= TLB_COUNT ||
-      (c->rflags & FL_RF) || atomic_load_explicit(&c->core.requests, memory_order_relaxed))
+  bool goes_on = flow == X86_BRANCH || flow == X86_END || (flow == X86_FAULT && !c->code.once);
+  if (!goes_on || c->stop || (c->int_shadow && !sti) || c->counting)
     return NULL;
   c->cur = NULL;
-  c->code.result = x86_finish_block(c, last, flow);
+  c->code.result = deliver(c, x86_finish_block(c, last, flow));
+  unsigned right = right_of(c);
+  bool resumed = c->rflags & FL_RF;
+  if (c->code.result || c->stop || !is_mode(c, c->mode) || right >= TLB_COUNT || atomic_load_explicit(&c->core.requests, memory_order_relaxed)) return NULL;
   set_generation(c, right);
   const struct x86_code_target *t = target_of(c, c->rip);
   if (t->lin != c->rip || t->generation != c->code.generation) return NULL;
   c->code.page = c->rip & PAGE_MASK;
-  if (!sti) return t->code;
-  /* Nothing waits.  What comes now must not come before the instruction behind STI: that is reached without another look. */
+  if (!sti && !resumed) return t->code;
+  /* Nothing waits.  What comes now must not come before the instruction behind STI, or find that it was not resumed: it is reached without another look. */
   if (*t->owner->epoch + atomic_load_explicit(&c->core.vm->write_epoch, memory_order_acquire)) return NULL;
   c->int_shadow = 0;
+  c->rflags &= ~(u64)FL_RF;
   return t->owner->behind_gate;
 }
 
@@ -320,7 +329,9 @@ bool x86_code_run_once(struct x86_vcpu *c, struct x86_block *b, int *flow) {
   struct x86_code *code = make(c, b, right);
   if (!code) return false;
   set_epoch(code, -atomic_load(&c->core.vm->write_epoch));
+  c->code.once = true;
   *flow = x86_code_run(c, code);
+  c->code.once = false;
   x86_code_end(c);
   return true;
 }
