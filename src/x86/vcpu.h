@@ -119,7 +119,7 @@ struct x86_code_state {
   u64 host_rsp_min;  /* ... and how far down they may reach */
   u64 no_return;     /* what the lowest one expects: a number no guest knows */
   bool on;           /* GS is ours */
-  bool once;         /* exceptions are the caller's: x86_code_run_once() */
+  bool once;         /* exceptions are the caller's: for tests */
   struct x86_code_target targets[1u << X86_TARGET_BITS];
 };
 
