@@ -141,6 +141,20 @@ static bool from_control(struct translation *t) {
   return true;
 }
 
+/* MOV from a segment register. */
+static bool from_segment(struct translation *t) {
+  const ZydisDecodedOperand *to = &t->ops[0], *from = &t->ops[1];
+  if (to->type != ZYDIS_OPERAND_TYPE_REGISTER || to->size < 32 || from->type != ZYDIS_OPERAND_TYPE_REGISTER ||
+      ZydisRegisterGetClass(from->reg.value) != ZYDIS_REGCLASS_SEGMENT)
+    return false;
+  unsigned seg = (unsigned)ZydisRegisterGetId(from->reg.value);
+  em_mem(&t->e, 0, 0x0fb7, H_RAX, EM_GS(offsetof(struct x86_vcpu, seg) + seg * sizeof(struct x86_seg) + offsetof(struct x86_seg, sel)));
+  t_write(t, x86_plan_general(to->reg.value), H_RAX);
+  return true;
+}
+
+static bool move(struct translation *t) { return from_control(t) || from_segment(t); }
+
 /* RDFSBASE, RDGSBASE, WRFSBASE, WRGSBASE. */
 static struct em_mem base_named(const struct translation *t) {
   unsigned m = t->z->mnemonic, seg = m == ZYDIS_MNEMONIC_RDFSBASE || m == ZYDIS_MNEMONIC_WRFSBASE ? SEG_FS : SEG_GS;
@@ -236,7 +250,7 @@ static const struct {
     {ZYDIS_MNEMONIC_STAC, stac},
     {ZYDIS_MNEMONIC_CLAC, clac},
     {ZYDIS_MNEMONIC_SWAPGS, swapgs},
-    {ZYDIS_MNEMONIC_MOV, from_control},
+    {ZYDIS_MNEMONIC_MOV, move},
     {ZYDIS_MNEMONIC_RDPKRU, rdpkru},
     {ZYDIS_MNEMONIC_RDFSBASE, read_base},
     {ZYDIS_MNEMONIC_RDGSBASE, read_base},
