@@ -292,15 +292,28 @@ static void put_mulx(struct writer *w, const struct roles *r) {
   put(w, b, memory ? 6 : 5);
 }
 
+/* Other flags, by way of the stack. */
+static void put_popf(struct writer *w) {
+  u32 flags = (u32)rnd() & FL_ARITH;
+  if (rnd_chance(30)) flags |= FL_ID;
+  if (rnd_chance(10)) flags |= (u32)rnd() & (FL_DF | FL_NT | FL_IF | FL_IOPL);
+  put(w, (u8[]){0x9c}, 1); /* pushfq */
+  u8 b[7] = {0x81, 0x34, 0x24}; /* xor dword [rsp], flags */
+  memcpy(b + 3, &flags, 4);
+  if (rnd_chance(80)) put(w, b, 7);
+  put(w, (u8[]){0x9d}, 1); /* popfq */
+}
+
 enum { PREPARED_MAX = 4 };
 static unsigned prepared(struct seq_insn *i, const struct roles *r, unsigned mode) {
   struct writer w = {.i = i};
   bool changed = (r->kept >> RDX & 1) || (r->kept >> RAX & 1);
-  switch (mode == 64 && !changed ? rnd_below(5) : 0) {
+  switch (mode == 64 && !changed ? rnd_below(6) : 0) {
   case 1: put_division(&w); break;
   case 2: put_bit(&w, r); break;
   case 3: put_wide_exchange(&w); break;
   case 4: put_mulx(&w, r); break;
+  case 5: put_popf(&w); break;
   default: put_string(&w, r, mode); break;
   }
   return w.n;

@@ -78,6 +78,53 @@ static bool pushf(struct translation *t) {
   return true;
 }
 
+/* eax &= mask, or another register. */
+static void keep(struct emitter *e, unsigned reg, u32 mask) {
+  em_reg(e, 0, 0x81, 4, reg), em32(e, mask);
+}
+
+/* ECX to c->code.flags, arithmetic flags as LAHF and SETO give them.  EAX changes. */
+static void split_flags(struct emitter *e) {
+  em_reg(e, 0, 0x0fb6, H_RAX, H_RCX);       /* movzx eax, cl */
+  em_reg(e, 0, 0xc1, 4, H_RAX), em8(e, 8);  /* shl eax, 8 */
+  em_reg(e, 0, 0xc1, 5, H_RCX), em8(e, 11); /* shr ecx, 11 */
+  keep(e, H_RCX, 1);
+  em_reg(e, 0, 0x0b, H_RAX, H_RCX); /* or eax, ecx */
+  em8(e, 0x66), em_mem(e, 0, 0x89, H_RAX, FIELD(code.flags));
+}
+
+/* Arithmetic flags, DF, ID, and IF in the kernel, where nothing waits for it; a change of any other is the interpreter's. */
+static bool popf(struct translation *t) {
+  u32 changes = FL_ARITH | FL_DF | FL_ID | (supervisor(t) ? FL_IF : 0),
+      others = FL_TF | FL_IF | FL_IOPL | FL_NT | FL_RF | FL_VM | FL_AC | FL_VIF | FL_VIP;
+  struct emitter *e = &t->e;
+  struct em_mem m;
+  if (t->z->operand_width != 64 || !t_access(t, 0, &m)) return false;
+  t_lose_flags(t);
+  em_mem(e, 0, 0x8b, H_RCX, m);
+  em_reg(e, 0, 0x8b, H_RAX, H_RCX);
+  em_mem(e, 0, 0x33, H_RAX, FIELD(rflags)); /* xor eax: what changes */
+  em8(e, 0xa9), em32(e, others & ~changes); /* test eax */
+  t_slow_if(t, CC_NE);
+  if (supervisor(t)) { /* not whether IF is set already: then nothing waits, or it is soon taken */
+    em_reg(e, 0, 0x8b, H_RAX, H_RCX);
+    em_reg(e, 0, 0xc1, 5, H_RAX), em8(e, 9); /* shr eax: IF to bit 0 */
+    em_mem(e, 0, 0x84, H_RAX, FIELD(irq_waits)); /* test al */
+    t_slow_if(t, CC_NE);
+  }
+  em_reg(e, 0, 0x8b, H_RAX, H_RCX);
+  keep(e, H_RAX, changes & ~FL_ARITH);
+  change(t, 4, FIELD(rflags), ~(changes & ~FL_ARITH));
+  em_mem(e, 0, 0x09, H_RAX, FIELD(rflags)); /* or */
+  split_flags(e);
+  em_lea(e, T_HOME(RSP), EM_AT(T_HOME(RSP), 8));
+  t_wrote_flags(t);
+  t->f.host = false;
+  t->f.saved = true;
+  t_goto(t, t->start + t->i->next);
+  return t->ended = true;
+}
+
 /* ---- SMAP ---- */
 
 /* The block ends: what follows was translated for the other rights. */
@@ -264,6 +311,7 @@ static const struct {
     {ZYDIS_MNEMONIC_CLD, direction},
     {ZYDIS_MNEMONIC_STD, direction},
     {ZYDIS_MNEMONIC_PUSHFQ, pushf},
+    {ZYDIS_MNEMONIC_POPFQ, popf},
 };
 
 bool t_system(struct translation *t) {
