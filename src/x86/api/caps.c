@@ -83,12 +83,12 @@ static const struct {
     {KVM_CAP_GET_TSC_KHZ, 1},
     {KVM_CAP_TSC_CONTROL, 1},
     {KVM_CAP_VM_TSC_CONTROL, 1},
-    {KVM_CAP_STEAL_TIME, 1},
     {KVM_CAP_NOP_IO_DELAY, 1},
     {KVM_CAP_ENFORCE_PV_FEATURE_CPUID, 1},
 };
 
 int x86_check_extension(struct vm *vm, long cap) {
+  if (cap == KVM_CAP_STEAL_TIME) return x86_pv_steal_known();
   if (cap == KVM_CAP_XSAVE2) return (int)MAX(x86_xsave_size(x86_xcr0_supported()), sizeof(struct kvm_xsave));
   for (unsigned k = 0; k < ARRAY_SIZE(caps); k++)
     if (caps[k].cap == cap) return (int)caps[k].value;
