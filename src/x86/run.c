@@ -112,7 +112,8 @@ static void absent_end(struct x86_vcpu *c) {
 
 /* Not running: waits.  X86_OK when there is something to do, X86_EXIT, or -EINTR. */
 static int wait_runnable(struct x86_vcpu *c) {
-  if (c->mp_state == KVM_MP_STATE_HALTED && !c->lapic && !x86_runnable(c)) { /* the client halts for itself */
+  bool exits = !c->lapic && !c->core.vm->halt_in_guest;
+  if (c->mp_state == KVM_MP_STATE_HALTED && exits && !x86_runnable(c)) { /* the client halts for itself */
     c->mp_state = KVM_MP_STATE_RUNNABLE;
     return exit_with(c, KVM_EXIT_HLT);
   }

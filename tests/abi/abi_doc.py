@@ -20,7 +20,6 @@ OTHER_ARCHITECTURES = re.compile(
 BY_HOST = {"KVM_CAP_STEAL_TIME", "KVM_CAP_NR_VCPUS", "KVM_CAP_XSAVE2"}
 # Why something is not there, where that is not simply work to do.
 REASONS = {
-    "KVM_CAP_X86_NOTIFY_VMEXIT": "between any two blocks of instructions the engine looks at requests: no guest can keep an event window shut",
     "KVM_CAP_VM_DISABLE_NX_HUGE_PAGES": "the engine does not run guests in huge pages of the host's page tables",
     "KVM_CAP_PCI_SEGMENT": "about a device assignment that Linux 6.1 no longer has either",
 }

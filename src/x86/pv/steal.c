@@ -160,7 +160,7 @@ void x86_pv_leave(struct x86_vcpu *c) {
   if (c->mp_state == KVM_MP_STATE_HALTED) take_kick(c);
   if (!(c->pv->steal & STEAL_ENABLED)) return;
   c->pv->left = x86_host_tsc();
-  if (c->mp_state == KVM_MP_STATE_HALTED) with_page(c, set_preempted);
+  if (c->mp_state == KVM_MP_STATE_HALTED && !c->core.vm->halt_in_guest) with_page(c, set_preempted);
 }
 
 /* ---- life ---- */
