@@ -81,6 +81,7 @@ struct x86_io {
 
 /* Where an indirect branch of translated code goes on: linear address -> code. */
 #define X86_TARGET_BITS 16
+#define X86_TARGET_MASK (((1u << X86_TARGET_BITS) - 1) * 32) /* of an offset */
 #define X86_CODE_DELTAS 16
 struct x86_code_target {
   u64 lin;
@@ -95,10 +96,12 @@ struct x86_code_state {
   u64 page;          /* linear address of the page the running code lies in */
   u64 generation;    /* x86_code_generation() and what else decides what a linear address leads to */
   u64 scratch;
+  u64 from, to, room; /* a string instruction: from linear to host addresses, the larger of two offsets in pages */
+  const void *callee; /* within a call */
   u64 delta[X86_CODE_DELTAS]; /* within a block: from linear to host address, of a page that was checked */
   u64 link_to;       /* RIP when it left ... */
   u32 link_resets;   /* ... and how often everything had been forgotten */
-  u32 link;          /* the jump that left: offset of its displacement in the arena; 0: none */
+  u32 link;          /* the jump that left: four times the offset of its displacement in the arena, and two bits (translate/block.c); 0: none */
   u32 salt;          /* where addresses of the generation lie in targets[]: 0 for supervisor code, so that programs at the same addresses have their own */
   int result;        /* flow of an instruction that leaves translated code */
   u16 flags;         /* arithmetic flags as LAHF and SETO give them */
@@ -116,7 +119,15 @@ struct x86_code_state {
   u64 host_rsp_min;  /* ... and how far down they may reach */
   u64 no_return;     /* what the lowest one expects: a number no guest knows */
   bool on;           /* GS is ours */
+  bool once;         /* exceptions are the caller's: x86_code_run_once() */
   struct x86_code_target targets[1u << X86_TARGET_BITS];
+};
+
+/* What a descriptor of the GDT comes to (cpu/fast64.c): the descriptor is read each time. */
+#define X86_KNOWN_SEGMENTS 8
+struct x86_known_segment {
+  u64 descriptor;
+  struct x86_seg seg;
 };
 
 struct x86_vcpu {
@@ -147,6 +158,7 @@ struct x86_vcpu {
   u64 cr0, cr2, cr3, cr4, cr8, efer, xcr0, xss;
   u64 dr[8];               /* 0-3, 6, 7; 4 and 5 unused */
   struct x86_seg ldtr, tr;
+  struct x86_known_segment known_segments[X86_KNOWN_SEGMENTS]; /* by selector */
   struct { u64 base; u16 limit; } gdtr, idtr;
   u64 pdptr[4];            /* PAE page-directory-pointer registers (mmu/walk.c) */
   u64 star, lstar, cstar, sfmask, kernel_gs_base, tsc_aux;

@@ -212,6 +212,40 @@ def ends(uvirt, tmp):
     check(code == 0 and text.count("init: reached") == 2, f"reboot did not start the guest again (exit code {code})", text)
 
 
+def again(uvirt, tmp):
+    """A reset loads the kernel and the initrd once more: from files that have no name any more, and from pipes, which can be read once only."""
+    script = "if grep -q x /dev/vda; then poweroff -f; fi\necho x > /dev/vda; sync; reboot -f\n"
+    image = os.path.join(tmp, "flag")
+
+    def feed(path, data):
+        with open(path, "wb") as f:
+            f.write(data)
+
+    for make in ("file", "pipe"):
+        with open(image, "wb") as f:
+            f.truncate(512)
+        command = Guest(uvirt, tmp, script, args=["--disk", image]).command
+        names = {option: os.path.join(tmp, f"{make}{option}") for option in ("--kernel", "--initrd")}
+        for option, name in names.items():
+            at = command.index(option) + 1
+            data, command[at] = open(command[at], "rb").read(), name
+            if make == "pipe":
+                os.mkfifo(name)
+                threading.Thread(target=feed, args=(name, data), daemon=True).start()
+            else:
+                feed(name, data)
+        guest = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        text = ""
+        for line in guest.stdout:
+            text += line.decode(errors="replace")
+            if b"init: reached" in line:
+                for name in names.values():
+                    if os.path.exists(name):
+                        os.unlink(name)
+        code = guest.wait(TIMEOUT)
+        check(code == 0 and text.count("init: reached") == 2, f"{make}: exit code {code}", text)
+
+
 def hvc(uvirt, tmp):
     """The virtio console carries both directions; the serial port goes elsewhere meanwhile."""
     serial = os.path.join(tmp, "serial")
@@ -401,7 +435,7 @@ def bad_input(uvirt, tmp):
     check(set(os.listdir(tmp)) == before, "files were left behind")
 
 
-CASES = {f.__name__: f for f in (boot1, boot2, boot4, clock72, noclock, noacpi, pae, pae2, disk, net, ends, hvc, stat, steal, watch, cache, bad_input)}
+CASES = {f.__name__: f for f in (boot1, boot2, boot4, clock72, noclock, noacpi, pae, pae2, disk, net, ends, again, hvc, stat, steal, watch, cache, bad_input)}
 
 
 def main():

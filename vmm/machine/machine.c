@@ -159,7 +159,7 @@ void machine_destroy(struct vmm *vmm) {
 }
 
 const char *machine_kernel_text(const struct vmm *vmm) {
-  return boot_image_describe(vmm->image);
+  return vmm->kernel_text;
 }
 
 /* ---- running ---- */

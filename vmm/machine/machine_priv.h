@@ -42,6 +42,14 @@ struct hook_list {
   unsigned count, room;
 };
 
+/* A file that every start of the machine reads; it stays open, so that its name may go. */
+struct kernel_file {
+  int fd;
+  bool open, keep; /* keep: a pipe, whose contents come only once */
+  uint8_t *data;   /* NULL: to be read */
+  size_t len;
+};
+
 /* Fields: (o) set once before the vCPUs run, [l] guarded by lock, [r] guarded by run_lock, [m] main thread only.
  * Order of locks: lock, then run_lock. */
 struct vmm {
@@ -57,10 +65,10 @@ struct vmm {
   uint8_t *memory;     /* (o) one host mapping, all of the guest's RAM */
   struct boot_ram ram; /* (o) */
 
-  struct boot_image *image; /* (o) */
-  uint8_t *initrd;          /* (o) */
-  size_t initrd_len;        /* (o) */
-  struct boot_entry entry;  /* [p] */
+  struct kernel_file kernel, initrd; /* [m] */
+  struct boot_image *image;          /* [m] */
+  char kernel_text[160];             /* (o) */
+  struct boot_entry entry;           /* [p] */
 
   struct vcpu *vcpus;             /* (o) */
   unsigned vcpu_count;            /* (o) vCPUs that exist */

@@ -8,16 +8,14 @@ _Static_assert(sizeof(struct x86_code_target) == 32 && X86_TARGET_BITS == 16, "t
 
 /* ECX: where the target in RAX is in the table. */
 static void target_index(struct emitter *e) {
-  em_reg(e, 0, 0x8b, H_RCX, H_RAX);             /* mov ecx, eax */
-  em_reg(e, 0, 0xc1, 5, H_RCX), em8(e, 10);     /* shr ecx, 10 */
-  em_reg(e, 0, 0x33, H_RCX, H_RAX);             /* xor ecx, eax */
-  em_mem(e, 0, 0x33, H_RCX, EM_GS(offsetof(struct x86_vcpu, code.salt)));
-  em_reg(e, 0, 0x81, 4, H_RCX), em32(e, 0xffff); /* and ecx */
-  em_reg(e, 0, 0xc1, 4, H_RCX), em8(e, 5);      /* shl ecx, 5 */
+  em_mem(e, 0, 0x8b, H_RCX, EM_GS(offsetof(struct x86_vcpu, code.salt)));
+  em8(e, 0xf2), em8(e, 0x48), em8(e, 0x0f), em8(e, 0x38), em8(e, 0xf1), em8(e, 0xc8); /* crc32 rcx, rax */
+  em_reg(e, 0, 0x81, 4, H_RCX), em32(e, X86_TARGET_MASK);                             /* and ecx */
 }
 
 void t_find_target(struct translation *t, u8 *miss[2]) {
   struct emitter *e = &t->e;
+  t->rcx = PLAN_ALONE;
   target_index(e);
   em_mem(e, 1, 0x3b, H_RAX, TARGET(lin)); /* cmp rax, lin */
   miss[0] = em_jcc(e, CC_NE);
@@ -26,27 +24,26 @@ void t_find_target(struct translation *t, u8 *miss[2]) {
   miss[1] = em_jcc(e, CC_NE);
 }
 
-/* how: 2 call, 4 jmp */
-static void enter_target(struct translation *t, unsigned how) {
+/* RAX: the address.  how: 2 call, 4 jmp */
+static void enter_target(struct translation *t, unsigned how, struct em_mem code) {
   struct emitter *e = &t->e;
   em8(e, 0x48), em8(e, 0x25), em32(e, 0xfffff000); /* and rax, -4096 */
   em_store(e, EM_GS(offsetof(struct x86_vcpu, code.page)), H_RAX);
-  em_mem(e, 0, 0xff, how, TARGET(code));
+  em_mem(e, 0, 0xff, how, code);
 }
 
 void t_enter_target(struct translation *t) {
-  enter_target(t, 4);
+  em_load(&t->e, H_RAX, TARGET(lin));
+  enter_target(t, 4, TARGET(code));
 }
 
 void t_indirect(struct translation *t, s32 add_to_rsp) {
-  struct emitter *e = &t->e;
   struct t_slow *s = t_slow(t);
   u8 *miss[2];
   t_find_target(t, miss);
   s->from[s->n_from++] = miss[0];
   s->from[s->n_from++] = miss[1];
-  em_load(e, H_RAX, TARGET(lin));
-  if (add_to_rsp) em_lea(e, T_HOME(RSP), EM_AT(T_HOME(RSP), add_to_rsp));
+  if (add_to_rsp) t_lea(t, T_HOME(RSP), EM_AT(T_HOME(RSP), add_to_rsp));
   t_enter_target(t);
 }
 
@@ -78,7 +75,7 @@ static void land(struct translation *t) {
   struct emitter *e = &t->e;
   s32 next = t->start + t->i->next;
   em8(e, 0x48), em8(e, 0x83), em8(e, 0xc4), em8(e, 8); /* add rsp, 8 */
-  em_lea(e, H_RAX, EM_AT(H_RAX, -next));
+  t_lea(t, H_RAX, EM_AT(H_RAX, -next));
   em_store(e, EM_GS(offsetof(struct x86_vcpu, code.page)), H_RAX);
   t_goto(t, next);
 }
@@ -91,7 +88,7 @@ static void close_frame(struct translation *t) {
   tag(t, reg);
   em_mem(e, 1, 0x3b, reg, EM_AT(H_RSP, 8)); /* cmp reg */
   u8 *other = em_jcc(e, CC_NE);
-  em_lea(e, T_HOME(RSP), EM_AT(T_HOME(RSP), 8));
+  t_lea(t, T_HOME(RSP), EM_AT(T_HOME(RSP), (s32)t->word));
   em8(e, 0xc3);
   em_here(e, other);
   em_load(e, H_RSP, EM_GS(offsetof(struct x86_vcpu, code.host_rsp)));
@@ -128,7 +125,7 @@ void t_goto(struct translation *t, s32 target) {
 }
 
 static s32 branch_target(const struct translation *t) {
-  return t->start + (s32)t->i->imm;
+  return (s32)((u32)t->start + (u32)t->i->imm);
 }
 
 static bool jump(struct translation *t) {
@@ -144,8 +141,9 @@ static bool conditional(struct translation *t) {
   struct emitter *e = &t->e;
   if (t->copies > 1 && !t->scattered && branch_target(t) == t->start) {
     t_need_flags(t);
-    em_align_displacement(e, 2);
+    bool apart = em_misaligned(e, 2);
     t_exit_to(t, em_jcc(e, cc ^ 1), t->start + t->i->next);
+    t->exits[t->n_exits - 1].apart = apart;
     if (t->copy + 1 == t->copies) t_loop(t);
     t->ended = true;
     return true;
@@ -158,9 +156,12 @@ static bool conditional(struct translation *t) {
   } else {
     t_need_flags(t);
   }
-  em_align_displacement(e, 2);
+  t->keeps_rcx = t->keeps_rax = true;
+  bool apart = em_misaligned(e, 2); /* nothing in between: the processor takes a comparison and its jump as one */
   u8 *rel32 = em_jcc(e, cc);
-  if (!to_itself(t, rel32, branch_target(t))) t_exit_to(t, rel32, branch_target(t));
+  if (to_itself(t, rel32, branch_target(t))) return true;
+  t_exit_to(t, rel32, branch_target(t));
+  t->exits[t->n_exits - 1].apart = apart;
   return true;
 }
 
@@ -173,14 +174,14 @@ static bool push_return(struct translation *t, unsigned n) {
   if (!t_access(t, n, &m)) return false;
   t_lose_flags(t);
   em_load(e, H_RAX, EM_GS(offsetof(struct x86_vcpu, code.page)));
-  em_lea(e, H_RAX, EM_AT(H_RAX, t->start + t->i->next));
-  em_store(e, m, H_RAX);
+  t_lea(t, H_RAX, EM_AT(H_RAX, t->start + t->i->next));
+  t_store_word(t, m, H_RAX);
   return true;
 }
 
 static bool call_direct(struct translation *t) {
   if (!push_return(t, 0)) return false;
-  em_lea(&t->e, T_HOME(RSP), EM_AT(T_HOME(RSP), -8));
+  t_lea(t, T_HOME(RSP), EM_AT(T_HOME(RSP), -(s32)t->word));
   t_store_flags(t);
   open_frame(t);
   go(t, branch_target(t), em_call);
@@ -195,11 +196,11 @@ static bool indirect_target(struct translation *t) {
     struct em_mem m;
     if (!t_access(t, 0, &m)) return false;
     t_store_flags(t);
-    em_load(&t->e, H_RAX, m);
+    t_load_word(t, H_RAX, m);
   } else {
     if (op->type != ZYDIS_OPERAND_TYPE_REGISTER) return false;
     t_store_flags(t);
-    em_mov(&t->e, H_RAX, t_read(t, (unsigned)ZydisRegisterGetId(op->reg.value), H_RAX));
+    em_reg(&t->e, !t->m32, 0x8b, H_RAX, t_read(t, (unsigned)ZydisRegisterGetId(op->reg.value), H_RAX));
   }
   return true;
 }
@@ -214,12 +215,13 @@ static bool call_indirect(struct translation *t) {
   t_find_target(t, miss);
   s->from[s->n_from++] = miss[0];
   s->from[s->n_from++] = miss[1];
+  em_load(e, H_RCX, TARGET(code));
+  em_store(e, EM_GS(offsetof(struct x86_vcpu, code.callee)), H_RCX);
   if (!push_return(t, t->ops[0].type == ZYDIS_OPERAND_TYPE_MEMORY)) return false;
-  em_lea(e, T_HOME(RSP), EM_AT(T_HOME(RSP), -8));
+  t_lea(t, T_HOME(RSP), EM_AT(T_HOME(RSP), -(s32)t->word));
   open_frame(t);
   em_load(e, H_RAX, EM_GS(offsetof(struct x86_vcpu, code.scratch)));
-  target_index(e);
-  enter_target(t, 2);
+  enter_target(t, 2, EM_GS(offsetof(struct x86_vcpu, code.callee)));
   land(t);
   return true;
 }
@@ -235,9 +237,9 @@ static bool near_return(struct translation *t) {
   struct em_mem m;
   if (!t_access(t, 0, &m)) return false;
   t_store_flags(t);
-  em_load(&t->e, H_RAX, m);
+  t_load_word(t, H_RAX, m);
   if (!more) close_frame(t);
-  t_indirect(t, 8 + more);
+  t_indirect(t, (s32)t->word + more);
   return true;
 }
 

@@ -1,6 +1,6 @@
 /* Instructions of the kernel that touch a few fields of the vCPU and are too frequent for a call of the interpreter.
  *
- * Code for supervisor rights runs at CPL 0 and in 64-bit mode, without debugging (code.c), which leaves few cases.  What is not
+ * Code for supervisor rights runs at CPL 0 in protected mode, without debugging (code.c), which leaves few cases.  What is not
  * decided here goes to the interpreter.
  */
 #include "x86/translate/private.h"
@@ -58,8 +58,9 @@ static bool direction(struct translation *t) {
 static bool pushf(struct translation *t) {
   struct emitter *e = &t->e;
   struct em_mem m;
-  if (t->z->operand_width != 64) return false;
+  if (t->z->operand_width != 8 * t->word || t->z->stack_width != 8 * t->word) return false;
   t_store_flags(t);
+  t->rcx = PLAN_ALONE;
   em_mem(e, 0, 0x0fb7, H_RAX, FIELD(code.flags)); /* AH: five flags in their places, AL: OF */
   em_reg(e, 0, 0x0fb6, H_RCX, H_RAX);             /* movzx ecx, al */
   em_reg(e, 0, 0xc1, 5, H_RAX), em8(e, 8);        /* shr eax, 8 */
@@ -72,8 +73,8 @@ static bool pushf(struct translation *t) {
   em_store(e, FIELD(code.scratch), H_RAX);
   if (!t_access(t, 0, &m)) return false;
   em_load(e, H_RAX, FIELD(code.scratch));
-  em_store(e, m, H_RAX);
-  em_lea(e, T_HOME(RSP), EM_AT(T_HOME(RSP), -8));
+  t_store_word(t, m, H_RAX);
+  t_lea(t, T_HOME(RSP), EM_AT(T_HOME(RSP), -(s32)t->word));
   return true;
 }
 
@@ -135,8 +136,40 @@ static bool from_control(struct translation *t) {
   if (!supervisor(t) || from->type != ZYDIS_OPERAND_TYPE_REGISTER || from->reg.value < ZYDIS_REGISTER_CR0 ||
       from->reg.value > ZYDIS_REGISTER_CR4 || from->reg.value == ZYDIS_REGISTER_CR1)
     return false;
-  em_load(&t->e, H_RAX, EM_GS(at[from->reg.value - ZYDIS_REGISTER_CR0]));
+  t_load_word(t, H_RAX, EM_GS(at[from->reg.value - ZYDIS_REGISTER_CR0]));
   t_write(t, t->i->rm, H_RAX);
+  return true;
+}
+
+/* RDFSBASE, RDGSBASE, WRFSBASE, WRGSBASE. */
+static struct em_mem base_named(const struct translation *t) {
+  unsigned m = t->z->mnemonic, seg = m == ZYDIS_MNEMONIC_RDFSBASE || m == ZYDIS_MNEMONIC_WRFSBASE ? SEG_FS : SEG_GS;
+  return EM_GS(offsetof(struct x86_vcpu, seg) + seg * sizeof(struct x86_seg) + offsetof(struct x86_seg, base));
+}
+
+static bool read_base(struct translation *t) {
+  t_lose_flags(t);
+  slow_if_bit(t, FIELD(cr4), CR4_FSGSBASE, false);
+  em_mem(&t->e, t->i->opsize == 8, 0x8b, H_RAX, base_named(t));
+  t_write(t, t->i->rm, H_RAX);
+  return true;
+}
+
+/* Addresses that only five-level paging makes canonical are left to the interpreter. */
+static bool write_base(struct translation *t) {
+  struct emitter *e = &t->e;
+  bool wide = t->i->opsize == 8;
+  t_lose_flags(t);
+  slow_if_bit(t, FIELD(cr4), CR4_FSGSBASE, false);
+  em_reg(e, wide, 0x8b, H_RCX, t_read(t, t->i->rm, H_RCX));
+  if (wide) {
+    em_mov(e, H_RAX, H_RCX);
+    em_reg(e, 1, 0xc1, 7, H_RAX), em8(e, 47); /* sar rax: 0 or -1 */
+    em_reg(e, 1, 0x83, 0, H_RAX), em8(e, 1);  /* add */
+    em_reg(e, 1, 0x83, 7, H_RAX), em8(e, 1);  /* cmp */
+    t_slow_if(t, CC_A);
+  }
+  em_store(e, base_named(t), H_RCX);
   return true;
 }
 
@@ -148,6 +181,13 @@ static bool rdpkru(struct translation *t) {
   t_slow_if(t, CC_NE);
   em_mem(e, 0, 0x8b, T_HOME(RAX), FIELD(pkru));
   em_mov_imm32(e, T_HOME(RDX), 0);
+  return true;
+}
+
+/* Bytes that others have written are seen from here on: by the gate of the next block. */
+static bool serialize(struct translation *t) {
+  t_goto(t, t->start + t->i->next);
+  t->ended = true;
   return true;
 }
 
@@ -174,13 +214,13 @@ static bool rdtsc(struct translation *t) {
 /* ---- into the kernel and out of it (syscall.c) ---- */
 
 static bool system_call(struct translation *t) {
-  if (t->right != TLB_USER) return false;
+  if (t->m32 || t->right != TLB_USER) return false;
   t_interpret_by(t, GS_OF(code.syscall));
   return true;
 }
 
 static bool system_return(struct translation *t) {
-  if (!supervisor(t) || t->i->opsize != 8 || x86_is_amd(t->c)) return false;
+  if (t->m32 || !supervisor(t) || t->i->opsize != 8 || x86_is_amd(t->c)) return false;
   t_interpret_by(t, GS_OF(code.sysret));
   return true;
 }
@@ -198,12 +238,18 @@ static const struct {
     {ZYDIS_MNEMONIC_SWAPGS, swapgs},
     {ZYDIS_MNEMONIC_MOV, from_control},
     {ZYDIS_MNEMONIC_RDPKRU, rdpkru},
+    {ZYDIS_MNEMONIC_RDFSBASE, read_base},
+    {ZYDIS_MNEMONIC_RDGSBASE, read_base},
+    {ZYDIS_MNEMONIC_WRFSBASE, write_base},
+    {ZYDIS_MNEMONIC_WRGSBASE, write_base},
+    {ZYDIS_MNEMONIC_SERIALIZE, serialize},
     {ZYDIS_MNEMONIC_RDTSC, rdtsc},
     {ZYDIS_MNEMONIC_RDTSCP, rdtsc},
     {ZYDIS_MNEMONIC_SYSCALL, system_call},
     {ZYDIS_MNEMONIC_SYSRET, system_return},
     {ZYDIS_MNEMONIC_CLD, direction},
     {ZYDIS_MNEMONIC_STD, direction},
+    {ZYDIS_MNEMONIC_PUSHFD, pushf},
     {ZYDIS_MNEMONIC_PUSHFQ, pushf},
 };
 
