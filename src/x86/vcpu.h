@@ -186,6 +186,7 @@ struct x86_vcpu {
   _Atomic u64 apic_events; /* bit 0 INIT, bit 1 SIPI (vector in bits 8-15): set by any thread together with REQ_EVENT */
   u32 mp_state;            /* KVM_MP_STATE_* */
   bool triple_fault;
+  u64 shut_since;          /* host TSC since when events follow one another and no instruction ends; 0: they do not */
   u64 guest_debug;         /* KVM_SET_GUEST_DEBUG control word */
   u64 guest_debug_dr[8];
   u64 pending_dbg;         /* DR6 bits of a debug trap after the current instruction */
@@ -197,6 +198,7 @@ struct x86_vcpu {
   u8 left_len;             /* length of the instruction that x86_leave_insn() left in the middle */
   int (*complete_io)(struct x86_vcpu *c); /* called on the next KVM_RUN before anything else; X86_OK/END or X86_EXIT */
   struct { u8 buf[64]; u8 len; u64 lin[2]; u8 n[2]; void *host[2]; u64 gpa[2]; u8 kind; } rmw; /* see mmu/access.h */
+  struct { bool armed; u64 lin; u8 line[64]; } monitor; /* MONITOR found these bytes there */
   struct { u8 old[64]; u8 len; u8 *host; u64 gpa; } torn; /* what a store across two pages had overwritten on the first one */
 
   /* --- parts with a structure of their own --- */
@@ -232,7 +234,8 @@ struct x86_vm {
   struct x86_pmu_filter *pmu_filter; /* RCU */
   bool pmu_disabled;             /* KVM_CAP_PMU_CAPABILITY */
   bool bus_lock_exits;           /* KVM_CAP_X86_BUS_LOCK_EXIT, for vCPUs whose CPUID table is set from now on */
-  u64 exits_disabled;
+  u64 exits_disabled;            /* KVM_CAP_X86_DISABLE_EXITS */
+  u32 notify_flags, notify_window; /* KVM_CAP_X86_NOTIFY_VMEXIT; set before the first vCPU */
   u64 hypercall_exits;           /* KVM_CAP_EXIT_HYPERCALL: bits by number */
   bool exit_on_emulation_failure;
 };
