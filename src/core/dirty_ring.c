@@ -4,6 +4,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 #include "base/log.h"
+#include "core/dirty.h"
 #include "core/dirty_ring.h"
 #include "core/memslot.h"
 #include "core/vm_priv.h"
@@ -86,7 +87,7 @@ static void clear_run(struct vm *vm, const struct run *run) {
   if (!run->mask || run->slot >> 16 >= vm->arch->address_spaces) return;
   const struct memslot *slot = memslot_by_id_locked(vm, run->slot >> 16, run->slot & 0xffff);
   if (!slot || !slot->dirty_bitmap || run->word * WORD_PAGES >= slot->npages) return;
-  __atomic_fetch_and(&slot->dirty_bitmap[run->word], ~run->mask, __ATOMIC_SEQ_CST);
+  dirty_word_clear(slot, run->word, run->mask);
 }
 
 static unsigned reset_ring(struct vm *vm, struct dirty_ring *ring) {

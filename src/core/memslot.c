@@ -3,7 +3,7 @@
  * Readers are of two kinds.  vCPU threads read between vcpu_enter() and vcpu_leave() without any lock and may keep what they
  * derived (translations, host addresses) until they handle REQ_TLB_FLUSH; other threads read inside rcu_read_lock().  There are
  * two arrays per address space.  A change is made in the idle one, which is then published; both kinds of readers are waited for
- * (vm_request_all(REQ_TLB_FLUSH, wait) and synchronize_rcu()); then the same change is made in the other one, and what only the
+ * (vm_request_all(wait) and synchronize_rcu()); then the same change is made in the other one, and what only the
  * old state referred to is freed.  slots_lock is held throughout; no vCPU takes it between enter and leave.
  */
 #include <errno.h>
@@ -171,18 +171,24 @@ static int prepare(struct replacement *r, struct memslots **successor) {
   return err;
 }
 
+/* New flags leave memory where it is: nobody has to drop translations unless writes have to be noticed from now on. */
+static unsigned request_for(const struct replacement *r) {
+  return r->change == SLOT_FLAGS && !dirty_enable_protects(r->old, r->new) ? REQ_SYNC : REQ_TLB_FLUSH;
+}
+
 /* Cannot fail. */
 static void commit(struct replacement *r, struct memslots *successor) {
   struct vm *vm = r->vm;
   struct memslots *was = vm->slots[r->as_id], *next = vm->priv->idle[r->as_id];
   struct memslot old = r->old ? *r->old : (struct memslot){0};
   const gfn_t *remove = r->old ? &old.base_gfn : NULL;
+  unsigned request = request_for(r);
   edit(next, remove, r->new);
   next->generation = ++vm->priv->generation;
   __atomic_store_n(&vm->slots[r->as_id], next, __ATOMIC_RELEASE);
   vm->priv->slot_base[r->as_id][r->id] = r->new ? r->new->base_gfn + 1 : 0;
   if (vm->arch->slot_commit) vm->arch->slot_commit(vm, r->old, r->new, r->change);
-  vm_request_all(vm, NULL, REQ_TLB_FLUSH, true);
+  vm_request_all(vm, NULL, request, true);
   synchronize_rcu();
   /* Nobody reads `was` any more. */
   if (successor) {

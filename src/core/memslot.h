@@ -5,14 +5,15 @@
 #include <linux/kvm.h>
 #include "core/vm.h"
 
-/* One slot.  Immutable while published except through *dirty; a change publishes a new array of slots. */
+/* One slot.  Immutable while published except through *dirty_bitmap; a change publishes a new array of slots. */
 struct memslot {
   gfn_t base_gfn;
   u64 npages;
   hva_t hva;
   u32 flags; /* KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY */
   u16 id, as_id;
-  u64 *dirty_bitmap; /* NULL unless logging; bits set with atomic or */
+  u64 *dirty_bitmap; /* NULL unless logging; see dirty.c */
+  u64 dirty_clean;   /* a word of it when none of its pages is dirty: 0, or all ones */
   void *arch;        /* per-slot state of the architecture (code-page bits), owned by slot_prepare/commit */
 };
 

@@ -81,6 +81,7 @@ struct x86_io {
 
 /* Where an indirect branch of translated code goes on: linear address -> code. */
 #define X86_TARGET_BITS 16
+#define X86_TARGET_MASK (((1u << X86_TARGET_BITS) - 1) * 32) /* of an offset */
 #define X86_CODE_DELTAS 16
 struct x86_code_target {
   u64 lin;
@@ -95,6 +96,8 @@ struct x86_code_state {
   u64 page;          /* linear address of the page the running code lies in */
   u64 generation;    /* x86_code_generation() and what else decides what a linear address leads to */
   u64 scratch;
+  u64 from, to, room; /* a string instruction: from linear to host addresses, the larger of two offsets in pages */
+  const void *callee; /* within a call */
   u64 delta[X86_CODE_DELTAS]; /* within a block: from linear to host address, of a page that was checked */
   u64 link_to;       /* RIP when it left ... */
   u32 link_resets;   /* ... and how often everything had been forgotten */
@@ -217,7 +220,7 @@ struct x86_vm {
   u32 x2apic_format;             /* KVM_CAP_X2APIC_API flags */
   bool exception_payload, triple_fault_event;
   u64 user_msr_mask;             /* KVM_CAP_X86_USER_SPACE_MSR reasons */
-  struct x86_msr_filter *msr_filter; /* RCU */
+  struct x86_msr_filter *msr_filter; /* read by running vCPUs alone */
   struct x86_pmu_filter *pmu_filter; /* RCU */
   bool pmu_disabled;             /* KVM_CAP_PMU_CAPABILITY */
   bool bus_lock_exits;           /* KVM_CAP_X86_BUS_LOCK_EXIT, for vCPUs whose CPUID table is set from now on */

@@ -79,6 +79,8 @@ u64 x86_tsc_deadline_to_ns(struct x86_vcpu *c, u64 tsc);
 int x86_cpuid_create(struct x86_vcpu *c);
 void x86_cpuid_destroy(struct x86_vcpu *c);
 void x86_cpuid_get(struct x86_vcpu *c, u32 leaf, u32 subleaf, u32 out[4]);
+/* Bits of a guest-physical address. */
+unsigned x86_maxphyaddr(const struct x86_vcpu *c);
 #include "x86/cpuid/feature_bits.h"
 bool x86_has(const struct x86_vcpu *c, enum x86_feature f);            /* shown to the guest */
 bool x86_cpuid_has(const struct x86_cpuid *id, enum x86_feature f);

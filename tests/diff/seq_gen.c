@@ -170,6 +170,126 @@ static void plain(struct seq_insn *i, struct sequence *s, const struct roles *r)
   if (k->ext) s->ext = true;
 }
 
+/* ---- instructions whose operands have to be prepared, or they mostly fault ---- */
+
+struct writer {
+  struct seq_insn *i;
+  unsigned n;
+};
+
+static void put(struct writer *w, const u8 *bytes, unsigned n) {
+  if (!n) return;
+  w->i[w->n] = (struct seq_insn){.len = (u8)n};
+  memcpy(w->i[w->n++].code, bytes, n);
+}
+
+static void put_mov_imm(struct writer *w, unsigned reg, u32 v, unsigned mode) {
+  u8 b[5] = {(u8)(0xb8 | reg)};
+  memcpy(b + 1, &v, 4);
+  put(w, b, mode == 16 ? 3 : 5);
+}
+
+/* One of MOVS, STOS and LODS, mostly repeated a few times or over pages. */
+static void put_string(struct writer *w, const struct roles *r, unsigned mode) {
+  static const u8 opcodes[] = {0xa4, 0xa5, 0xa4, 0xa5, 0xaa, 0xab, 0xac, 0xad};
+  bool rep = r->counter != RCX && rnd_chance(80);
+  u8 b[6];
+  unsigned n = 0, many = rnd_chance(50) ? 40 : rnd_chance(60) ? 1200 : 9000;
+  bool flags = rnd_chance(30);
+  if (rep) put_mov_imm(w, RCX, rnd_chance(10) ? 0 : rnd_below(many), mode);
+  if (flags) put(w, (u8[]){0x85, 0xc9}, 2); /* test ecx, ecx: flags of a register that is about to change */
+  if (rnd_chance(4)) b[n++] = 0x67;
+  if (rnd_chance(6)) b[n++] = rnd_chance(50) && mode == 64 ? 0x65 : 0x3e;
+  if (rnd_chance(20)) b[n++] = 0x66;
+  if (rep) b[n++] = rnd_chance(8) ? 0xf2 : 0xf3;
+  if (mode == 64 && rnd_chance(30)) b[n++] = 0x48;
+  b[n++] = opcodes[rnd_below(sizeof(opcodes))];
+  put(w, b, n);
+  if (flags) put(w, (u8[]){0x85, 0xc0}, 2); /* test eax, eax */
+}
+
+/* reg, [base + displacement]: opcode is up to two bytes, the first 0 for none. */
+static void put_memory(struct writer *w, u8 prefix, bool wide, u8 opcode0, u8 opcode1, unsigned reg, unsigned base, s32 disp) {
+  u8 b[12];
+  unsigned n = 0;
+  if (prefix) b[n++] = prefix;
+  b[n++] = (u8)(0x40 | (wide ? 8 : 0) | (reg >> 3 << 2) | base >> 3);
+  if (opcode0) b[n++] = opcode0;
+  b[n++] = opcode1;
+  b[n++] = (u8)(0x80 | (reg & 7) << 3 | (base & 7));
+  memcpy(b + n, &disp, 4);
+  put(w, b, n + 4);
+}
+
+static unsigned kept_base(void) {
+  static const u8 bases[] = {RBP, 10, 13};
+  return bases[rnd_below(sizeof(bases))];
+}
+
+/* A dividend that is often small enough. */
+static void put_division(struct writer *w) {
+  bool is_signed = rnd_chance(50), wide = rnd_chance(50), byte = rnd_chance(12);
+  u8 opcode = byte ? 0xf6 : 0xf7, prefix = rnd_chance(15) ? 0x66 : 0;
+  unsigned extension = is_signed ? 7 : 6;
+  if (is_signed)
+    put(w, (u8[]){(u8)(wide ? 0x48 : 0x40), 0x99}, 2); /* cqo or cdq */
+  else if (rnd_chance(80))
+    put(w, (u8[]){0x31, 0xd2}, 2); /* xor edx, edx */
+  if (rnd_chance(40)) {
+    put_memory(w, prefix, wide, 0, opcode, extension, kept_base(), (s32)rnd_below(256) - 128);
+    return;
+  }
+  unsigned reg = rnd_below(16);
+  u8 b[4];
+  unsigned n = 0;
+  if (prefix) b[n++] = prefix;
+  if (!byte || rnd_chance(50)) b[n++] = (u8)(0x40 | (wide ? 8 : 0) | reg >> 3);
+  b[n++] = opcode;
+  b[n++] = (u8)(0xc0 | extension << 3 | (reg & 7));
+  put(w, b, n);
+}
+
+/* BT to BTC with an offset beyond the operand. */
+static void put_bit(struct writer *w, const struct roles *r) {
+  static const u8 opcodes[] = {0xa3, 0xab, 0xb3, 0xbb}, registers[] = {RAX, RDX, RBX, 8, 14, 15};
+  u8 opcode = opcodes[rnd_below(4)];
+  unsigned reg;
+  do reg = registers[rnd_below(sizeof(registers))];
+  while (r->kept >> reg & 1);
+  bool lock = opcode != 0xa3 && rnd_chance(40), word = !lock && rnd_chance(25), wide = !word && rnd_chance(60);
+  s32 range = rnd_chance(70) ? 2000 : 30000;
+  s64 offset = (s64)rnd_below((unsigned)(2 * range)) - range;
+  if (!wide) offset = (offset & (word ? 0xffff : 0xffffffff)) | (s64)((word ? rnd_below(3) : rnd()) << (word ? 16 : 32)); /* the rest does not matter */
+  u8 b[10] = {(u8)(0x48 | reg >> 3), (u8)(0xb8 | (reg & 7))}; /* mov reg, offset */
+  memcpy(b + 2, &offset, 8);
+  put(w, b, 10);
+  put_memory(w, lock ? 0xf0 : word ? 0x66 : 0, wide, 0x0f, opcode, reg, kept_base(), lock ? 0 : (s32)rnd_below(128) - 64);
+}
+
+/* CMPXCHG8B and CMPXCHG16B, often with what is there. */
+static void put_wide_exchange(struct writer *w) {
+  unsigned base = kept_base(), wide = rnd_chance(50);
+  s32 disp = (s32)rnd_below(16) * 64 - 512 + (rnd_chance(90) ? 0 : 8);
+  if (rnd_chance(60)) {
+    put_memory(w, 0, wide, 0, 0x8b, RAX, base, disp);
+    put_memory(w, 0, wide, 0, 0x8b, RDX, base, disp + (wide ? 8 : 4));
+  }
+  put_memory(w, rnd_chance(60) ? 0xf0 : 0, wide, 0x0f, 0xc7, 1, base, disp);
+}
+
+enum { PREPARED_MAX = 4 };
+static unsigned prepared(struct seq_insn *i, const struct roles *r, unsigned mode) {
+  struct writer w = {.i = i};
+  bool changed = (r->kept >> RDX & 1) || (r->kept >> RAX & 1);
+  switch (mode == 64 && !changed ? rnd_below(4) : 0) {
+  case 1: put_division(&w); break;
+  case 2: put_bit(&w, r); break;
+  case 3: put_wide_exchange(&w); break;
+  default: put_string(&w, r, mode); break;
+  }
+  return w.n;
+}
+
 /* ---- control flow ---- */
 
 static struct seq_insn branch(const u8 *opcode, unsigned n, unsigned size, enum seq_fix fix, unsigned target) {
@@ -260,8 +380,11 @@ static void make_code(struct sequence *s, const struct roles *r) {
       unsigned more = forward(&s->insn[n], n, want, mode, called);
       called |= s->insn[n].code[0] == 0xe8;
       n += more;
-    } else
+    } else if (rnd_chance(10) && left >= PREPARED_MAX) {
+      n += prepared(&s->insn[n], r, mode);
+    } else {
       plain(&s->insn[n++], s, r);
+    }
     if (loop && n >= end) {
       unsigned more = back(&s->insn[n], n, start, r, mode);
       if (more == 2) keep_counting(s, n);

@@ -66,8 +66,9 @@ static inline u32 *x86_cpuid_reg(struct kvm_cpuid_entry2 *e, unsigned reg) {
 }
 /* The bits of one register that the engine supports. */
 u32 x86_engine_word(u32 leaf, u32 subleaf, unsigned reg);
-/* First entry for a function; the sub-leaf counts only where the entry says so. */
-struct kvm_cpuid_entry2 *x86_cpuid_find(struct kvm_cpuid_entry2 *entries, u32 n, u32 function, u32 index);
+/* First entry for a function; the sub-leaf counts only where the entry says so.  Counted: events search nothing, only CPUID and
+ * setting a table do. */
+struct kvm_cpuid_entry2 *x86_cpuid_find(struct x86_vcpu *c, struct kvm_cpuid_entry2 *entries, u32 n, u32 function, u32 index);
 /* The small number of a feature configuration within a VM (x86_vcpu.isa). */
 int x86_isa_assign(struct x86_vcpu *c, const u64 features[X86_CPUID_FEATURE_WORDS]);
 

@@ -91,7 +91,7 @@ static int masked_slow(struct x86_vcpu *c, const struct x86_insn *i, u64 lin) {
   if (r) return r;
   if (!v->store) r = x86_vector_read(c, i, ea, needed, buf);
   if (!r) r = run(c, i, v, buf);
-  if (!r && v->store) r = v->whole ? x86_vector_probe_whole(c, i, ea, v->mem_size) : x86_vector_probe(c, i, ea, needed);
+  if (!r && v->store) r = v->whole ? x86_vector_touch_whole(c, i, ea, v->mem_size) : x86_vector_probe(c, i, ea, needed);
   return r || !v->store ? r : x86_vector_write(c, i, ea, needed, buf);
 }
 

@@ -113,6 +113,8 @@ u64 x86_vector_needed(struct x86_vcpu *c, const struct x86_insn *i, const struct
 int x86_vector_read(struct x86_vcpu *c, const struct x86_insn *i, u64 ea, u64 needed, u8 *buf);
 int x86_vector_probe(struct x86_vcpu *c, const struct x86_insn *i, u64 ea, u64 needed);
 int x86_vector_probe_whole(struct x86_vcpu *c, const struct x86_insn *i, u64 ea, unsigned n);
+/* All of the operand is accessed, as by the host's instruction, whatever is written. */
+int x86_vector_touch_whole(struct x86_vcpu *c, const struct x86_insn *i, u64 ea, unsigned n);
 int x86_vector_write(struct x86_vcpu *c, const struct x86_insn *i, u64 ea, u64 needed, const u8 *buf);
 
 /* ---- vector_gather.c ---- */

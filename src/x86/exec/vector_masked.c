@@ -129,6 +129,12 @@ int x86_vector_probe(struct x86_vcpu *c, const struct x86_insn *i, u64 ea, u64 n
   return r || !crosses ? r : probe(c, i, ea + last, 1, &lin);
 }
 
+int x86_vector_touch_whole(struct x86_vcpu *c, const struct x86_insn *i, u64 ea, unsigned n) {
+  u64 lin;
+  int r = check_address(c, i, ea, n, &lin);
+  return r ? r : x86_touch_write(c, lin, n, c->cpl);
+}
+
 int x86_vector_write(struct x86_vcpu *c, const struct x86_insn *i, u64 ea, u64 needed, const u8 *buf) {
   int r = X86_OK;
   while (!r && needed) {

@@ -602,11 +602,8 @@ static void set_base(struct x86_vcpu *c, u64 value) {
 }
 
 static u64 base_reserved(struct x86_vcpu *c) {
-  u32 out[4];
-  x86_cpuid_get(c, 0x80000008, 0, out);
-  unsigned bits = out[0] & 0xff;
-  if (bits < 32 || bits > 52) bits = 36;
-  u64 reserved = ~(BIT(bits) - 1) | 0x2ff;
+  unsigned bits = x86_maxphyaddr(c);
+  u64 reserved = (bits < 64 ? ~(BIT(bits) - 1) : 0) | 0x2ff;
   return x86_has(c, X86_FEATURE_X2APIC) ? reserved : reserved | APIC_BASE_X2;
 }
 

@@ -270,3 +270,15 @@ int x86_probe_write(struct x86_vcpu *c, u64 lin, unsigned size, unsigned cpl) {
   }
   return X86_OK;
 }
+
+GUEST_ACCESS static void touch(u8 *host) { __atomic_fetch_or(host, 0, __ATOMIC_RELAXED); }
+
+int x86_touch_write(struct x86_vcpu *c, u64 lin, unsigned size, unsigned cpl) {
+  struct x86_xlat x;
+  int r = x86_probe_write(c, lin, size, cpl);
+  for (u64 at = lin; !r && at - lin < size; at = (at & PAGE_MASK) + PAGE_SIZE) {
+    r = x86_translate(c, at, ACC_WRITE, cpl_table(c, cpl), &x);
+    if (!r && x.host) touch(x.host);
+  }
+  return r;
+}

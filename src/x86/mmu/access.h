@@ -143,6 +143,8 @@ int x86_read_cpl(struct x86_vcpu *c, u64 lin, void *data, unsigned size, unsigne
 int x86_write_cpl(struct x86_vcpu *c, u64 lin, const void *data, unsigned size, unsigned cpl);
 /* Checks that [lin, lin+size) can be written at `cpl`, without writing: for multi-part pushes that must not fault half way. */
 int x86_probe_write(struct x86_vcpu *c, u64 lin, unsigned size, unsigned cpl);
+/* The same, and the client's memory is there: a store of which no byte may be selected needs it all the same. */
+int x86_touch_write(struct x86_vcpu *c, u64 lin, unsigned size, unsigned cpl);
 
 /* --- translations and their invalidation --- */
 

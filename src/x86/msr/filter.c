@@ -1,8 +1,11 @@
-/* MSR filters: which registers the library may handle for the guest. */
+/* MSR filters: which registers the library may handle for the guest.
+ *
+ * What was decided of a register is remembered, so that the next access costs no search, however many ranges there are.
+ */
 #include <errno.h>
 #include <stdlib.h>
 #include "api/ioctl.h"
-#include "base/rcu.h"
+#include "core/request.h"
 #include "x86/msr/msr.h"
 
 struct range {
@@ -10,8 +13,11 @@ struct range {
   u64 *bitmap;
 };
 
+#define DECIDED 64
+
 struct x86_msr_filter {
   bool default_allow;
+  u64 decided[DECIDED]; /* index << 8 | KNOWN | accesses that are allowed; vCPUs write the same values */
   unsigned n;
   struct range range[KVM_MSR_FILTER_MAX_RANGES];
 };
@@ -40,12 +46,12 @@ static int add_range(struct x86_msr_filter *f, const struct kvm_msr_filter_range
   return 0;
 }
 
-/* vm->lock held.  Returns when no vCPU can see the old filter any more. */
+/* vm->lock held.  vCPUs look at the filter only while they run: once each of them has passed a point between two blocks, nobody sees
+ * the old one any more. */
 static void publish(struct x86_vm *vm, struct x86_msr_filter *f) {
   struct x86_msr_filter *old = vm->msr_filter;
-  rcu_assign_pointer(vm->msr_filter, f);
-  if (!old) return;
-  synchronize_rcu();
+  __atomic_store_n(&vm->msr_filter, f, __ATOMIC_RELEASE);
+  vm_request_all(&vm->core, NULL, REQ_SYNC, true);
   filter_free(old);
 }
 
@@ -81,12 +87,23 @@ static bool decide(const struct x86_msr_filter *f, u32 index, u32 access) {
   return f->default_allow;
 }
 
+#define KNOWN 0x80u
+#define BOTH  (KVM_MSR_FILTER_READ | KVM_MSR_FILTER_WRITE)
+
+static u64 decide_both(struct x86_msr_filter *f, u32 index, u64 *known) {
+  u64 allowed = BOTH; /* api.rst 4.135: x2APIC registers are never filtered */
+  if (index < 0x800 || index > 0x8ff)
+    allowed = (decide(f, index, KVM_MSR_FILTER_READ) ? KVM_MSR_FILTER_READ : 0u) |
+              (decide(f, index, KVM_MSR_FILTER_WRITE) ? KVM_MSR_FILTER_WRITE : 0u);
+  u64 value = (u64)index << 8 | KNOWN | allowed;
+  __atomic_store_n(known, value, __ATOMIC_RELAXED);
+  return value;
+}
+
 bool x86_msr_allowed(struct x86_vm *vm, u32 index, u32 access) {
-  if (likely(!vm->msr_filter) || (index >= 0x800 && index <= 0x8ff))
-    return true; /* api.rst 4.135: x2APIC registers are never filtered */
-  rcu_read_lock();
-  const struct x86_msr_filter *f = rcu_dereference(vm->msr_filter);
-  bool allowed = !f || decide(f, index, access);
-  rcu_read_unlock();
-  return allowed;
+  struct x86_msr_filter *f = __atomic_load_n(&vm->msr_filter, __ATOMIC_ACQUIRE);
+  if (likely(!f)) return true;
+  u64 *known = &f->decided[(index ^ index >> 6) % DECIDED], value = __atomic_load_n(known, __ATOMIC_RELAXED);
+  if (unlikely((value & ~(u64)BOTH) != ((u64)index << 8 | KNOWN))) value = decide_both(f, index, known);
+  return value & access;
 }

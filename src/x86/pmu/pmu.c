@@ -57,7 +57,7 @@ void x86_pmu_reset(struct x86_vcpu *c) {
 /* CPUID leaf 0AH says what there is, within what the engine has. */
 void x86_pmu_cpuid_changed(struct x86_vcpu *c) {
   struct x86_pmu *p = c->pmu;
-  const struct kvm_cpuid_entry2 *e = x86_cpuid_find(c->cpuid->entries, c->cpuid->n, 0xa, 0);
+  const struct kvm_cpuid_entry2 *e = x86_cpuid_find(c, c->cpuid->entries, c->cpuid->n, 0xa, 0);
   x86_pmu_reset(c);
   p->version = p->n_gp = p->n_fixed = 0;
   p->events = 0;

@@ -63,7 +63,7 @@ static void compare_level(struct emitter *e, unsigned level) {
 void t_need_vectors(struct translation *t, unsigned level) {
   if (t->vectors >= level) return;
   t_lose_flags(t);
-  t->rcx = PLAN_ALONE;
+  t->rcx = t->rax = PLAN_ALONE;
   compare_level(&t->e, level);
   struct t_slow *s = t_slow(t);
   s->load_from = em_jcc(&t->e, CC_B);
@@ -123,6 +123,7 @@ static void emit_slow(struct translation *t, struct t_slow *s) {
   }
   if (s->host_flags) t_emit_restore_flags(e);
   if (s->rcx != PLAN_ALONE) em_load(e, H_RCX, t_delta(s->rcx));
+  if (s->rax != PLAN_ALONE) em_load(e, H_RAX, t_delta(s->rax));
   em_jmp_to(e, s->back);
 }
 
@@ -132,9 +133,13 @@ void t_exit_to(struct translation *t, u8 *rel32, s32 target) {
   t->exits[t->n_exits++] = (struct t_exit){.from = rel32, .target = target, .saved = t->f.saved};
 }
 
-static void set_rip(struct emitter *e, s32 target) {
+static void load_rip(struct emitter *e, s32 target) {
   em_load(e, H_RAX, EM_GS(offsetof(struct x86_vcpu, code.page)));
   em_lea(e, H_RAX, EM_AT(H_RAX, target));
+}
+
+static void set_rip(struct emitter *e, s32 target) {
+  load_rip(e, target);
   em_store(e, EM_GS(offsetof(struct x86_vcpu, regs) + 8 * X86_REG_RIP), H_RAX);
 }
 
@@ -144,19 +149,19 @@ static void leave(struct translation *t, u32 link) {
 }
 
 /* Another page: where its code is found depends on the page tables in force. */
-static void leave_page(struct translation *t) {
+static void leave_page(struct translation *t, s32 target) {
   struct emitter *e = &t->e;
   u8 *miss[2];
+  load_rip(e, target);
   t_find_target(t, miss);
-  em_load(e, H_RAX, EM_GS(offsetof(struct x86_vcpu, regs) + 8 * X86_REG_RIP));
   t_enter_target(t);
   em_here(e, miss[0]);
   em_here(e, miss[1]);
+  set_rip(e, target);
   leave(t, 0);
 }
 
-/* E: open. */
-static void load_gate(struct translation *t) {
+void t_load_gate(struct translation *t) {
   struct emitter *e = &t->e;
   em_load(e, H_RAX, EM_GS(offsetof(struct x86_vcpu, core.gate)));
   em8(e, 0x48), em8(e, 0x03), em8(e, 0x05); /* add rax, [rip + ...] */
@@ -165,16 +170,21 @@ static void load_gate(struct translation *t) {
 
 static void emit_exit(struct translation *t, const struct t_exit *x) {
   struct emitter *e = &t->e;
-  em_here(e, x->from);
+  u8 *from = x->from;
+  em_here(e, from);
+  if (x->apart) {
+    em_align_displacement(e, 1);
+    from = em_jmp(e);
+  }
   if (!x->saved) t_emit_save_flags(e);
-  set_rip(e, x->target);
   /* The last bytes may be an instruction that goes on in the next page: another mapping to ask for. */
   if (x->target < 0 || x->target > PAGE_SIZE - 15) {
-    leave_page(t);
+    leave_page(t, x->target);
     return;
   }
+  set_rip(e, x->target);
   /* Low bit: which entry to link to; the next: code for other rights. */
-  leave(t, (u32)((x->from + e->to_rx) - x86_code_arena(t->c)->rx) << 2 | x->saved | (x->smap ? 2u : 0));
+  leave(t, (u32)((from + e->to_rx) - x86_code_arena(t->c)->rx) << 2 | x->saved | (x->smap ? 2u : 0));
 }
 
 /* ---- entries ---- */
@@ -185,7 +195,7 @@ static void gate_saved(struct translation *t, u8 **fail) {
   struct emitter *e = &t->e;
   em_align_displacement(e, GATE_BYTES + 2); /* not in between: the processor takes addition and jump as one */
   t->entry_saved = e->p;
-  load_gate(t);
+  t_load_gate(t);
   *fail = em_jcc(e, CC_NE);
   t->code->gate = *fail + e->to_rx;
 }
@@ -237,8 +247,9 @@ static bool attempt(struct translation *t, bool (*fn)(struct translation *t)) {
   u8 *p = t->e.p;
   bool x87 = t->x87;
   struct t_flags f = t->f;
-  u8 vectors = t->vectors, rcx = t->rcx;
+  u8 vectors = t->vectors, rcx = t->rcx, rax = t->rax;
   u32 ready = t->ready;
+  s32 rsp = t->rsp;
   unsigned n_slow = t->n_slow, n_exits = t->n_exits;
   if (fn(t)) return true;
   t->e.p = p;
@@ -246,7 +257,9 @@ static bool attempt(struct translation *t, bool (*fn)(struct translation *t)) {
   t->x87 = x87;
   t->vectors = vectors;
   t->rcx = rcx;
-  t->keeps_rcx = false;
+  t->rax = rax;
+  t->rsp = rsp;
+  t->keeps_rcx = t->keeps_rax = t->rax_free = false;
   t->ready = ready;
   t->n_slow = n_slow;
   t->n_exits = n_exits;
@@ -258,17 +271,24 @@ static void one(struct translation *t) {
   bool ends = t->i->iflags & X86_I_END, branch = t->i->iflags & (X86_I_END | X86_I_MAYBE);
   t->at = NULL;
   t->align = 0;
-  t->keeps_rcx = false;
+  t->moved = 0;
+  t->keeps_rcx = t->keeps_rax = t->rax_free = false;
   if (!t_x87_keeps_pointer(t)) t_flush_x87_pointer(t);
   if (attempt(t, t_system) || attempt(t, t_high_byte)) return;
-  if (branch ? !attempt(t, t_branch) : !attempt(t, t_rewrite) && !attempt(t, t_special) && !attempt(t, t_x87))
+  if (branch ? !attempt(t, t_branch) : !attempt(t, t_rewrite) && !attempt(t, t_special) && !attempt(t, t_string) && !attempt(t, t_x87))
     t_interpret(t);
   else
     t->ended |= ends;
 }
 
 static void place(struct translation *t) {
-  t->code->place[t->code->n_places++] = (struct x86_code_place){.at = (u16)(t->e.p - t->code->start), .insn = (u8)t->k};
+  t->code->place[t->code->n_places++] = (struct x86_code_place){.at = (u16)(t->e.p - t->code->start), .insn = (u8)t->k, .rsp = (s16)t->rsp};
+}
+
+/* Before anything but another push or pop. */
+static void move_rsp(struct translation *t) {
+  if (t->rsp) em_lea(&t->e, T_HOME(RSP), EM_AT(T_HOME(RSP), t->rsp));
+  t->rsp = 0;
 }
 
 static bool translate_insns(struct translation *t, const struct x86_decoded_insn *d, unsigned from) {
@@ -277,24 +297,29 @@ static bool translate_insns(struct translation *t, const struct x86_decoded_insn
     t->z = &d[t->k].insn;
     t->ops = d[t->k].ops;
     t->p = t->scattered ? &t->alone.insn[t->k] : &t->plan.insn[t->copy * t->b->n + t->k];
+    if (!t_special_delays_rsp(t)) move_rsp(t);
     place(t);
     t->at_insn[t->k].start = t->e.p;
     t->at_insn[t->k].host = t->f.host;
     t_flags_begin(t);
     one(t);
     if (!t->keeps_rcx) t->rcx = PLAN_ALONE;
+    if (!t->keeps_rax) t->rax = PLAN_ALONE;
     t->code->place[t->code->n_places - 1].flags = t_flags_end(t);
+    t->code->place[t->code->n_places - 1].moved = t->moved;
     if (em_overflow(&t->e) || t->n_slow >= MAX_SLOW - 1 || t->n_exits >= MAX_EXITS - 4) return false;
     if (t->at) t->at->again = t->f.again;
     if (t->at && !t->ended) {
       t->at->back = t->e.p;
       t->at->host_flags = t->f.host;
       t->at->rcx = t->rcx;
+      t->at->rax = t->rax;
       t->at->vectors = t->vectors;
       t->at->x87 = t->x87;
     }
   }
   t->k = t->b->n;
+  move_rsp(t);
   t_flush_x87_pointer(t);
   if (!t->ended) t_goto(t, t->start + t->b->len);
   return true;
@@ -302,7 +327,7 @@ static bool translate_insns(struct translation *t, const struct x86_decoded_insn
 
 /* The second copy: what it starts with holds whenever the last one comes back. */
 static void begin_loop(struct translation *t) {
-  t->rcx = PLAN_ALONE;
+  t->rcx = t->rax = PLAN_ALONE;
   t->f.overwrites = false;
   t_lose_flags(t);
   t->loop.start = t->e.p;
@@ -323,7 +348,7 @@ void t_loop(struct translation *t) {
   t->f.overwrites = false;
   t_lose_flags(t);
   t->no_loop |= !as_the_loop_began(t);
-  load_gate(t);
+  t_load_gate(t);
   em_patch(e, em_jcc(e, CC_E), t->loop.start);
   t_save_flags(t);
   set_rip(e, t->start);
@@ -352,7 +377,7 @@ static bool translate_scattered(struct translation *t, const struct x86_decoded_
   t->vectors = VECTORS_NONE;
   t->x87 = t->x87_page = t->x87_pointer_waits = t->ended = false;
   t->ready = 0;
-  t->rcx = PLAN_ALONE;
+  t->rcx = t->rax = PLAN_ALONE;
   return translate_insns(t, d, first);
 }
 
@@ -382,9 +407,10 @@ static void begin(struct translation *t, struct x86_vcpu *c, struct jit_arena *a
   t->f = (struct t_flags){.first = FIRST_NONE};
   t->ended = t->lost_plan = t->no_loop = t->scattered = false;
   t->x87 = t->x87_page = t->x87_pointer_waits = false;
+  t->rsp = 0;
   t->vectors = VECTORS_NONE;
   t->ready = t->interpreted = t->n_slow = t->n_exits = 0;
-  t->rcx = PLAN_ALONE;
+  t->rcx = t->rax = PLAN_ALONE;
   t->at = NULL;
   memset(t->deep, 0, sizeof(t->deep));
   t->c = c;

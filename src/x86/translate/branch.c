@@ -8,12 +8,9 @@ _Static_assert(sizeof(struct x86_code_target) == 32 && X86_TARGET_BITS == 16, "t
 
 /* ECX: where the target in RAX is in the table. */
 static void target_index(struct emitter *e) {
-  em_reg(e, 0, 0x8b, H_RCX, H_RAX);             /* mov ecx, eax */
-  em_reg(e, 0, 0xc1, 5, H_RCX), em8(e, 10);     /* shr ecx, 10 */
-  em_reg(e, 0, 0x33, H_RCX, H_RAX);             /* xor ecx, eax */
-  em_mem(e, 0, 0x33, H_RCX, EM_GS(offsetof(struct x86_vcpu, code.salt)));
-  em_reg(e, 0, 0x81, 4, H_RCX), em32(e, 0xffff); /* and ecx */
-  em_reg(e, 0, 0xc1, 4, H_RCX), em8(e, 5);      /* shl ecx, 5 */
+  em_mem(e, 0, 0x8b, H_RCX, EM_GS(offsetof(struct x86_vcpu, code.salt)));
+  em8(e, 0xf2), em8(e, 0x48), em8(e, 0x0f), em8(e, 0x38), em8(e, 0xf1), em8(e, 0xc8); /* crc32 rcx, rax */
+  em_reg(e, 0, 0x81, 4, H_RCX), em32(e, X86_TARGET_MASK);                             /* and ecx */
 }
 
 void t_find_target(struct translation *t, u8 *miss[2]) {
@@ -27,16 +24,17 @@ void t_find_target(struct translation *t, u8 *miss[2]) {
   miss[1] = em_jcc(e, CC_NE);
 }
 
-/* how: 2 call, 4 jmp */
-static void enter_target(struct translation *t, unsigned how) {
+/* RAX: the address.  how: 2 call, 4 jmp */
+static void enter_target(struct translation *t, unsigned how, struct em_mem code) {
   struct emitter *e = &t->e;
   em8(e, 0x48), em8(e, 0x25), em32(e, 0xfffff000); /* and rax, -4096 */
   em_store(e, EM_GS(offsetof(struct x86_vcpu, code.page)), H_RAX);
-  em_mem(e, 0, 0xff, how, TARGET(code));
+  em_mem(e, 0, 0xff, how, code);
 }
 
 void t_enter_target(struct translation *t) {
-  enter_target(t, 4);
+  em_load(&t->e, H_RAX, TARGET(lin));
+  enter_target(t, 4, TARGET(code));
 }
 
 void t_indirect(struct translation *t, s32 add_to_rsp) {
@@ -46,7 +44,6 @@ void t_indirect(struct translation *t, s32 add_to_rsp) {
   t_find_target(t, miss);
   s->from[s->n_from++] = miss[0];
   s->from[s->n_from++] = miss[1];
-  em_load(e, H_RAX, TARGET(lin));
   if (add_to_rsp) em_lea(e, T_HOME(RSP), EM_AT(T_HOME(RSP), add_to_rsp));
   t_enter_target(t);
 }
@@ -145,8 +142,9 @@ static bool conditional(struct translation *t) {
   struct emitter *e = &t->e;
   if (t->copies > 1 && !t->scattered && branch_target(t) == t->start) {
     t_need_flags(t);
-    em_align_displacement(e, 2);
+    bool apart = em_misaligned(e, 2);
     t_exit_to(t, em_jcc(e, cc ^ 1), t->start + t->i->next);
+    t->exits[t->n_exits - 1].apart = apart;
     if (t->copy + 1 == t->copies) t_loop(t);
     t->ended = true;
     return true;
@@ -159,10 +157,12 @@ static bool conditional(struct translation *t) {
   } else {
     t_need_flags(t);
   }
-  t->keeps_rcx = true;
-  em_align_displacement(e, 2);
+  t->keeps_rcx = t->keeps_rax = true;
+  bool apart = em_misaligned(e, 2); /* nothing in between: the processor takes a comparison and its jump as one */
   u8 *rel32 = em_jcc(e, cc);
-  if (!to_itself(t, rel32, branch_target(t))) t_exit_to(t, rel32, branch_target(t));
+  if (to_itself(t, rel32, branch_target(t))) return true;
+  t_exit_to(t, rel32, branch_target(t));
+  t->exits[t->n_exits - 1].apart = apart;
   return true;
 }
 
@@ -216,12 +216,13 @@ static bool call_indirect(struct translation *t) {
   t_find_target(t, miss);
   s->from[s->n_from++] = miss[0];
   s->from[s->n_from++] = miss[1];
+  em_load(e, H_RCX, TARGET(code));
+  em_store(e, EM_GS(offsetof(struct x86_vcpu, code.callee)), H_RCX);
   if (!push_return(t, t->ops[0].type == ZYDIS_OPERAND_TYPE_MEMORY)) return false;
   em_lea(e, T_HOME(RSP), EM_AT(T_HOME(RSP), -8));
   open_frame(t);
   em_load(e, H_RAX, EM_GS(offsetof(struct x86_vcpu, code.scratch)));
-  target_index(e);
-  enter_target(t, 2);
+  enter_target(t, 2, EM_GS(offsetof(struct x86_vcpu, code.callee)));
   land(t);
   return true;
 }

@@ -240,7 +240,9 @@ static void set_generation(struct x86_vcpu *c, unsigned right) {
 }
 
 static struct x86_code_target *target_of(struct x86_vcpu *c, u64 lin) {
-  return &c->code.targets[(lin ^ lin >> 10 ^ c->code.salt) & ((1u << X86_TARGET_BITS) - 1)];
+  u64 hash = c->code.salt;
+  __asm__("crc32q %1, %0" : "+r"(hash) : "r"(lin)); /* every processor with FSGSBASE has it */
+  return &c->code.targets[(hash & X86_TARGET_MASK) / sizeof(struct x86_code_target)];
 }
 
 static void own_gs(struct x86_vcpu *c) {
@@ -371,6 +373,14 @@ static u64 recover_flags(const struct x86_vcpu *c, const struct x86_code *code, 
   return t_producer_flags(&p, c->regs);
 }
 
+static void recover_moved(struct x86_vcpu *c, u8 moved, const greg_t *g) {
+  if (moved & MOVED_RAX) c->regs[RAX] = (u64)g[REG_RAX];
+  if (moved & MOVED_RCX) c->regs[RCX] = (u64)g[REG_RCX];
+  if (moved & MOVED_COUNT) c->regs[RCX] += (u64)g[REG_RCX];
+  if (moved & MOVED_RSI) c->regs[RSI] -= c->code.from;
+  if (moved & MOVED_RDI) c->regs[RDI] -= c->code.to;
+}
+
 void x86_code_recover(void *vcpu, void *ucontext) {
   static const u8 gregs[16] = {[H_RDX] = REG_RDX, [H_RBX] = REG_RBX, [H_RBP] = REG_RBP, [H_RSI] = REG_RSI, [H_RDI] = REG_RDI,
                                [H_R8] = REG_R8,   [H_R9] = REG_R9,   [H_R10] = REG_R10, [H_R11] = REG_R11, [H_R12] = REG_R12,
@@ -388,6 +398,8 @@ void x86_code_recover(void *vcpu, void *ucontext) {
   unsigned n = 0, offset = (unsigned)(at - code->start);
   while (n + 2 < code->n_places && code->place[n + 1].at <= offset) n++;
   unsigned insn = code->place[n].insn;
+  c->regs[RSP] += (u64)(s64)code->place[n].rsp;
+  recover_moved(c, code->place[n].moved, g);
   c->rflags = (c->rflags & ~(u64)FL_ARITH) | recover_flags(c, code, code->place[n].flags, (u64)g[REG_EFL]);
   c->rip = c->code.page + (code->block->gpa & (PAGE_SIZE - 1));
   c->cur = &code->block->insn[insn];

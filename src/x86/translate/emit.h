@@ -111,6 +111,13 @@ static inline void em_reg(struct emitter *e, unsigned w, u32 opcode, unsigned re
   em8(e, 0xc0 | (reg & 7) << 3 | (rm & 7));
 }
 
+/* The same where rm is a register of 8 bits: any of them has a number with REX. */
+static inline void em_byte_rm(struct emitter *e, u32 opcode, unsigned reg, unsigned rm) {
+  em8(e, 0x40 | (reg & 8) >> 1 | (rm & 8) >> 3);
+  em_opcode(e, opcode);
+  em8(e, 0xc0 | (reg & 7) << 3 | (rm & 7));
+}
+
 /* The same with operands of 8 to 64 bits. */
 static inline void em_sized_reg(struct emitter *e, unsigned bits, u32 opcode, unsigned reg, unsigned rm) {
   unsigned rex = (bits == 64 ? 8 : 0) | (reg & 8) >> 1 | (rm & 8) >> 3;
@@ -175,9 +182,13 @@ enum { CC_B = 2, CC_AE = 3, CC_E = 4, CC_NE = 5, CC_BE = 6, CC_A = 7 };
 
 /* The displacement that comes after so many bytes will be patched while others run it: written at once if it lies in eight aligned ones (AMD APM Vol. 2 7.3.2; Intel SDM
  * Vol. 3A 8.1.1 asks for less). */
+static inline unsigned em_misaligned(const struct emitter *e, unsigned bytes) {
+  unsigned at = (uintptr_t)(e->p + bytes) & 7;
+  return at > 4 ? 8 - at : 0;
+}
 static inline void em_align_displacement(struct emitter *e, unsigned bytes) {
   static const u8 nops[4][3] = {{0}, {0x90}, {0x66, 0x90}, {0x0f, 0x1f, 0x00}};
-  unsigned at = (uintptr_t)(e->p + bytes) & 7, n = at > 4 ? 8 - at : 0;
+  unsigned n = em_misaligned(e, bytes);
   for (unsigned k = 0; k < n; k++) em8(e, nops[n][k]);
 }
 

@@ -142,12 +142,19 @@ void t_save_flags(struct translation *t) {
   if (t->f.saved) return;
   if (!t->f.host) t_emit_flags_again(&t->e, &t->f.producer);
   t_emit_save_flags(&t->e);
+  t->rax = PLAN_ALONE;
   t->f.host = t->f.saved = true;
 }
 
 void t_store_flags(struct translation *t) {
   t_save_flags(t);
   t->f.host = false;
+}
+
+void t_settle_flags(struct translation *t) {
+  t_store_flags(t);
+  t->f.lost = true;
+  t->f.again = (struct t_producer){.op = PRODUCER_NONE};
 }
 
 /* Whether the producer's registers are as they are while somebody may want these flags. */
@@ -168,6 +175,7 @@ void t_lose_flags(struct translation *t) {
 
 void t_need_flags(struct translation *t) {
   first_use(t, FIRST_READ);
+  if (!t->f.host) t->rax = PLAN_ALONE;
   if (!t->f.host && t->f.producer.op != PRODUCER_NONE)
     t_emit_flags_again(&t->e, &t->f.producer);
   else if (!t->f.host)

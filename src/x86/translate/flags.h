@@ -35,6 +35,7 @@ struct t_flags {
 
 void t_save_flags(struct translation *t);  /* memory has them afterwards; RAX changes */
 void t_store_flags(struct translation *t); /* memory alone has them; RAX changes */
+void t_settle_flags(struct translation *t); /* the same, and whatever its slow path or a fault finds in registers */
 void t_lose_flags(struct translation *t);  /* what follows changes the host's; RAX changes */
 void t_need_flags(struct translation *t);  /* the host's are the guest's; RAX changes */
 void t_wrote_flags(struct translation *t); /* the host's instruction has set all of the guest's */

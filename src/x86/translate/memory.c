@@ -78,11 +78,20 @@ static u8 *look_up(struct translation *t, unsigned copy, s32 bytes, unsigned ali
   return em_jcc(e, CC_A);
 }
 
-/* The operand, with what RCX says is to be added. */
+u8 *t_look_up(struct translation *t, unsigned at, s32 bytes, bool write) {
+  em_mov(&t->e, H_RAX, at);
+  return look_up(t, at, bytes, 0, write);
+}
+
+static bool is_plain(const struct plan_address *a) {
+  return !a->seg && a->index == X86_REG_NONE && a->base < 16 && t_mapped(a->base);
+}
+
+/* The operand, with what RCX says is to be added; it becomes part of the address where that is not a mere register's. */
 static struct em_mem operand(struct translation *t, const struct plan_address *a) {
   struct emitter *e = &t->e;
-  if (a->seg || a->index != X86_REG_NONE || a->base >= 16 || !t_mapped(a->base)) t->rcx = PLAN_ALONE; /* it becomes part of the address */
   struct em_mem m = {.base = H_RCX, .index = H_NONE, .disp = a->disp};
+  t->rcx = t->rax = PLAN_ALONE;
   if (a->seg) {
     em_load(e, H_RAX, segment_base(a->seg));
     em_lea(e, H_RCX, (struct em_mem){.base = H_RCX, .index = H_RAX});
@@ -120,7 +129,7 @@ static u8 *check_group(struct translation *t, unsigned group, s32 moved, unsigne
 static void check(struct translation *t, const struct plan_access *a) {
   struct t_slow *s = t_slow(t);
   t_lose_flags(t);
-  t->rcx = PLAN_ALONE;
+  t->rcx = t->rax = PLAN_ALONE;
   t->lost_plan |= a->group != PLAN_ALONE && !a->leads;
   if (a->group == PLAN_ALONE || a->last) {
     unsigned copy = linear(t, &a->at), align = a->size & t->align ? 0 : t->align;
@@ -137,11 +146,16 @@ static void check(struct translation *t, const struct plan_access *a) {
   t->rcx = a->group;
 }
 
-/* A page that has been looked at. */
-static void known(struct translation *t, const struct plan_access *a) {
-  if (t->rcx != a->group) em_load(&t->e, H_RCX, t_delta(a->group));
-  t->rcx = a->group;
+/* A page that has been looked at.  Returns the register with its delta: two pages in turn have one each. */
+static unsigned known(struct translation *t, const struct plan_access *a) {
   if (t->align <= t->aligned[a->group] && !((a->at.disp + a->moved - t->plan.group[a->group].at.disp) & (s32)t->align)) t->align = 0;
+  bool both = t->rax_free && !t->align && is_plain(&a->at);
+  if (t->rcx == a->group) return H_RCX;
+  if (both && t->rax == a->group) return H_RAX;
+  bool second = both && t->rcx != PLAN_ALONE;
+  em_load(&t->e, second ? H_RAX : H_RCX, t_delta(a->group));
+  *(second ? &t->rax : &t->rcx) = a->group;
+  return second ? H_RAX : H_RCX;
 }
 
 /* Behind an access that may end in the interpreter, which does the whole instruction, nothing may be found out that later ones rely on. */
@@ -158,10 +172,38 @@ bool t_access(struct translation *t, unsigned n, struct em_mem *m) {
   const struct plan_access *a = &t->p->access[n];
   if (!a->size) return false;
   if (!n) lead_first(t);
+  unsigned delta = H_RCX;
   if (a->group != PLAN_ALONE && t->ready >> a->group & 1)
-    known(t, a);
+    delta = known(t, a);
   else
     check(t, a);
-  *m = operand(t, &a->at);
+  if (is_plain(&a->at))
+    *m = (struct em_mem){.base = T_HOME(a->at.base), .index = (u8)delta, .disp = a->at.disp};
+  else
+    *m = operand(t, &a->at);
+  return true;
+}
+
+/* The base and index lead to the word with bit 0. */
+bool t_access_bit(struct translation *t, unsigned bit, struct em_mem *m) {
+  const struct plan_access *a = &t->p->access[0];
+  struct em_mem scratch = EM_GS(offsetof(struct x86_vcpu, code.scratch));
+  struct emitter *e = &t->e;
+  unsigned shift = a->size == 8 ? 3 : a->size == 4 ? 2 : 1;
+  if (t->i->adsize != 8 || !t->p->n_access) return false;
+  struct t_slow *s = t_slow(t);
+  t_lose_flags(t);
+  linear(t, &a->at);
+  unsigned number = t_read(t, bit, H_RCX);
+  if (a->size == 8)
+    em_mov(e, H_RCX, number);
+  else
+    em_reg(e, 1, a->size == 4 ? 0x63 : 0x0fbf, H_RCX, number); /* movsx */
+  em_reg(e, 1, 0xc1, 7, H_RCX), em8(e, shift + 3);             /* sar */
+  em_lea(e, H_RAX, (struct em_mem){.base = H_RAX, .index = H_RCX, .shift = (u8)shift});
+  em_store(e, scratch, H_RAX);
+  s->from[s->n_from++] = look_up(t, H_RAX, a->size, 0, a->write);
+  em_mem(e, 1, 0x03, H_RCX, scratch);
+  *m = (struct em_mem){.base = H_RCX, .index = H_NONE};
   return true;
 }

@@ -58,12 +58,52 @@ static void add_operand(struct plan_insn *p, const struct x86_block *b, const st
   }
 }
 
+/* BT to BTC with a register for the bit's number reach beyond the operand: another address each time. */
+bool x86_plan_is_bit_string(const struct x86_decoded_insn *d) {
+  switch (d->insn.mnemonic) {
+  case ZYDIS_MNEMONIC_BT:
+  case ZYDIS_MNEMONIC_BTS:
+  case ZYDIS_MNEMONIC_BTR:
+  case ZYDIS_MNEMONIC_BTC:
+    return d->ops[0].type == ZYDIS_OPERAND_TYPE_MEMORY && d->ops[1].type == ZYDIS_OPERAND_TYPE_REGISTER;
+  default:
+    return false;
+  }
+}
+
 static void add_stack(struct plan_insn *p, unsigned reg, s32 disp, bool write) {
   add(p, (struct plan_address){.base = (u8)reg, .index = X86_REG_NONE, .disp = disp}, 8, write);
 }
 
+bool x86_plan_is_string(const struct x86_decoded_insn *d) {
+  return d->insn.meta.category == ZYDIS_CATEGORY_STRINGOP;
+}
+
+/* One element.  A repeated one sees to its pages itself. */
+static void add_string(struct plan_insn *p, const struct x86_insn *i, const struct x86_decoded_insn *d) {
+  struct plan_address source = {.seg = i->seg >= SEG_FS ? i->seg : 0, .base = RSI, .index = X86_REG_NONE},
+                      destination = {.base = RDI, .index = X86_REG_NONE};
+  if (i->adsize != 8 || (i->iflags & (X86_I_REP | X86_I_REPNE))) return;
+  switch (d->insn.opcode & 0xfe) {
+  case 0xa4: /* MOVS */
+    add(p, source, i->opsize, false);
+    add(p, destination, i->opsize, true);
+    break;
+  case 0xaa: /* STOS */
+    add(p, destination, i->opsize, true);
+    break;
+  case 0xac: /* LODS */
+    add(p, source, i->opsize, false);
+    break;
+  }
+}
+
 static void accesses(struct plan_insn *p, const struct x86_block *b, const struct x86_insn *i, const struct x86_decoded_insn *d) {
   p->n_access = 0;
+  if (x86_plan_is_string(d)) {
+    add_string(p, i, d);
+    return;
+  }
   switch (d->insn.mnemonic) {
   case ZYDIS_MNEMONIC_PUSHFQ:
   case ZYDIS_MNEMONIC_PUSH:
@@ -157,6 +197,10 @@ static bool is_system(unsigned mnemonic) {
   case ZYDIS_MNEMONIC_STAC:
   case ZYDIS_MNEMONIC_CLAC:
   case ZYDIS_MNEMONIC_SWAPGS:
+  case ZYDIS_MNEMONIC_RDFSBASE:
+  case ZYDIS_MNEMONIC_RDGSBASE:
+  case ZYDIS_MNEMONIC_WRFSBASE:
+  case ZYDIS_MNEMONIC_WRGSBASE:
   case ZYDIS_MNEMONIC_RDPKRU:
   case ZYDIS_MNEMONIC_RDTSC:
   case ZYDIS_MNEMONIC_RDTSCP:
@@ -254,7 +298,7 @@ static void group(struct plan *p, const struct x86_block *b, const struct x86_de
       i->n_access = 0;
       continue;
     }
-    for (unsigned n = 0; n < i->n_access; n++) place(p, open, &i->access[n]);
+    for (unsigned n = 0; n < i->n_access && !x86_plan_is_bit_string(&d[k]); n++) place(p, open, &i->access[n]);
     moved(p, open, &b->insn[k], &d[k], i);
   }
   for (unsigned n = 0; n < p->n_groups; n++) {
@@ -284,9 +328,15 @@ static bool passes_flags(unsigned mnemonic) {
   }
 }
 
+/* Instructions that find out more than their pages before they are done, and may leave that to the interpreter. */
+static bool may_refuse(const struct x86_decoded_insn *d) {
+  unsigned m = d->insn.mnemonic;
+  return x86_plan_is_string(d) || m == ZYDIS_MNEMONIC_DIV || m == ZYDIS_MNEMONIC_IDIV || m == ZYDIS_MNEMONIC_CMPXCHG16B;
+}
+
 /* Whether somebody may find the state between this instruction and the one before. */
-static bool may_stop(const struct plan_insn *p, const struct x86_insn *i) {
-  if (i->iflags & (X86_I_END | X86_I_MAYBE) || p->loads || i->op == ZYDIS_MNEMONIC_PUSHFQ) return true;
+static bool may_stop(const struct plan_insn *p, const struct x86_insn *i, const struct x86_decoded_insn *d) {
+  if (i->iflags & (X86_I_END | X86_I_MAYBE) || p->loads || i->op == ZYDIS_MNEMONIC_PUSHFQ || may_refuse(d)) return true;
   if (x86_vector_is_plain(i) && ((const struct x86_vector *)i->aux)->align) return true;
   for (unsigned k = 0; k < p->n_access; k++)
     if (p->access[k].group == PLAN_ALONE || p->access[k].leads) return true;
@@ -317,7 +367,7 @@ static void flags(struct plan *p, const struct x86_block *b, const struct x86_de
     u8 read = passes_flags(d[k].insn.mnemonic) ? i->flags_read & at->live : i->flags_read;
     at->needs = i->flags_written ? (u8)(read | (at->live & ~i->flags_written)) : read;
     live = (u8)((live & ~i->flags_written) | read);
-    if ((interpreted >> k & 1) || is_system(d[k].insn.mnemonic) || may_stop(at, i)) live = ALL_FLAGS;
+    if ((interpreted >> k & 1) || is_system(d[k].insn.mnemonic) || may_stop(at, i, &d[k])) live = ALL_FLAGS;
   }
 }
 
@@ -328,6 +378,10 @@ static u32 system_insns(const struct x86_block *b, const struct x86_decoded_insn
     switch (d[k].insn.mnemonic) {
     case ZYDIS_MNEMONIC_STI:
     case ZYDIS_MNEMONIC_SWAPGS:
+    case ZYDIS_MNEMONIC_RDFSBASE:
+    case ZYDIS_MNEMONIC_RDGSBASE:
+    case ZYDIS_MNEMONIC_WRFSBASE:
+    case ZYDIS_MNEMONIC_WRGSBASE:
     case ZYDIS_MNEMONIC_RDPKRU:
     case ZYDIS_MNEMONIC_RDTSC:
     case ZYDIS_MNEMONIC_RDTSCP:

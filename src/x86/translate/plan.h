@@ -22,6 +22,9 @@ static inline bool x86_plan_is_high(ZydisRegister r) { return r >= ZYDIS_REGISTE
 /* The number of the general register that it is or is part of; 16: none. */
 unsigned x86_plan_general(ZydisRegister r);
 
+bool x86_plan_is_string(const struct x86_decoded_insn *d);
+bool x86_plan_is_bit_string(const struct x86_decoded_insn *d);
+
 /* How an address is formed.  RIP: page-relative, only accesses to the same page share a key. */
 struct plan_address {
   u8 seg; /* SEG_FS, SEG_GS, or 0 */

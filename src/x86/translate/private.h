@@ -29,7 +29,7 @@ struct t_slow {
   u8 *back;                  /* NULL: does not come back */
   bool host_flags;           /* expected in the host's register there */
   struct t_producer again;   /* what makes the flags again when it is taken; none: memory has them */
-  u8 rcx;                    /* as struct translation has it, there */
+  u8 rcx, rax;               /* as struct translation has them, there */
   u8 vectors;                /* vector level expected there */
   u8 *scattered[2];          /* jumps of checks for several accesses that failed: to this instruction in the scattered copy */
   unsigned n_scattered;
@@ -45,6 +45,7 @@ struct t_exit {
   s32 target; /* offset from the start of the page */
   bool saved; /* flags are in memory */
   bool smap;  /* SMAP comes into force, or ceases to be */
+  bool apart; /* the jump that will be patched is not that one, which goes there */
 };
 
 struct translation {
@@ -61,11 +62,13 @@ struct translation {
   u8 aligned[PLAN_GROUPS]; /* the same of ready groups' lowest byte: known to be 0 */
   u32 ready;       /* groups whose page has been checked */
   bool lost_plan;  /* the plan did not know of one */
-  u8 rcx;          /* the group whose delta RCX holds, or PLAN_ALONE */
-  bool keeps_rcx;  /* the instruction at hand leaves RCX as t_access() did, or as it was */
+  u8 rcx, rax;     /* the groups whose deltas these hold, or PLAN_ALONE */
+  bool keeps_rcx, keeps_rax; /* the instruction at hand leaves them as t_access() did, or as they were */
+  bool rax_free;             /* it has no need of RAX: its operand may be part of the address */
 
   /* The instruction at hand. */
   unsigned k;
+  u8 moved; /* MOVED_* */
   struct plan_insn *p;
   const struct x86_insn *i;
   const ZydisDecodedInstruction *z;
@@ -97,6 +100,7 @@ struct translation {
   bool x87_page;                        /* has been noted in the vCPU */
   bool x87_pointer_waits;               /* to be noted there: */
   s32 x87_pointer;                      /* offset from the start of the page */
+  s32 rsp;    /* pushes and pops in a row: how far RSP is behind */
   bool ended; /* by a branch */
   struct t_slow slow[MAX_SLOW];
   unsigned n_slow;
@@ -118,11 +122,17 @@ void t_interpret(struct translation *t);            /* the interpreter runs this
 void t_interpret_by(struct translation *t, s32 routine); /* as it does: a routine that may leave it to the interpreter */
 void t_exit_to(struct translation *t, u8 *rel32, s32 target);
 void t_loop(struct translation *t); /* the end of the last copy: to the second */
+void t_load_gate(struct translation *t); /* E: open.  RAX changes */
 
 /* ---- memory.c ---- */
-/* The instruction's n-th memory access as an operand of the host's, checked.  RCX may be part of it; it and RAX change (t->rcx); flags are lost unless the
- * page was checked before.  false: not an address the translator can compute. */
+/* The instruction's n-th memory access as an operand of the host's, checked.  RCX, or RAX where it is free, may be part of it; both change (t->rcx, rax);
+ * flags are lost unless the page was checked before.  false: not an address the translator can compute. */
 bool t_access(struct translation *t, unsigned n, struct em_mem *m);
+/* The same of the word that a bit string's instruction works on, the guest register `bit` holding the bit's number.  Flags are lost. */
+bool t_access_bit(struct translation *t, unsigned bit, struct em_mem *m);
+/* RCX: what to add to the linear address in the host register `at`, when `bytes` from there on lie in a page that may be accessed; RAX: its offset in that page. Returns
+ * the displacement of the jump where not.  Flags are lost. */
+u8 *t_look_up(struct translation *t, unsigned at, s32 bytes, bool write);
 /* Memory operand as an address in mapped registers, for LEA.  false: too many scratch registers. */
 bool t_address(struct translation *t, struct em_mem *m);
 
@@ -134,10 +144,12 @@ static inline struct em_mem t_delta(unsigned group) {
 /* ---- instructions: true when translated ---- */
 bool t_rewrite(struct translation *t);
 bool t_special(struct translation *t);
+bool t_special_delays_rsp(const struct translation *t); /* a push or pop that needs RSP as it is no more than in its address */
 bool t_branch(struct translation *t);
 bool t_x87(struct translation *t);
 bool t_system(struct translation *t);
 bool t_high_byte(struct translation *t);
+bool t_string(struct translation *t);
 
 /* ---- x87.c ---- */
 /* Notes where the last x87 instruction was, if that waits.  RAX changes. */
@@ -149,8 +161,7 @@ void t_compare_x87(struct emitter *e);
 
 /* Jump to the linear address in RAX; commit: emitted when it is known to succeed.  Flags are saved. */
 void t_indirect(struct translation *t, s32 add_to_rsp);
-/* The target's entry for RAX into RCX (c->code.targets); jumps to *miss where there is none.  Then: goes there; RAX is the
- * address again. */
+/* The target's entry for RAX into RCX (c->code.targets); jumps to *miss where there is none.  Then: goes there. */
 void t_find_target(struct translation *t, u8 *miss[2]);
 void t_enter_target(struct translation *t);
 /* Goes on at this offset from the page's start. */
@@ -185,6 +196,13 @@ void x86_code_stray(void), x86_code_leave(void), x86_code_interpret(void), x86_c
 void x86_code_syscall(void), x86_code_sysret(void);
 
 /* ---- a translation ---- */
+
+/* Guest registers that are not at home when an instruction touches memory. */
+enum {
+  MOVED_RAX = 1, MOVED_RCX = 2, /* in the host's of that name */
+  MOVED_COUNT = 4,              /* the host's RCX is to be added to the guest's */
+  MOVED_RSI = 8, MOVED_RDI = 16 /* are host addresses: c->code.from and c->code.to are to be subtracted */
+};
 struct x86_code {
   struct x86_block *block;
   gpa_t gpa;        /* of the block, which may be gone when this code is dead */
@@ -200,6 +218,8 @@ struct x86_code {
   struct x86_code_place {
     u16 at;
     u8 flags, insn;
+    s16 rsp; /* to be added to it */
+    u8 moved; /* MOVED_* */
   } place[];
 };
 struct jit_arena *x86_code_arena(struct x86_vcpu *c);

@@ -246,11 +246,15 @@ static bool rewrite(struct translation *t, unsigned align) {
     if (!place(t, &f, op, accumulator && k == 0, which, &n)) return false;
     reg_is_operand |= op->encoding == ZYDIS_OPERAND_ENCODING_MODRM_REG;
   }
+  bool uses_rax = false;
+  for (unsigned k = 0; k < f.n; k++) uses_rax |= !t_mapped(f.g[k].guest);
   if (f.memory) {
     t->align = align;
+    t->rax_free = !uses_rax && (!t->p->needs || t->f.host);
     if (!t_access(t, 0, &f.mem)) return false;
     if (t->align) {
       t_lose_flags(t);
+      t->rax = PLAN_ALONE;
       em_lea(&t->e, H_RAX, f.mem);
       em8(&t->e, 0xa9), em32(&t->e, align); /* test eax, align: pages are aligned */
       t_slow_if(t, CC_NE);
@@ -259,6 +263,7 @@ static bool rewrite(struct translation *t, unsigned align) {
   if (t->p->needs) t_need_flags(t);
   if (!find_homes(&f, scratch, f.memory ? 1 : 2)) return false;
   t->keeps_rcx = true;
+  t->keeps_rax = !uses_rax;
   for (unsigned k = 0; k < f.n; k++) t->keeps_rcx &= f.g[k].host != H_RCX;
   for (unsigned k = 0; k < n; k++) {
     unsigned host = f.g[which[k] >> 4].host, field = which[k] & 15;
@@ -305,8 +310,9 @@ static bool rewrite_vector(struct translation *t) {
 static bool rewrite_lea(struct translation *t) {
   struct em_mem m;
   if (t->i->opsize == 2 || !t_address(t, &m)) return false;
-  t->keeps_rcx = t->i->index == X86_REG_NONE || t_mapped(t->i->index);
   bool home = t_mapped(t->i->reg);
+  t->keeps_rcx = t->i->index == X86_REG_NONE || t_mapped(t->i->index);
+  t->keeps_rax = home && (t->i->base == X86_REG_NONE || (t->i->base < 16 && t_mapped(t->i->base)));
   unsigned dst = home ? T_HOME(t->i->reg) : H_RAX;
   em_mem(&t->e, t->i->opsize == 8, 0x8d, dst, m);
   if (!home) em_store(&t->e, t_slot(t->i->reg), dst);
@@ -320,7 +326,7 @@ static bool is_nop(unsigned mnemonic) {
 }
 
 bool t_rewrite(struct translation *t) {
-  if (is_nop(t->z->mnemonic)) return t->keeps_rcx = true;
+  if (is_nop(t->z->mnemonic)) return t->keeps_rcx = t->keeps_rax = true;
   if (t->z->mnemonic == ZYDIS_MNEMONIC_LEA) return rewrite_lea(t);
   if (x86_vector_is_plain(t->i)) return rewrite_vector(t);
   return is_plain(t->z->mnemonic) && rewrite_plain(t);

@@ -74,17 +74,106 @@ static bool multiply(struct translation *t) {
   return true;
 }
 
+/* ---- DIV and IDIV ---- */
+
+/* movzx or movsx ecx, of 8 or 16 bits; mov of more. */
+static void load_divisor(struct translation *t, const struct em_mem *m, unsigned host, bool is_signed) {
+  unsigned bits = t->ops[0].size;
+  u32 opcode = bits > 16 ? 0x8b : (is_signed ? 0x0fbe : 0x0fb6) | (bits == 16);
+  if (m)
+    em_mem(&t->e, bits == 64, opcode, H_RCX, *m);
+  else if (bits == 8)
+    em_byte_rm(&t->e, opcode, H_RCX, host);
+  else
+    em_reg(&t->e, bits == 64, opcode, H_RCX, host);
+}
+
+/* The quotient fits when the upper half of the dividend is below the divisor. */
+static void slow_unless_fits(struct translation *t, unsigned bits) {
+  struct emitter *e = &t->e;
+  if (bits == 8)
+    em8(e, 0x38), em8(e, 0xcc); /* cmp ah, cl */
+  else
+    em_sized_reg(e, bits, 0x3b, T_HOME(RDX), H_RCX);
+  t_slow_if(t, CC_AE);
+}
+
+/* It does when the upper half is nothing but sign, unless the divisor is 0 or -1.  RAX changes. */
+static void slow_unless_fits_signed(struct translation *t, unsigned bits) {
+  struct emitter *e = &t->e;
+  if (bits == 8) {
+    em_sized_reg(e, 16, 0x0fbe, H_RAX, H_RAX); /* movsx ax, al */
+    em_sized_reg(e, 16, 0x3b, H_RAX, T_HOME(RAX));
+  } else {
+    em_sized_reg(e, bits, 0xc1, 7, H_RAX), em8(e, bits - 1); /* sar */
+    em_sized_reg(e, bits, 0x3b, H_RAX, T_HOME(RDX));
+  }
+  t_slow_if(t, CC_NE);
+  em_lea(e, H_RAX, EM_AT(H_RCX, 1));
+  em_sized_reg(e, bits == 64 ? 64 : 32, 0x83, 7, H_RAX), em8(e, 1); /* cmp */
+  t_slow_if(t, CC_BE);
+}
+
+/* Flags stay as they were, as in the interpreter. */
+static bool divide(struct translation *t) {
+  const ZydisDecodedOperand *src = &t->ops[0];
+  struct emitter *e = &t->e;
+  bool memory = src->type == ZYDIS_OPERAND_TYPE_MEMORY, is_signed = t->z->mnemonic == ZYDIS_MNEMONIC_IDIV;
+  struct em_mem m;
+  if (memory ? !t_access(t, 0, &m) : !usable(src)) return false;
+  t_lose_flags(t);
+  load_divisor(t, memory ? &m : NULL, memory ? 0 : t_read(t, number(src), H_RCX), is_signed);
+  em_mov(e, H_RAX, T_HOME(RAX));
+  if (is_signed) {
+    slow_unless_fits_signed(t, src->size);
+    em_mov(e, H_RAX, T_HOME(RAX));
+  } else {
+    slow_unless_fits(t, src->size);
+  }
+  em_sized_reg(e, src->size, src->size == 8 ? 0xf6 : 0xf7, is_signed ? 7 : 6, H_RCX);
+  em_mov(e, T_HOME(RAX), H_RAX);
+  return true;
+}
+
+/* ---- bit strings ---- */
+
+static bool bit_string(struct translation *t) {
+  struct em_mem m, scratch = EM_GS(offsetof(struct x86_vcpu, code.scratch));
+  struct emitter *e = &t->e;
+  unsigned bits = t->ops[1].size, guest = number(&t->ops[1]);
+  if (t->ops[0].type != ZYDIS_OPERAND_TYPE_MEMORY || t->ops[1].type != ZYDIS_OPERAND_TYPE_REGISTER || !t_access_bit(t, guest, &m)) return false;
+  em_reg(e, 0, 0x8b, H_RAX, t_read(t, guest, H_RAX));
+  em_reg(e, 0, 0x83, 4, H_RAX), em8(e, bits - 1); /* and eax: the word at hand */
+  if (t->p->needs) {
+    em_store(e, scratch, H_RAX);
+    t_need_flags(t);
+    em_load(e, H_RAX, scratch);
+  }
+  if (t->i->iflags & X86_I_LOCK) em8(e, 0xf0);
+  sized_mem(e, bits, 0x0f00u | t->z->opcode, H_RAX, H_RCX);
+  t_wrote_flags(t);
+  return true;
+}
+
+/* ---- compare and exchange ---- */
+
 static bool compare_exchange(struct translation *t) {
   const ZydisDecodedOperand *dst = &t->ops[0], *src = &t->ops[1];
   struct emitter *e = &t->e;
   unsigned opcode = src->size == 8 ? 0x0fb0 : 0x0fb1;
-  if (!usable(src) || !t_mapped(number(src))) return false;
-  unsigned s = T_HOME(number(src));
+  if (!usable(src)) return false;
+  bool homeless = !t_mapped(number(src)); /* takes the home of RAX, which is in RAX */
+  unsigned s = homeless ? T_HOME(RAX) : T_HOME(number(src));
+  if (homeless && dst->type != ZYDIS_OPERAND_TYPE_MEMORY) return false;
   if (dst->type == ZYDIS_OPERAND_TYPE_MEMORY) {
     struct em_mem m;
     if (!t_access(t, 0, &m)) return false;
     em_lea(e, H_RCX, m);
     em_mov(e, H_RAX, T_HOME(RAX));
+    if (homeless) {
+      em_load(e, s, t_slot(number(src)));
+      t->moved = MOVED_RAX;
+    }
     if (t->i->iflags & X86_I_LOCK) em8(e, 0xf0);
     sized_mem(e, dst->size, opcode, s, H_RCX);
     em_mov(e, T_HOME(RAX), H_RAX);
@@ -94,6 +183,31 @@ static bool compare_exchange(struct translation *t) {
     em_sized_reg(e, dst->size, opcode, s, T_HOME(number(dst)));
     em_mov(e, T_HOME(RAX), H_RAX);
   }
+  t_wrote_flags(t);
+  return true;
+}
+
+/* CMPXCHG8B and CMPXCHG16B.  No register is left for the address but the home of RCX, which has to be in RCX. */
+static bool compare_exchange_wide(struct translation *t) {
+  bool wide = t->z->mnemonic == ZYDIS_MNEMONIC_CMPXCHG16B;
+  struct emitter *e = &t->e;
+  struct em_mem m;
+  t->align = wide ? 15 : 0;
+  if (!t_access(t, 0, &m)) return false;
+  em_lea(e, H_RCX, m);
+  if (t->align) {
+    t_lose_flags(t);
+    em_reg(e, 0, 0xf7, 0, H_RCX), em32(e, t->align); /* test: pages are aligned */
+    t_slow_if(t, CC_NE);
+  }
+  if (t->p->needs) t_need_flags(t);
+  em_mov(e, H_RAX, T_HOME(RAX));
+  em_reg(e, 1, 0x87, H_RCX, T_HOME(RCX)); /* xchg */
+  t->moved = MOVED_RCX;
+  if (t->i->iflags & X86_I_LOCK) em8(e, 0xf0);
+  em_mem(e, wide, 0x0fc7, 1, EM_AT(T_HOME(RCX), 0));
+  em_mov(e, T_HOME(RCX), H_RCX);
+  em_mov(e, T_HOME(RAX), H_RAX);
   t_wrote_flags(t);
   return true;
 }
@@ -121,40 +235,67 @@ static bool wide(const struct translation *t) {
   return t->z->operand_width == 64 && t->z->stack_width == 64;
 }
 
+static bool is_known(const struct translation *t) {
+  const struct plan_access *a = &t->p->access[0];
+  return t->p->n_access == 1 && a->group != PLAN_ALONE && (t->ready >> a->group & 1);
+}
+
+bool t_special_delays_rsp(const struct translation *t) {
+  const ZydisDecodedOperand *op = &t->ops[0];
+  if ((t->z->mnemonic != ZYDIS_MNEMONIC_PUSH && t->z->mnemonic != ZYDIS_MNEMONIC_POP) || !wide(t) || !is_known(t)) return false;
+  if (op->type == ZYDIS_OPERAND_TYPE_IMMEDIATE) return true;
+  return usable(op) && ZydisRegisterGetClass(op->reg.value) == ZYDIS_REGCLASS_GPR64 && number(op) != RSP;
+}
+
+/* The slot at hand; RSP moves by so many bytes, now or later. */
+static bool stack(struct translation *t, s32 by, bool delay, struct em_mem *m) {
+  if (!t_access(t, 0, m)) return false;
+  m->disp += t->rsp;
+  if (delay) t->rsp += by;
+  return true;
+}
+static bool push_memory(struct translation *t) {
+  struct emitter *e = &t->e;
+  struct em_mem m;
+  if (!t_access(t, 0, &m)) return false;
+  em_load(e, H_RAX, m);
+  em_store(e, EM_GS(offsetof(struct x86_vcpu, code.scratch)), H_RAX);
+  if (!t_access(t, 1, &m)) return false;
+  em_load(e, H_RAX, EM_GS(offsetof(struct x86_vcpu, code.scratch)));
+  em_store(e, m, H_RAX);
+  move_rsp(t, -8);
+  return true;
+}
+
 static bool push(struct translation *t) {
   const ZydisDecodedOperand *src = &t->ops[0];
   struct emitter *e = &t->e;
-  if (!wide(t)) return false;
   struct em_mem m;
-  if (src->type == ZYDIS_OPERAND_TYPE_MEMORY) {
-    if (!t_access(t, 0, &m)) return false;
-    em_load(e, H_RAX, m);
-    em_store(e, EM_GS(offsetof(struct x86_vcpu, code.scratch)), H_RAX);
-    if (!t_access(t, 1, &m)) return false;
-    em_load(e, H_RAX, EM_GS(offsetof(struct x86_vcpu, code.scratch)));
-    em_store(e, m, H_RAX);
-  } else if (src->type == ZYDIS_OPERAND_TYPE_IMMEDIATE) {
-    if (!t_access(t, 0, &m)) return false;
+  if (!wide(t)) return false;
+  if (src->type == ZYDIS_OPERAND_TYPE_MEMORY) return push_memory(t);
+  bool imm = src->type == ZYDIS_OPERAND_TYPE_IMMEDIATE, delay = t_special_delays_rsp(t);
+  if (!imm && (!usable(src) || ZydisRegisterGetClass(src->reg.value) != ZYDIS_REGCLASS_GPR64)) return false;
+  if (!stack(t, -8, delay, &m)) return false;
+  if (imm)
     em_mem(e, 1, 0xc7, 0, m), em32(e, (u32)t->i->imm);
-  } else {
-    if (!usable(src) || ZydisRegisterGetClass(src->reg.value) != ZYDIS_REGCLASS_GPR64) return false;
-    if (!t_access(t, 0, &m)) return false;
+  else
     em_store(e, m, t_read(t, number(src), H_RAX));
-  }
-  t->keeps_rcx = true;
-  move_rsp(t, -8);
-  return true;
+  if (!delay) move_rsp(t, -8);
+  t->keeps_rax = imm || t_mapped(number(src));
+  return t->keeps_rcx = true;
 }
 
 static bool pop(struct translation *t) {
   const ZydisDecodedOperand *dst = &t->ops[0];
   struct em_mem m;
   if (!wide(t) || !usable(dst) || ZydisRegisterGetClass(dst->reg.value) != ZYDIS_REGCLASS_GPR64) return false;
-  if (!t_access(t, 0, &m)) return false;
+  bool delay = t_special_delays_rsp(t);
+  if (!stack(t, 8, delay, &m)) return false;
   unsigned guest = number(dst), host = t_mapped(guest) && guest != RSP ? T_HOME(guest) : H_RAX;
   em_load(&t->e, host, m);
-  move_rsp(t, 8);
+  if (!delay) move_rsp(t, 8);
   if (host == H_RAX) t_write(t, guest, H_RAX);
+  t->keeps_rax = host != H_RAX;
   return t->keeps_rcx = true;
 }
 
@@ -200,7 +341,16 @@ static const struct {
     {ZYDIS_MNEMONIC_RCR, shift_by_cl},
     {ZYDIS_MNEMONIC_MUL, multiply},
     {ZYDIS_MNEMONIC_IMUL, multiply},
+    {ZYDIS_MNEMONIC_DIV, divide},
+    {ZYDIS_MNEMONIC_IDIV, divide},
     {ZYDIS_MNEMONIC_CMPXCHG, compare_exchange},
+    {ZYDIS_MNEMONIC_CMPXCHG8B, compare_exchange_wide},
+    {ZYDIS_MNEMONIC_CMPXCHG16B, compare_exchange_wide},
+    {ZYDIS_MNEMONIC_BT, bit_string},
+    {ZYDIS_MNEMONIC_BTS, bit_string},
+    {ZYDIS_MNEMONIC_BTR, bit_string},
+    {ZYDIS_MNEMONIC_BTC, bit_string},
+    {ZYDIS_MNEMONIC_PAUSE, as_it_is},
     {ZYDIS_MNEMONIC_CBW, widen_rax},
     {ZYDIS_MNEMONIC_CWDE, widen_rax},
     {ZYDIS_MNEMONIC_CDQE, widen_rax},

@@ -40,8 +40,8 @@ _Static_assert(offsetof(struct x86_code_target, lin) == 0 && offsetof(struct x86
                    "addq $%c[tables], %%rcx\n\tmovq %%rcx, %%gs:%c[tlb]\n\tmovq %%gs:%c[" now                                    \
                    ", %%rcx\n\tleaq (%%rax,%%rcx,4), %%rcx\n\t"                                                                  \
                    "movq %%rcx, %%gs:%c[generation]\n\t" to                                                                      \
-                   "movq %%rax, %%gs:%c[rip_]\n\tmovl %%eax, %%ecx\n\tshrl $10, %%ecx\n\t"                                       \
-                   "xorl %%eax, %%ecx\n\txorl %%gs:%c[link]+4, %%ecx\n\tandl $%c[target_mask], %%ecx\n\tshll $5, %%ecx\n\tcmpq %%gs:%c[targets](%%rcx), "       \
+                   "movq %%rax, %%gs:%c[rip_]\n\tmovl %%gs:%c[link]+4, %%ecx\n\tcrc32q %%rax, %%rcx\n\t"                           \
+                   "andl $%c[target_mask], %%ecx\n\tcmpq %%gs:%c[targets](%%rcx), "                                             \
                    "%%rax\n\tjne 8f\n\t"                                                                                         \
                    "movq %%gs:%c[generation], %%rax\n\tcmpq %%gs:%c[targets]+8(%%rcx), %%rax\n\tjne 8f\n\tmovq %%gs:%c[rip_], "  \
                    "%%rax\n\t"                                                                                                   \
@@ -95,7 +95,7 @@ __attribute__((used)) static void sequences(void) {
         [cr4] "i"(GS_OF(cr4)), [ac] "i"(FL_AC), [super_smap] "i"(TLB_SUPER_SMAP), 
         [right] "i"(GS_OF(mmu.right)), [self] "i"(GS_OF(code.self)), [tables] "i"(GS_OF(mmu.tables)), [tlb] "i"(GS_OF(tlb)),
         [super] "i"(GS_OF(mmu.gen.now)), [generation] "i"(GS_OF(code.generation)), [lstar] "i"(GS_OF(lstar)),
-        [rip_] "i"(GS_OF(regs) + 8 * X86_REG_RIP), [target_mask] "i"((1u << X86_TARGET_BITS) - 1),
+        [rip_] "i"(GS_OF(regs) + 8 * X86_REG_RIP), [target_mask] "i"(X86_TARGET_MASK),
         [targets] "i"(GS_OF(code.targets)), [link] "i"(GS_OF(code.link)), [irq_waits] "i"(GS_OF(irq_waits)),
         [special] "i"(FL_TF | FL_AC), [scratch] "i"(GS_OF(code.scratch)), [host_rsp] "i"(GS_OF(code.host_rsp)));
 }

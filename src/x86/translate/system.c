@@ -141,6 +141,38 @@ static bool from_control(struct translation *t) {
   return true;
 }
 
+/* RDFSBASE, RDGSBASE, WRFSBASE, WRGSBASE. */
+static struct em_mem base_named(const struct translation *t) {
+  unsigned m = t->z->mnemonic, seg = m == ZYDIS_MNEMONIC_RDFSBASE || m == ZYDIS_MNEMONIC_WRFSBASE ? SEG_FS : SEG_GS;
+  return EM_GS(offsetof(struct x86_vcpu, seg) + seg * sizeof(struct x86_seg) + offsetof(struct x86_seg, base));
+}
+
+static bool read_base(struct translation *t) {
+  t_lose_flags(t);
+  slow_if_bit(t, FIELD(cr4), CR4_FSGSBASE, false);
+  em_mem(&t->e, t->i->opsize == 8, 0x8b, H_RAX, base_named(t));
+  t_write(t, t->i->rm, H_RAX);
+  return true;
+}
+
+/* Addresses that only five-level paging makes canonical are left to the interpreter. */
+static bool write_base(struct translation *t) {
+  struct emitter *e = &t->e;
+  bool wide = t->i->opsize == 8;
+  t_lose_flags(t);
+  slow_if_bit(t, FIELD(cr4), CR4_FSGSBASE, false);
+  em_reg(e, wide, 0x8b, H_RCX, t_read(t, t->i->rm, H_RCX));
+  if (wide) {
+    em_mov(e, H_RAX, H_RCX);
+    em_reg(e, 1, 0xc1, 7, H_RAX), em8(e, 47); /* sar rax: 0 or -1 */
+    em_reg(e, 1, 0x83, 0, H_RAX), em8(e, 1);  /* add */
+    em_reg(e, 1, 0x83, 7, H_RAX), em8(e, 1);  /* cmp */
+    t_slow_if(t, CC_A);
+  }
+  em_store(e, base_named(t), H_RCX);
+  return true;
+}
+
 static bool rdpkru(struct translation *t) {
   struct emitter *e = &t->e;
   t_lose_flags(t);
@@ -149,6 +181,13 @@ static bool rdpkru(struct translation *t) {
   t_slow_if(t, CC_NE);
   em_mem(e, 0, 0x8b, T_HOME(RAX), FIELD(pkru));
   em_mov_imm32(e, T_HOME(RDX), 0);
+  return true;
+}
+
+/* Bytes that others have written are seen from here on: by the gate of the next block. */
+static bool serialize(struct translation *t) {
+  t_goto(t, t->start + t->i->next);
+  t->ended = true;
   return true;
 }
 
@@ -199,6 +238,11 @@ static const struct {
     {ZYDIS_MNEMONIC_SWAPGS, swapgs},
     {ZYDIS_MNEMONIC_MOV, from_control},
     {ZYDIS_MNEMONIC_RDPKRU, rdpkru},
+    {ZYDIS_MNEMONIC_RDFSBASE, read_base},
+    {ZYDIS_MNEMONIC_RDGSBASE, read_base},
+    {ZYDIS_MNEMONIC_WRFSBASE, write_base},
+    {ZYDIS_MNEMONIC_WRGSBASE, write_base},
+    {ZYDIS_MNEMONIC_SERIALIZE, serialize},
     {ZYDIS_MNEMONIC_RDTSC, rdtsc},
     {ZYDIS_MNEMONIC_RDTSCP, rdtsc},
     {ZYDIS_MNEMONIC_SYSCALL, system_call},

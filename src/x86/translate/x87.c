@@ -12,6 +12,7 @@ void t_compare_x87(struct emitter *e) { em_mem(e, 0, 0x80, 7, X87_LOADED), em8(e
 static void need_x87(struct translation *t) {
   if (t->x87) return;
   t_lose_flags(t);
+  t->rax = PLAN_ALONE;
   t_compare_x87(&t->e);
   struct t_slow *s = t_slow(t);
   s->load_from = em_jcc(&t->e, CC_E);
@@ -31,6 +32,7 @@ void t_flush_x87_pointer(struct translation *t) {
   t->x87_pointer_waits = false;
   if (t->x87_pointer >= 0 && !t->x87_page) {
     t->x87_page = true;
+    t->rax = PLAN_ALONE;
     em_load(e, H_RAX, EM_GS(offsetof(struct x86_vcpu, code.page)));
     em_store(e, EM_GS(offsetof(struct x86_vcpu, code.x87_page)), H_RAX);
   }

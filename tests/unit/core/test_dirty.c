@@ -120,6 +120,38 @@ static void initially_set(void **state) {
   down(&l);
 }
 
+/* A bitmap of several pages, in a slot that does not end with a word; and a full log that is then taken by KVM_GET_DIRTY_LOG. */
+#define LARGE (5u * 32768 + 7)
+
+static void large(void **state) {
+  struct logged l;
+  static u64 map[LARGE / 64 + 1], ones[LARGE / 64 + 1];
+  const u64 words = LARGE / 64 + 1;
+  memset(ones, 0xff, sizeof(ones));
+  up(&l, 1, 3);
+  void *host = mmap(NULL, (size_t)LARGE * PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  assert_true(host != MAP_FAILED);
+  assert_int_equal(set_slot(l.m.vm_fd, 4, KVM_MEM_LOG_DIRTY_PAGES, 1ull << 32, (u64)LARGE * PAGE_SIZE, host), 0);
+  struct kvm_clear_dirty_log clear = {.slot = 4, .num_pages = LARGE, .dirty_bitmap = ones};
+  assert_int_equal(get(&l, 4, map), 0);
+  assert_memory_equal(map, ones, (words - 1) * sizeof(u64));
+  assert_int_equal(map[words - 1], 0x7f);
+  assert_int_equal(call(l.m.vm_fd, KVM_CLEAR_DIRTY_LOG, &clear), 0);
+  assert_int_equal(get(&l, 4, map), 0);
+  for (u64 k = 0; k < words; k++) assert_int_equal(map[k], 0);
+  gpa_t last = (1ull << 32) + (u64)(LARGE - 1) * PAGE_SIZE;
+  for (unsigned n = 0; n < 2; n++) assert_int_equal(vcpu_write_gpa(&l.m.vcpu[0]->core, last, "x", 1), 0);
+  assert_int_equal(vcpu_write_gpa(&l.m.vcpu[0]->core, (1ull << 32) + 64 * PAGE_SIZE, "x", 1), 0);
+  struct kvm_enable_cap plain = {.cap = KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2};
+  assert_int_equal(call(l.m.vm_fd, KVM_ENABLE_CAP, &plain), 0);
+  for (unsigned n = 0; n < 2; n++) {
+    assert_int_equal(get(&l, 4, map), 0);
+    for (u64 k = 0; k < words; k++) assert_int_equal(map[k], n ? 0 : k == 1 ? 1 : k == words - 1 ? BIT(6) : 0);
+  }
+  down(&l);
+  munmap(host, (size_t)LARGE * PAGE_SIZE);
+}
+
 /* A guest as an engine is: a page becomes writable when it was marked, and stays so until REQ_TLB_FLUSH.  It increments counters
  * on 32 pages; the client copies what the log says and must end with the same memory. */
 struct writer {
@@ -169,6 +201,7 @@ int main(void) {
       cmocka_unit_test(automatic),
       cmocka_unit_test(manual),
       cmocka_unit_test(initially_set),
+      cmocka_unit_test(large),
       cmocka_unit_test(nothing_is_lost),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);

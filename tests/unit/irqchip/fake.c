@@ -206,8 +206,8 @@ bool x86_has(const struct x86_vcpu *c, enum x86_feature f) {
 bool x86_is_amd(const struct x86_vcpu *c) {
   return fake.amd;
 }
-void x86_cpuid_get(struct x86_vcpu *c, u32 leaf, u32 subleaf, u32 out[4]) {
-  out[0] = leaf == 0x80000008 ? 46 : 0;
+unsigned x86_maxphyaddr(const struct x86_vcpu *c) {
+  return 46;
 }
 void x86_cpuid_apic_changed(struct x86_vcpu *c) {}
 int x86_msr_get_host(struct x86_vcpu *c, u32 index, u64 *value) {

@@ -1,0 +1,143 @@
+/* MOVS, STOS and LODS with 64-bit addresses.
+ *
+ * A repeated one runs the host's over what lies in the page of each operand, page after page; between two pages it looks at the gate.  Where a page is not in
+ * the TLB, where somebody wants the vCPU, and with DF set the interpreter goes on from the registers as they are then.  While the host's runs, RSI and RDI are host
+ * addresses and RCX counts what is left of this page (MOVED_*).
+ */
+#include "x86/translate/private.h"
+
+#define FIELD(f) EM_GS(offsetof(struct x86_vcpu, f))
+
+enum { ADD = 0x03, SUB = 0x2b, CMP = 0x3b, TEST = 0x85, CMOVB = 0x0f42, CMOVA = 0x0f47 };
+
+static bool repeated(const struct translation *t) { return t->i->iflags & (X86_I_REP | X86_I_REPNE); }
+
+/* Flags are lost already. */
+static void slow_if_down(struct translation *t) {
+  em_mem(&t->e, 0, 0xf7, 0, FIELD(rflags)), em32(&t->e, FL_DF); /* test */
+  t_slow_if(t, CC_NE);
+}
+
+/* op, with the prefixes of the operand size; byte: the opcode for bytes, one less than that for words. */
+static void sized(struct translation *t, u8 byte, unsigned reg, struct em_mem m) {
+  if (t->i->opsize == 2) em8(&t->e, 0x66);
+  em_mem(&t->e, t->i->opsize == 8, byte | (t->i->opsize != 1), reg, m);
+}
+
+static void advance(struct translation *t, unsigned host) {
+  em_lea(&t->e, host, EM_AT(host, t->i->opsize));
+}
+
+/* ---- repeated ---- */
+
+static void look_up(struct translation *t, unsigned at, bool write, struct em_mem delta) {
+  struct t_slow *s = t_slow(t);
+  s->from[s->n_from++] = t_look_up(t, at, t->i->opsize, write);
+  em_store(&t->e, delta, H_RCX);
+}
+
+/* RCX: how many elements lie in the page, RAX being the offset of the first, and are wanted; the guest's RCX goes down. */
+static void take(struct translation *t) {
+  struct emitter *e = &t->e;
+  unsigned shift = (unsigned)__builtin_ctz(t->i->opsize);
+  em_mov_imm32(e, H_RCX, PAGE_SIZE);
+  em_reg(e, 0, SUB, H_RCX, H_RAX);
+  if (shift) em_reg(e, 0, 0xc1, 5, H_RCX), em8(e, shift); /* shr */
+  em_reg(e, 1, CMP, H_RCX, T_HOME(RCX));
+  em_reg(e, 1, CMOVA, H_RCX, T_HOME(RCX));
+  em_reg(e, 1, SUB, T_HOME(RCX), H_RCX);
+}
+
+/* The host's, opcode without the bit for sizes above one. */
+static void host_string(struct translation *t, u8 opcode, bool source) {
+  struct emitter *e = &t->e;
+  if (source) em_mem(e, 1, ADD, H_RSI, FIELD(code.from));
+  em_mem(e, 1, ADD, H_RDI, FIELD(code.to));
+  if (!source) em_mov(e, H_RAX, T_HOME(RAX));
+  if (t->i->opsize == 2) em8(e, 0x66);
+  em8(e, 0xf3);
+  if (t->i->opsize == 8) em8(e, 0x48);
+  em8(e, opcode | (t->i->opsize != 1));
+  if (source) em_mem(e, 1, SUB, H_RSI, FIELD(code.from));
+  em_mem(e, 1, SUB, H_RDI, FIELD(code.to));
+}
+
+static u8 *done_if_zero(struct translation *t) {
+  em_reg(&t->e, 1, TEST, T_HOME(RCX), T_HOME(RCX));
+  return em_jcc(&t->e, CC_E);
+}
+
+static bool repeat(struct translation *t, u8 opcode, bool source) {
+  struct emitter *e = &t->e;
+  if (source && t->i->seg >= SEG_FS) return false;
+  t->moved = MOVED_COUNT | MOVED_RDI | (source ? MOVED_RSI : 0);
+  t_settle_flags(t);
+  u8 *nothing = done_if_zero(t);
+  slow_if_down(t);
+  u8 *again = e->p;
+  look_up(t, H_RDI, true, FIELD(code.to));
+  if (source) {
+    em_store(e, FIELD(code.room), H_RAX);
+    look_up(t, H_RSI, false, FIELD(code.from));
+    em_mem(e, 1, CMP, H_RAX, FIELD(code.room));
+    em_mem(e, 1, CMOVB, H_RAX, FIELD(code.room));
+  }
+  take(t);
+  host_string(t, opcode, source);
+  u8 *done = done_if_zero(t);
+  t_load_gate(t);
+  em_patch(e, em_jcc(e, CC_E), again);
+  struct t_slow *s = t_slow(t);
+  s->from[s->n_from++] = em_jmp(e);
+  em_here(e, nothing);
+  em_here(e, done);
+  return true;
+}
+
+/* ---- one element: DF is looked at when nothing else can go to the interpreter ---- */
+
+static bool move(struct translation *t) {
+  struct emitter *e = &t->e;
+  struct em_mem m;
+  t_lose_flags(t);
+  if (!t_access(t, 0, &m)) return false;
+  sized(t, 0x8a, H_RAX, m);
+  em_store(e, FIELD(code.scratch), H_RAX);
+  if (!t_access(t, 1, &m)) return false;
+  slow_if_down(t);
+  em_load(e, H_RAX, FIELD(code.scratch));
+  sized(t, 0x88, H_RAX, m);
+  advance(t, H_RSI);
+  advance(t, H_RDI);
+  return true;
+}
+
+static bool store(struct translation *t) {
+  struct em_mem m;
+  t_lose_flags(t);
+  if (!t_access(t, 0, &m)) return false;
+  slow_if_down(t);
+  sized(t, 0x88, T_HOME(RAX), m);
+  advance(t, H_RDI);
+  return true;
+}
+
+static bool load(struct translation *t) {
+  struct em_mem m;
+  t_lose_flags(t);
+  if (!t_access(t, 0, &m)) return false;
+  slow_if_down(t);
+  sized(t, 0x8a, T_HOME(RAX), m);
+  advance(t, H_RSI);
+  return true;
+}
+
+bool t_string(struct translation *t) {
+  if (t->z->meta.category != ZYDIS_CATEGORY_STRINGOP || t->i->adsize != 8) return false;
+  switch (t->z->opcode & 0xfe) {
+  case 0xa4: return repeated(t) ? repeat(t, 0xa4, true) : move(t);
+  case 0xaa: return repeated(t) ? repeat(t, 0xaa, false) : store(t);
+  case 0xac: return !repeated(t) && load(t);
+  default: return false;
+  }
+}
