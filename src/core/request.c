@@ -243,9 +243,20 @@ static int halt_sleep(struct vcpu *vcpu) {
   return r;
 }
 
+/* No exit, no statistic: as if a processor executed HLT. */
+static int halt_in_guest(struct vcpu *vcpu) {
+  while (!must_wake(vcpu))
+    for (unsigned i = 0; i < 16; i++) {
+      if (interrupted(vcpu)) return -EINTR;
+      cpu_relax();
+    }
+  return 0;
+}
+
 int vcpu_halt(struct vcpu *vcpu) {
   if (interrupted(vcpu)) return -EINTR;
   if (must_wake(vcpu)) return 0;
+  if (unlikely(vcpu->vm->halt_in_guest)) return halt_in_guest(vcpu);
   u64 start = clock_now_ns();
   int r = 0;
   if (!halt_spin(vcpu, start)) {

@@ -119,7 +119,15 @@ struct x86_code_state {
   u64 host_rsp_min;  /* ... and how far down they may reach */
   u64 no_return;     /* what the lowest one expects: a number no guest knows */
   bool on;           /* GS is ours */
+  bool once;         /* exceptions are the caller's: for tests */
   struct x86_code_target targets[1u << X86_TARGET_BITS];
+};
+
+/* What a descriptor of the GDT comes to (cpu/fast64.c): the descriptor is read each time. */
+#define X86_KNOWN_SEGMENTS 8
+struct x86_known_segment {
+  u64 descriptor;
+  struct x86_seg seg;
 };
 
 struct x86_vcpu {
@@ -150,6 +158,7 @@ struct x86_vcpu {
   u64 cr0, cr2, cr3, cr4, cr8, efer, xcr0, xss;
   u64 dr[8];               /* 0-3, 6, 7; 4 and 5 unused */
   struct x86_seg ldtr, tr;
+  struct x86_known_segment known_segments[X86_KNOWN_SEGMENTS]; /* by selector */
   struct { u64 base; u16 limit; } gdtr, idtr;
   u64 pdptr[4];            /* PAE page-directory-pointer registers (mmu/walk.c) */
   u64 star, lstar, cstar, sfmask, kernel_gs_base, tsc_aux;
@@ -177,6 +186,7 @@ struct x86_vcpu {
   _Atomic u64 apic_events; /* bit 0 INIT, bit 1 SIPI (vector in bits 8-15): set by any thread together with REQ_EVENT */
   u32 mp_state;            /* KVM_MP_STATE_* */
   bool triple_fault;
+  u64 shut_since;          /* host TSC since when events follow one another and no instruction ends; 0: they do not */
   u64 guest_debug;         /* KVM_SET_GUEST_DEBUG control word */
   u64 guest_debug_dr[8];
   u64 pending_dbg;         /* DR6 bits of a debug trap after the current instruction */
@@ -188,6 +198,7 @@ struct x86_vcpu {
   u8 left_len;             /* length of the instruction that x86_leave_insn() left in the middle */
   int (*complete_io)(struct x86_vcpu *c); /* called on the next KVM_RUN before anything else; X86_OK/END or X86_EXIT */
   struct { u8 buf[64]; u8 len; u64 lin[2]; u8 n[2]; void *host[2]; u64 gpa[2]; u8 kind; } rmw; /* see mmu/access.h */
+  struct { bool armed; u64 lin; u8 line[64]; } monitor; /* MONITOR found these bytes there */
   struct { u8 old[64]; u8 len; u8 *host; u64 gpa; } torn; /* what a store across two pages had overwritten on the first one */
 
   /* --- parts with a structure of their own --- */
@@ -223,7 +234,8 @@ struct x86_vm {
   struct x86_pmu_filter *pmu_filter; /* RCU */
   bool pmu_disabled;             /* KVM_CAP_PMU_CAPABILITY */
   bool bus_lock_exits;           /* KVM_CAP_X86_BUS_LOCK_EXIT, for vCPUs whose CPUID table is set from now on */
-  u64 exits_disabled;
+  u64 exits_disabled;            /* KVM_CAP_X86_DISABLE_EXITS */
+  u32 notify_flags, notify_window; /* KVM_CAP_X86_NOTIFY_VMEXIT; set before the first vCPU */
   u64 hypercall_exits;           /* KVM_CAP_EXIT_HYPERCALL: bits by number */
   bool exit_on_emulation_failure;
 };

@@ -288,6 +288,51 @@ def stat(uvirt, tmp):
         check(p.returncode == code and p.stderr.count(b"\n") == 1 and not p.stdout, f"stat {arguments}: {p.returncode} {p.stderr}")
 
 
+STEAL = """read up _ < /proc/uptime
+end=$((${up%.*} + 4))
+head -n 1 /proc/stat
+while [ ${up%.*} -lt $end ]; do read up _ < /proc/uptime; done
+head -n 1 /proc/stat
+"""
+
+
+def run_delay(pid, name):
+    """Nanoseconds for which the thread of that name could have run but did not."""
+    for task in os.listdir(f"/proc/{pid}/task"):
+        if open(f"/proc/{pid}/task/{task}/comm").read().strip() == name:
+            return int(open(f"/proc/{pid}/task/{task}/schedstat").read().split()[1])
+    check(False, f"no thread {name}")
+
+
+def steal(uvirt, tmp):
+    """A guest that shares its processor with another program: the column steal of its /proc/stat is its thread's run delay."""
+    if not os.path.exists("/proc/self/schedstat"):
+        sys.exit(77)
+    processor = {min(os.sched_getaffinity(0))}
+    pin = lambda: os.sched_setaffinity(0, processor)
+    guest = subprocess.Popen(Guest(uvirt, tmp, STEAL).command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, preexec_fn=pin)
+    other = None
+    text, columns, delays = "", [], []
+    try:
+        for line in guest.stdout:
+            text += line.decode(errors="replace")
+            if b"init: reached" in line:
+                other = subprocess.Popen([sys.executable, "-c", "while True: pass"], preexec_fn=pin)
+            if line.startswith(b"cpu "):
+                delays.append(run_delay(guest.pid, "vcpu0"))
+                columns.append(int(line.split()[8]))
+    finally:
+        guest.kill()
+        guest.wait()
+        if other:
+            other.kill()
+            other.wait()
+    check(len(columns) == 2, "the guest does not tell", text)
+    stolen, delay = (columns[1] - columns[0]) / 100, (delays[1] - delays[0]) / 1e9
+    print(f"run delay {delay:.3f} s, steal {stolen:.2f} s")
+    check(delay > 0.5 and abs(stolen - delay) <= 0.05 * delay, f"steal {stolen:.2f} s, run delay {delay:.3f} s", text)
+
+
 def watch(uvirt, tmp):
     """The start of a boot: every translation is listed, and named for perf with the symbols given."""
     listing, symbols = os.path.join(tmp, "listing"), os.path.join(tmp, "System.map")
@@ -390,7 +435,7 @@ def bad_input(uvirt, tmp):
     check(set(os.listdir(tmp)) == before, "files were left behind")
 
 
-CASES = {f.__name__: f for f in (boot1, boot2, boot4, clock72, noclock, noacpi, pae, pae2, disk, net, ends, again, hvc, stat, watch, cache, bad_input)}
+CASES = {f.__name__: f for f in (boot1, boot2, boot4, clock72, noclock, noacpi, pae, pae2, disk, net, ends, again, hvc, stat, steal, watch, cache, bad_input)}
 
 
 def main():

@@ -137,6 +137,12 @@ struct x86_event {
 };
 int x86_gate_deliver(struct x86_vcpu *c, const struct x86_event *e);
 
+/* ---- fast64.c: false: not one of the plain cases, and nothing has changed ---- */
+/* Delivers through a gate of a 64-bit kernel. */
+bool x86_gate64(struct x86_vcpu *c, const struct x86_event *e);
+/* IRETQ in 64-bit mode to 64-bit code: what it pops (RIP, CS, RFLAGS, RSP, SS), and the segments; all that they have to be checked for. */
+bool x86_iret64(struct x86_vcpu *c, u64 v[5], struct x86_seg *cs, struct x86_seg *ss);
+
 /* ---- task.c ---- */
 enum task_reason { TASK_JMP, TASK_CALL, TASK_IRET, TASK_GATE /* interrupt or exception */ };
 /* Switches to the TSS `sel` (checks of 7.3 from the descriptor on).  X86_OK: switched.  X86_FAULT before the commit: nothing

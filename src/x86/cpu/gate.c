@@ -166,6 +166,7 @@ static int v86_soft_int(struct x86_vcpu *c, const struct x86_event *e, bool *don
 
 int x86_gate_deliver(struct x86_vcpu *c, const struct x86_event *e) {
   struct x86_desc gate;
+  if (x86_gate64(c, e)) return X86_OK;
   if (x86_v86(c) && e->kind == EV_SOFT_INT) {
     bool done;
     int r = v86_soft_int(c, e, &done);

@@ -140,6 +140,21 @@ static int with_stack(struct x86_vcpu *c, const struct x86_seg *cs, const u64 v[
   return finish(c, v[0], flags);
 }
 
+/* 64-bit code to 64-bit code, where nothing is out of the ordinary. */
+static bool plain_iretq(struct x86_vcpu *c) {
+  u64 v[5];
+  struct x86_seg cs, ss;
+  if (!x86_iret64(c, v, &cs, &ss)) return false;
+  u64 flags = merged(c, v[2], flags_mask(c, 8));
+  bool outer = (cs.sel & 3) > c->cpl;
+  c->seg[SEG_CS] = cs;
+  c->seg[SEG_SS] = ss;
+  c->regs[RSP] = v[3];
+  if (outer) x86_null_data_segs(c, cs.sel & 3);
+  finish(c, v[0], flags);
+  return true;
+}
+
 static int same_ring(struct x86_vcpu *c, const struct x86_seg *cs, const u64 v[3], unsigned opsize) {
   int r = x86_check_target(c, cs, v[0], 0);
   if (r) return r;
@@ -155,6 +170,7 @@ static int iret(struct x86_vcpu *c, unsigned opsize, u64 next) {
   if (x86_v86(c)) return v86_iret(c, opsize);
   if (!x86_protected(c)) return real_iret(c, opsize, flags_mask(c, opsize) & ~(u64)(FL_VIF | FL_VIP));
   if (c->rflags & FL_NT) return task_return(c, next);
+  if (c->code64 && opsize == 8 && plain_iretq(c)) return X86_BRANCH;
   int r = peek3(c, opsize, v);
   if (r) return r;
   if (opsize == 4 && (v[2] & FL_VM) && c->cpl == 0 && !x86_long(c)) return to_v86(c, v);

@@ -95,12 +95,22 @@ void x86_mmu_forget_pcid(struct x86_vcpu *c, unsigned pcid) {
   if (c->mmu.aside[slot].pcid == pcid) c->mmu.aside[slot].n = 0;
 }
 
-static unsigned executed_bit(u64 lin) { return (unsigned)((lin >> PAGE_SHIFT) * 0x9e3779b97f4a7c15ull >> (64 - X86_EXECUTED_BITS)); }
+/* Where the filters tell of the page.  Kernel and user addresses have their own: kernels invalidate the pages of programs all the time. */
+static u64 *executed_word(struct x86_generations *g, bool user, u64 lin, u64 *bit) {
+  unsigned n = (unsigned)((lin >> PAGE_SHIFT) * 0x9e3779b97f4a7c15ull >> (64 - X86_EXECUTED_BITS));
+  *bit = BIT(n % 64);
+  return &g->executed[user][lin >> 63][n / 64];
+}
+static bool was_executed(struct x86_generations *g, bool user, u64 lin) {
+  u64 bit;
+  return *executed_word(g, user, lin, &bit) & bit;
+}
 
 void x86_mmu_executed(struct x86_vcpu *c, u64 lin) {
   struct x86_generations *g = &c->mmu.gen;
-  unsigned bit = executed_bit(lin), n = c->mmu.right * X86_TLB_SIZE + ((lin >> PAGE_SHIFT) & (X86_TLB_SIZE - 1));
-  g->executed[c->cpl == 3][bit / 64] |= BIT(bit % 64);
+  unsigned n = c->mmu.right * X86_TLB_SIZE + ((lin >> PAGE_SHIFT) & (X86_TLB_SIZE - 1));
+  u64 bit, *word = executed_word(g, c->cpl == 3, lin, &bit);
+  *word |= bit;
   bool global = c->mmu.tables[n].exec == (lin & PAGE_MASK) && c->mmu.meta[n].global;
   if (c->cpl != 3 && !global) g->super_local = true;
 }
@@ -118,9 +128,8 @@ static void renew(struct x86_vcpu *c, bool globals) {
 /* A page that a large one covers may have been found under another address of it: x86_mmu_flush_page() drops everything there. */
 static void renew_for_page(struct x86_vcpu *c, u64 lin) {
   struct x86_generations *g = &c->mmu.gen;
-  unsigned bit = executed_bit(lin);
-  if (g->executed[0][bit / 64] >> (bit % 64) & 1) new_super(g);
-  if (!(g->executed[1][bit / 64] >> (bit % 64) & 1)) return;
+  if (was_executed(g, false, lin)) new_super(g);
+  if (!was_executed(g, true, lin)) return;
   forget_users(g); /* it may be global */
   new_user(c);
 }

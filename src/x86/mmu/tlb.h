@@ -60,7 +60,7 @@ struct x86_tlb_aside {
  * CPL 3 and the other levels have one each: supervisor code is usually global and survives a new CR3.  User code that comes back with its PCID gets its
  * generation back. */
 #define X86_PCID_SLOTS     16
-#define X86_EXECUTED_BITS  14 /* log2 of the pages a filter tells apart */
+#define X86_EXECUTED_BITS  15 /* log2 of the pages a filter tells apart */
 struct x86_generations {
   u64 last;             /* given out */
   u64 now[2];           /* [CPL == 3] */
@@ -69,7 +69,7 @@ struct x86_generations {
     u16 pcid;
   } known[X86_PCID_SLOTS];
   bool super_local;     /* supervisor code was found on a page that is not global */
-  u64 executed[2][(1u << X86_EXECUTED_BITS) / 64]; /* [CPL == 3] pages on which code was found, hashed: INVLPG of any other matters to no code */
+  u64 executed[2][2][(1u << X86_EXECUTED_BITS) / 64]; /* [CPL == 3][address bit 63] pages on which code was found, hashed: INVLPG of any other matters to no code */
 };
 
 struct x86_mmu {

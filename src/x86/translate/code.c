@@ -184,8 +184,16 @@ static unsigned right_of(const struct x86_vcpu *c) {
   return c->cpl == 1 || c->cpl == 2 ? TLB_COUNT : (unsigned)(c->tlb - c->mmu.tables) / X86_TLB_SIZE;
 }
 
+/* 64-bit code; 32-bit code of protected mode whose segments, but FS and GS, start at 0 and are 4 GiB: nothing but the interpreter changes that, and leaves. */
+static bool is_mode(const struct x86_vcpu *c, u32 mode) {
+  const struct x86_seg *s = c->seg, *cs = &s[SEG_CS];
+  if (likely(mode == X86_MODE_64)) return true;
+  return mode == X86_MODE_32 && s[SEG_SS].flat == X86_SEG_FLAT && s[SEG_SS].db && s[SEG_DS].flat == X86_SEG_FLAT &&
+         s[SEG_ES].flat == X86_SEG_FLAT && !cs->base && cs->limit == 0xffffffffu;
+}
+
 struct x86_code *x86_code_for(struct x86_vcpu *c, struct x86_block *b) {
-  if (b->mode != X86_MODE_64 || !x86_vm_of(c)->code || c->counting) return NULL;
+  if (!is_mode(c, b->mode) || !x86_vm_of(c)->code || c->counting) return NULL;
   unsigned right = right_of(c);
   if (right >= TLB_COUNT) return NULL;
   struct x86_code *code = atomic_load_explicit(&b->code[right], memory_order_acquire);
@@ -213,7 +221,7 @@ static struct x86_code *code_at(struct x86_code_cache *k, const u8 *rx) {
  * again, which others still jump to: it leads to what took its place. */
 static bool may_link(const struct x86_code *from, const u8 *jump, const struct x86_code *code, u32 link) {
   unsigned right = from->right ^ (link & 2 ? TLB_SUPER ^ TLB_SUPER_SMAP : 0);
-  if (right != code->right || from->gpa >> PAGE_SHIFT != code->gpa >> PAGE_SHIFT || code->block->gpa2 != ~0ull) return false;
+  if (right != code->right || from->m32 != code->m32 || from->gpa >> PAGE_SHIFT != code->gpa >> PAGE_SHIFT || code->block->gpa2 != ~0ull) return false;
   return jump != from->gate || (from != code && __atomic_load_n(from->epoch, __ATOMIC_RELAXED) == EPOCH_NEVER);
 }
 
@@ -236,7 +244,7 @@ static void link_jump(struct x86_vcpu *c, struct x86_code *code) {
 
 static void set_generation(struct x86_vcpu *c, unsigned right) {
   u64 generation = x86_code_generation(c);
-  c->code.generation = generation << 2 | right;
+  c->code.generation = generation << 2 | right | (c->code64 ? 0 : BIT(63));
   c->code.salt = right == TLB_USER ? ((u32)generation * X86_CODE_SALT) >> 16 : 0;
 }
 
@@ -269,10 +277,16 @@ int x86_code_run(struct x86_vcpu *c, struct x86_code *code) {
   c->code.link_to = c->rip;
   c->code.link_resets = atomic_load_explicit(&x86_vm_of(c)->code->resets, memory_order_relaxed);
   const struct x86_insn *last = c->cur;
-  if (!last) return X86_OK;
+  if (!last) return r;
   c->cur = NULL;
   c->code.link = 0;
   return x86_finish_block(c, last, r);
+}
+
+/* An exception of the instruction that ended the block goes to the guest's handler at once. */
+static int deliver(struct x86_vcpu *c, int flow) {
+  while (flow == X86_FAULT) flow = x86_deliver_fault(c);
+  return flow;
 }
 
 /* Where code behind an instruction that ended its block goes on, when nothing else has to be looked at first: its address is known.  Called by translated
@@ -280,30 +294,33 @@ int x86_code_run(struct x86_vcpu *c, struct x86_code *code) {
 const void *x86_code_next(struct x86_vcpu *c, int flow);
 __attribute__((used)) const void *x86_code_next(struct x86_vcpu *c, int flow) {
   const struct x86_insn *last = c->cur;
-  unsigned right = right_of(c);
   c->code.link = 0;
   c->code.result = flow;
   bool sti = c->int_shadow == X86_SHADOW_STI;
-  if ((flow != X86_BRANCH && flow != X86_END) || c->stop || (c->int_shadow && !sti) || c->mode != X86_MODE_64 || c->counting || right >= TLB_COUNT ||
-      (c->rflags & FL_RF) || atomic_load_explicit(&c->core.requests, memory_order_relaxed))
+  bool goes_on = flow == X86_BRANCH || flow == X86_END || (flow == X86_FAULT && !c->code.once);
+  if (!goes_on || c->stop || (c->int_shadow && !sti) || c->counting)
     return NULL;
   c->cur = NULL;
-  c->code.result = x86_finish_block(c, last, flow);
+  c->code.result = deliver(c, x86_finish_block(c, last, flow));
+  unsigned right = right_of(c);
+  bool resumed = c->rflags & FL_RF;
+  if (c->code.result || c->stop || !is_mode(c, c->mode) || right >= TLB_COUNT || atomic_load_explicit(&c->core.requests, memory_order_relaxed)) return NULL;
   set_generation(c, right);
   const struct x86_code_target *t = target_of(c, c->rip);
   if (t->lin != c->rip || t->generation != c->code.generation) return NULL;
   c->code.page = c->rip & PAGE_MASK;
-  if (!sti) return t->code;
-  /* Nothing waits.  What comes now must not come before the instruction behind STI: that is reached without another look. */
+  if (!sti && !resumed) return t->code;
+  /* Nothing waits.  What comes now must not come before the instruction behind STI, or find that it was not resumed: it is reached without another look. */
   if (*t->owner->epoch + atomic_load_explicit(&c->core.vm->write_epoch, memory_order_acquire)) return NULL;
   c->int_shadow = 0;
+  c->rflags &= ~(u64)FL_RF;
   return t->owner->behind_gate;
 }
 
 bool x86_code_run_once(struct x86_vcpu *c, struct x86_block *b, int *flow) {
   struct x86_code_cache *k = x86_vm_of(c)->code;
   unsigned right = right_of(c);
-  if (!k || right >= TLB_COUNT || b->mode != X86_MODE_64) return false;
+  if (!k || right >= TLB_COUNT || !is_mode(c, b->mode)) return false;
   if (x86_code_is_full(x86_vm_of(c))) {
     x86_code_reset(x86_vm_of(c));
     x86_mmu_flush_all(c, true);
@@ -312,7 +329,9 @@ bool x86_code_run_once(struct x86_vcpu *c, struct x86_block *b, int *flow) {
   struct x86_code *code = make(c, b, right);
   if (!code) return false;
   set_epoch(code, -atomic_load(&c->core.vm->write_epoch));
+  c->code.once = true;
   *flow = x86_code_run(c, code);
+  c->code.once = false;
   x86_code_end(c);
   return true;
 }
@@ -400,6 +419,7 @@ void x86_code_recover(void *vcpu, void *ucontext) {
   while (n + 2 < code->n_places && code->place[n + 1].at <= offset) n++;
   unsigned insn = code->place[n].insn;
   c->regs[RSP] += (u64)(s64)code->place[n].rsp;
+  if (code->m32) c->regs[RSP] = (u32)c->regs[RSP];
   recover_moved(c, code->place[n].moved, g);
   c->rflags = (c->rflags & ~(u64)FL_ARITH) | recover_flags(c, code, code->place[n].flags, (u64)g[REG_EFL]);
   c->rip = c->code.page + (code->block->gpa & (PAGE_SIZE - 1));

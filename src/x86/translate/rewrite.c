@@ -3,6 +3,7 @@
  * General registers are renumbered; vector and opmask registers keep their numbers.  A guest register without a host register of
  * its own takes part through a scratch register.
  */
+#include "x86/decode/decoded.h"
 #include "x86/exec/vector.h"
 #include "x86/translate/private.h"
 
@@ -116,6 +117,11 @@ static bool hidden_is_fine(const ZydisDecodedOperand *op) {
   return (k == ZYDIS_REGCLASS_GPR64 || k == ZYDIS_REGCLASS_GPR32) && n < 16 && T_HOME(n) == n;
 }
 
+/* MOV between the accumulator and an address in the instruction: as the form with ModRM. */
+static bool has_offset(const ZydisDecodedInstruction *z) {
+  return z->mnemonic == ZYDIS_MNEMONIC_MOV && z->opcode_map == ZYDIS_OPCODE_MAP_DEFAULT && (z->opcode & 0xfc) == 0xa0;
+}
+
 static bool fixed(struct fields *f, const ZydisDecodedInstruction *z, const ZydisDecodedOperand *op) {
   if (hidden_is_fine(op)) return true;
   if (!is_vector_string(z->mnemonic) || op->type != ZYDIS_OPERAND_TYPE_REGISTER) return false;
@@ -132,12 +138,13 @@ static bool place(struct translation *t, struct fields *f, const ZydisDecodedOpe
   if (op->type == ZYDIS_OPERAND_TYPE_IMMEDIATE) return true;
   if (op->type == ZYDIS_OPERAND_TYPE_MEMORY) {
     f->memory = true;
-    return op->encoding == ZYDIS_OPERAND_ENCODING_MODRM_RM && op->mem.type == ZYDIS_MEMOP_TYPE_MEM;
+    return (op->encoding == ZYDIS_OPERAND_ENCODING_MODRM_RM || has_offset(t->z)) && op->mem.type == ZYDIS_MEMOP_TYPE_MEM;
   }
   if (op->type != ZYDIS_OPERAND_TYPE_REGISTER) return false;
   unsigned field = op->encoding == ZYDIS_OPERAND_ENCODING_MODRM_REG                                                   ? 1u
                    : op->encoding == ZYDIS_OPERAND_ENCODING_MODRM_RM || op->encoding == ZYDIS_OPERAND_ENCODING_OPCODE ? 2u
                    : op->encoding == ZYDIS_OPERAND_ENCODING_NDSNDD                                                    ? 3u
+                   : has_offset(t->z)                                                                                 ? 1u
                    : accumulator                                                                                      ? 2u
                                                                                                                       : 0u;
   ZydisRegisterClass k = ZydisRegisterGetClass(op->reg.value);
@@ -191,6 +198,19 @@ static void immediates(struct translation *t) {
     for (unsigned k = 0; k < t->z->raw.imm[n].size / 8u; k++) em8(&t->e, bytes[t->z->raw.imm[n].offset + k]);
 }
 
+/* Whether the code is the instruction that the guest means: W, and a register's number in an immediate, are partly ignored outside 64-bit mode. */
+static bool means_the_same(const struct translation *t, const u8 *code) {
+  ZydisDecodedInstruction z;
+  ZydisDecodedOperand ops[ZYDIS_MAX_OPERAND_COUNT];
+  if (!x86_decode_again(X86_MODE_64, code, (unsigned)(t->e.p - code), &z, ops)) return false;
+  if (z.mnemonic != t->z->mnemonic || z.operand_count_visible != t->z->operand_count_visible) return false;
+  for (unsigned k = 0; k < z.operand_count_visible; k++) {
+    if (ops[k].type != t->ops[k].type || ops[k].size != t->ops[k].size) return false;
+    if (ops[k].encoding == ZYDIS_OPERAND_ENCODING_IS4 && ops[k].reg.value != t->ops[k].reg.value) return false;
+  }
+  return true;
+}
+
 static void modrm(struct translation *t, const struct fields *f, unsigned reg) {
   if (f->memory)
     em_modrm_disp(&t->e, reg, f->mem, t->z->encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX);
@@ -211,12 +231,19 @@ static void encode_legacy(struct translation *t, const struct fields *f, bool re
     u8 p = z->raw.prefixes[k].value;
     if (p == 0x66 || p == 0xf2 || p == 0xf3 || p == 0xf0) em8(&t->e, p);
   }
-  bool opcode_register = false;
+  bool opcode_register = false, short_step = t->m32 && z->opcode_map == ZYDIS_OPCODE_MAP_DEFAULT && (opcode & 0xf0) == 0x40;
   for (unsigned k = 0; k < z->operand_count_visible; k++) opcode_register |= t->ops[k].encoding == ZYDIS_OPERAND_ENCODING_OPCODE;
   if (is_accumulator_form(z)) {
     reg = opcode >= 0xa8 ? 0 : opcode >> 3;
     opcode = (opcode >= 0xa8 ? 0xf6u : 0x80u) | (opcode & 1);
   }
+  if (short_step) { /* INC and DEC where 64-bit mode has REX prefixes */
+    reg = opcode >> 3 & 1;
+    opcode = 0xff;
+    opcode_register = false;
+  }
+  if (z->opcode_map == ZYDIS_OPCODE_MAP_DEFAULT && opcode == 0x82) opcode = 0x80;
+  if (has_offset(z)) opcode = 0x88 | (~opcode & 2) | (opcode & 1);
   unsigned rex = (z->raw.rex.W ? 8 : 0) | (opcode_register ? 0 : (reg & 8) >> 1) | extensions(f);
   if (rex || f->byte) em8(&t->e, 0x40 | rex);
   if (z->opcode_map != ZYDIS_OPCODE_MAP_DEFAULT) em_opcode(&t->e, maps[z->opcode_map]);
@@ -229,12 +256,15 @@ static void encode_legacy(struct translation *t, const struct fields *f, bool re
   immediates(t);
 }
 
+/* Outside 64-bit mode W has no meaning for general registers. */
+static unsigned vex_w(const struct translation *t) { return t->z->raw.vex.W && !(t->m32 && is_plain(t->z->mnemonic)); }
+
 static void encode_vex(struct translation *t, const struct fields *f, bool reg_is_operand) {
   const ZydisDecodedInstruction *z = t->z;
   unsigned reg = reg_is_operand ? f->reg : z->raw.modrm.reg;
   em8(&t->e, 0xc4);
   em8(&t->e, (~(reg & 8) & 8) << 4 | (~extensions(f) & 3) << 5 | z->raw.vex.m_mmmm);
-  em8(&t->e, z->raw.vex.W << 7 | (~f->vvvv & 15) << 3 | z->raw.vex.L << 2 | z->raw.vex.pp);
+  em8(&t->e, vex_w(t) << 7 | (~f->vvvv & 15) << 3 | z->raw.vex.L << 2 | z->raw.vex.pp);
   em8(&t->e, z->opcode);
   modrm(t, f, reg);
   immediates(t);
@@ -282,7 +312,7 @@ static bool rewrite(struct translation *t, unsigned align) {
     }
     if (n >= MAX_GENERAL) return false;
     if (!place(t, &f, op, accumulator && k == 0, which, &n)) return false;
-    reg_is_operand |= op->encoding == ZYDIS_OPERAND_ENCODING_MODRM_REG;
+    reg_is_operand |= op->encoding == ZYDIS_OPERAND_ENCODING_MODRM_REG || has_offset(z);
   }
   bool uses_rax = f.rax;
   for (unsigned k = 0; k < f.n; k++) uses_rax |= !t_mapped(f.g[k].guest);
@@ -310,6 +340,7 @@ static bool rewrite(struct translation *t, unsigned align) {
     if (field == 3) f.vvvv = host;
   }
   load_generals(t, &f);
+  const u8 *code = t->e.p;
   if (z->encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY)
     encode_legacy(t, &f, reg_is_operand);
   else if (z->encoding == ZYDIS_INSTRUCTION_ENCODING_VEX)
@@ -318,6 +349,7 @@ static bool rewrite(struct translation *t, unsigned align) {
     encode_evex(t, &f, reg_is_operand);
   else
     return false;
+  if (t->m32 && z->encoding != ZYDIS_INSTRUCTION_ENCODING_LEGACY && !em_overflow(&t->e) && !means_the_same(t, code)) return false;
   store_generals(t, &f);
   if (t->i->flags_written) t_wrote_flags(t);
   return true;

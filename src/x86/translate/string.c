@@ -1,4 +1,4 @@
-/* MOVS, STOS and LODS, repeated CMPS and SCAS, with 64-bit addresses.
+/* MOVS, STOS and LODS, repeated CMPS and SCAS, with addresses as wide as the mode has them.
  *
  * A repeated one runs the host's over what lies in the page of each operand, page after page; between two pages it looks at the gate.  Where a page is not in
  * the TLB, where somebody wants the vCPU, and with DF set the interpreter goes on from the registers as they are then.  While the host's runs, RSI and RDI are host
@@ -25,10 +25,15 @@ static void sized(struct translation *t, u8 byte, unsigned reg, struct em_mem m)
 }
 
 static void advance(struct translation *t, unsigned host) {
-  em_lea(&t->e, host, EM_AT(host, t->i->opsize));
+  t_lea(t, host, EM_AT(host, t->i->opsize));
 }
 
 /* ---- repeated ---- */
+
+/* 32-bit code: nothing but a register's lower half counts, and addresses go round. */
+static void keep_low(struct translation *t, unsigned host) {
+  if (t->m32) em_reg(&t->e, 0, 0x8b, host, host);
+}
 
 static void look_up(struct translation *t, unsigned at, bool write, struct em_mem delta) {
   struct t_slow *s = t_slow(t);
@@ -69,8 +74,8 @@ static void host_string(struct translation *t, const struct kind *k) {
     em8(e, 0x0f), em8(e, 0x90), em8(e, 0xc0);                                       /* seto al */
     em_lea(e, T_HOME(RCX), (struct em_mem){.base = T_HOME(RCX), .index = H_RCX}); /* those that it did not come to */
   }
-  if (k->source) em_mem(e, 1, SUB, H_RSI, FIELD(code.from));
-  em_mem(e, 1, SUB, H_RDI, FIELD(code.to));
+  if (k->source) em_mem(e, 1, SUB, H_RSI, FIELD(code.from)), keep_low(t, H_RSI);
+  em_mem(e, 1, SUB, H_RDI, FIELD(code.to)), keep_low(t, H_RDI);
 }
 
 static u8 *if_zero(struct translation *t) {
@@ -91,9 +96,12 @@ static u8 *if_decided(struct translation *t) {
 
 static bool repeat(struct translation *t, const struct kind *k) {
   struct emitter *e = &t->e;
-  if (k->source && t->i->seg >= SEG_FS) return false;
+  if (k->source && (t->i->seg >= SEG_FS || (t->m32 && t->i->seg == SEG_CS))) return false;
   t->moved = MOVED_COUNT | MOVED_RDI | (k->source ? MOVED_RSI : 0);
   t_settle_flags(t);
+  if (k->source) keep_low(t, H_RSI);
+  keep_low(t, H_RDI);
+  keep_low(t, T_HOME(RCX));
   u8 *nothing = if_zero(t);
   slow_if_down(t);
   u8 *again = e->p;
@@ -165,7 +173,7 @@ bool t_string(struct translation *t) {
       {.opcode = 0xae, .compare = true},                 /* SCAS */
   };
   u8 opcode = t->z->opcode & 0xfe;
-  if (t->z->meta.category != ZYDIS_CATEGORY_STRINGOP || t->i->adsize != 8) return false;
+  if (t->z->meta.category != ZYDIS_CATEGORY_STRINGOP || t->i->adsize != t->word) return false;
   for (size_t k = 0; repeated(t) && k < ARRAY_SIZE(kinds); k++)
     if (kinds[k].opcode == opcode) return repeat(t, &kinds[k]);
   if (repeated(t)) return false;

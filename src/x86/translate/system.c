@@ -1,6 +1,6 @@
 /* Instructions of the kernel that touch a few fields of the vCPU and are too frequent for a call of the interpreter.
  *
- * Code for supervisor rights runs at CPL 0 and in 64-bit mode, without debugging (code.c), which leaves few cases.  What is not
+ * Code for supervisor rights runs at CPL 0 in protected mode, without debugging (code.c), which leaves few cases.  What is not
  * decided here goes to the interpreter.
  */
 #include "x86/translate/private.h"
@@ -58,7 +58,7 @@ static bool direction(struct translation *t) {
 static bool pushf(struct translation *t) {
   struct emitter *e = &t->e;
   struct em_mem m;
-  if (t->z->operand_width != 64) return false;
+  if (t->z->operand_width != 8 * t->word || t->z->stack_width != 8 * t->word) return false;
   t_store_flags(t);
   t->rcx = PLAN_ALONE;
   em_mem(e, 0, 0x0fb7, H_RAX, FIELD(code.flags)); /* AH: five flags in their places, AL: OF */
@@ -73,8 +73,8 @@ static bool pushf(struct translation *t) {
   em_store(e, FIELD(code.scratch), H_RAX);
   if (!t_access(t, 0, &m)) return false;
   em_load(e, H_RAX, FIELD(code.scratch));
-  em_store(e, m, H_RAX);
-  em_lea(e, T_HOME(RSP), EM_AT(T_HOME(RSP), -8));
+  t_store_word(t, m, H_RAX);
+  t_lea(t, T_HOME(RSP), EM_AT(T_HOME(RSP), -(s32)t->word));
   return true;
 }
 
@@ -181,7 +181,7 @@ static bool from_control(struct translation *t) {
   if (!supervisor(t) || from->type != ZYDIS_OPERAND_TYPE_REGISTER || from->reg.value < ZYDIS_REGISTER_CR0 ||
       from->reg.value > ZYDIS_REGISTER_CR4 || from->reg.value == ZYDIS_REGISTER_CR1)
     return false;
-  em_load(&t->e, H_RAX, EM_GS(at[from->reg.value - ZYDIS_REGISTER_CR0]));
+  t_load_word(t, H_RAX, EM_GS(at[from->reg.value - ZYDIS_REGISTER_CR0]));
   t_write(t, t->i->rm, H_RAX);
   return true;
 }
@@ -273,13 +273,13 @@ static bool rdtsc(struct translation *t) {
 /* ---- into the kernel and out of it (syscall.c) ---- */
 
 static bool system_call(struct translation *t) {
-  if (t->right != TLB_USER) return false;
+  if (t->m32 || t->right != TLB_USER) return false;
   t_interpret_by(t, GS_OF(code.syscall));
   return true;
 }
 
 static bool system_return(struct translation *t) {
-  if (!supervisor(t) || t->i->opsize != 8 || x86_is_amd(t->c)) return false;
+  if (t->m32 || !supervisor(t) || t->i->opsize != 8 || x86_is_amd(t->c)) return false;
   t_interpret_by(t, GS_OF(code.sysret));
   return true;
 }
@@ -308,6 +308,7 @@ static const struct {
     {ZYDIS_MNEMONIC_SYSRET, system_return},
     {ZYDIS_MNEMONIC_CLD, direction},
     {ZYDIS_MNEMONIC_STD, direction},
+    {ZYDIS_MNEMONIC_PUSHFD, pushf},
     {ZYDIS_MNEMONIC_PUSHFQ, pushf},
     {ZYDIS_MNEMONIC_POPFQ, popf},
 };
