@@ -256,8 +256,10 @@ static void encode_legacy(struct translation *t, const struct fields *f, bool re
   immediates(t);
 }
 
-/* Outside 64-bit mode W has no meaning for general registers. */
-static unsigned vex_w(const struct translation *t) { return t->z->raw.vex.W && !(t->m32 && is_plain(t->z->mnemonic)); }
+/* Outside 64-bit mode W has no meaning for general registers, lengths of strings among them. */
+static unsigned vex_w(const struct translation *t) {
+  return t->z->raw.vex.W && !(t->m32 && (is_plain(t->z->mnemonic) || is_vector_string(t->z->mnemonic)));
+}
 
 static void encode_vex(struct translation *t, const struct fields *f, bool reg_is_operand) {
   const ZydisDecodedInstruction *z = t->z;
