@@ -208,6 +208,7 @@ static void put_string(struct writer *w, const struct roles *r, unsigned mode) {
   b[n++] = opcode;
   put(w, b, n);
   if (flags) put(w, (u8[]){0x85, 0xc0}, 2); /* test eax, eax */
+  if (mode != 16 && rnd_chance(40)) put(w, (u8[]){0x88, (u8)(rnd_chance(50) ? 0x47 : 0x46), 8}, 3); /* mov [rdi or rsi + 8], al */
 }
 
 /* reg, [base + displacement]: opcode is up to two bytes, the first 0 for none. */
@@ -306,7 +307,7 @@ static void put_popf(struct writer *w) {
   put(w, (u8[]){0x9d}, 1); /* popfq */
 }
 
-enum { PREPARED_MAX = 5 };
+enum { PREPARED_MAX = 6 };
 static unsigned prepared(struct seq_insn *i, const struct roles *r, unsigned mode) {
   struct writer w = {.i = i};
   bool changed = (r->kept >> RDX & 1) || (r->kept >> RAX & 1);
