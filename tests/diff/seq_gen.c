@@ -189,10 +189,12 @@ static void put_mov_imm(struct writer *w, unsigned reg, u32 v, unsigned mode) {
   put(w, b, mode == 16 ? 3 : 5);
 }
 
-/* One of MOVS, STOS and LODS, mostly repeated a few times or over pages. */
+/* Mostly repeated a few times or over pages.  CMPS goes far where it compares something with itself. */
 static void put_string(struct writer *w, const struct roles *r, unsigned mode) {
-  static const u8 opcodes[] = {0xa4, 0xa5, 0xa4, 0xa5, 0xaa, 0xab, 0xac, 0xad};
+  static const u8 opcodes[] = {0xa4, 0xa5, 0xa4, 0xa5, 0xaa, 0xab, 0xac, 0xad, 0xa6, 0xa7, 0xae, 0xaf};
   bool rep = r->counter != RCX && rnd_chance(80);
+  u8 opcode = opcodes[rnd_below(sizeof(opcodes))];
+  if ((opcode & 0xfe) == 0xa6 && rnd_chance(50)) put(w, (u8[]){0x48, 0x89, 0xfe} + (mode != 64), mode == 64 ? 3 : 2); /* mov rsi, rdi */
   u8 b[6];
   unsigned n = 0, many = rnd_chance(50) ? 40 : rnd_chance(60) ? 1200 : 9000;
   bool flags = rnd_chance(30);
@@ -201,11 +203,12 @@ static void put_string(struct writer *w, const struct roles *r, unsigned mode) {
   if (rnd_chance(4)) b[n++] = 0x67;
   if (rnd_chance(6)) b[n++] = rnd_chance(50) && mode == 64 ? 0x65 : 0x3e;
   if (rnd_chance(20)) b[n++] = 0x66;
-  if (rep) b[n++] = rnd_chance(8) ? 0xf2 : 0xf3;
+  if (rep) b[n++] = rnd_chance(20) ? 0xf2 : 0xf3;
   if (mode == 64 && rnd_chance(30)) b[n++] = 0x48;
-  b[n++] = opcodes[rnd_below(sizeof(opcodes))];
+  b[n++] = opcode;
   put(w, b, n);
   if (flags) put(w, (u8[]){0x85, 0xc0}, 2); /* test eax, eax */
+  if (mode != 16 && rnd_chance(40)) put(w, (u8[]){0x88, (u8)(rnd_chance(50) ? 0x47 : 0x46), 8}, 3); /* mov [rdi or rsi + 8], al */
 }
 
 /* reg, [base + displacement]: opcode is up to two bytes, the first 0 for none. */
@@ -304,7 +307,7 @@ static void put_popf(struct writer *w) {
   put(w, (u8[]){0x9d}, 1); /* popfq */
 }
 
-enum { PREPARED_MAX = 4 };
+enum { PREPARED_MAX = 6 };
 static unsigned prepared(struct seq_insn *i, const struct roles *r, unsigned mode) {
   struct writer w = {.i = i};
   bool changed = (r->kept >> RDX & 1) || (r->kept >> RAX & 1);

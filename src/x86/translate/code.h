@@ -5,6 +5,7 @@
  *   block.c      one block: order of parts, entries, exits
  *   rewrite.c    instructions that run as themselves, with other registers and a host address
  *   special.c    instructions with fixed registers; the stack
+ *   string.c     MOVS, STOS, LODS, CMPS, SCAS
  *   branch.c     control flow
  *   highbyte.c   instructions with AH to BH
  *   system.c     what kernels do all the time: interrupt flag, SMAP, SWAPGS, time

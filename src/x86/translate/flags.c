@@ -190,6 +190,12 @@ void t_wrote_flags(struct translation *t) {
   t->f.saved = !t->p->live;
 }
 
+void t_stored_flags(struct translation *t) {
+  t_wrote_flags(t);
+  t->f.host = false;
+  t->f.saved = true;
+}
+
 void t_flags_begin(struct translation *t) {
   struct t_flags *f = &t->f;
   f->overwrites = uses(&f->producer, t->p->writes);

@@ -39,6 +39,7 @@ void t_settle_flags(struct translation *t); /* the same, and whatever its slow p
 void t_lose_flags(struct translation *t);  /* what follows changes the host's; RAX changes */
 void t_need_flags(struct translation *t);  /* the host's are the guest's; RAX changes */
 void t_wrote_flags(struct translation *t); /* the host's instruction has set all of the guest's */
+void t_stored_flags(struct translation *t); /* its code has put them into memory */
 
 /* Around each instruction.  The second: how a fault in it finds the flags, for struct x86_code_place. */
 void t_flags_begin(struct translation *t);

@@ -147,8 +147,9 @@ unsigned x86_plan_general(ZydisRegister r) {
   }
 }
 
+/* Zydis 4.0 does not say that CMPS and SCAS move RSI and RDI. */
 static u32 written(const struct x86_decoded_insn *d) {
-  u32 mask = 0;
+  u32 mask = x86_plan_is_string(d) ? 1u << RSI | 1u << RDI : 0;
   for (unsigned k = 0; k < d->insn.operand_count; k++)
     if (d->ops[k].type == ZYDIS_OPERAND_TYPE_REGISTER && (d->ops[k].actions & ZYDIS_OPERAND_ACTION_MASK_WRITE))
       mask |= 1u << x86_plan_general(d->ops[k].reg.value);

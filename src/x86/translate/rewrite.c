@@ -265,10 +265,9 @@ static void encode_legacy(struct translation *t, const struct fields *f, bool re
   immediates(t);
 }
 
-/* Outside 64-bit mode W has no meaning for general registers, also those that the instruction does not name. */
+/* Outside 64-bit mode W has no meaning for general registers, lengths of strings among them. */
 static unsigned vex_w(const struct translation *t) {
-  unsigned m = t->z->mnemonic;
-  return t->z->raw.vex.W && !(t->m32 && (is_plain(m) || is_vector_string(m)));
+  return t->z->raw.vex.W && !(t->m32 && (is_plain(t->z->mnemonic) || is_vector_string(t->z->mnemonic)));
 }
 
 static void encode_vex(struct translation *t, const struct fields *f, bool reg_is_operand) {

@@ -1,4 +1,4 @@
-/* MOVS, STOS and LODS with addresses as wide as the mode has them.
+/* MOVS, STOS and LODS, repeated CMPS and SCAS, with addresses as wide as the mode has them.
  *
  * A repeated one runs the host's over what lies in the page of each operand, page after page; between two pages it looks at the gate.  Where a page is not in
  * the TLB, where somebody wants the vCPU, and with DF set the interpreter goes on from the registers as they are then.  While the host's runs, RSI and RDI are host
@@ -53,52 +53,77 @@ static void take(struct translation *t) {
   em_reg(e, 1, SUB, T_HOME(RCX), H_RCX);
 }
 
-/* The host's, opcode without the bit for sizes above one. */
-static void host_string(struct translation *t, u8 opcode, bool source) {
+/* What the operands of a repeated one are. */
+struct kind {
+  u8 opcode; /* for bytes */
+  bool source, write, compare;
+};
+
+/* The host's.  A comparison leaves its flags in AX, as LAHF and SETO give them. */
+static void host_string(struct translation *t, const struct kind *k) {
   struct emitter *e = &t->e;
-  if (source) em_mem(e, 1, ADD, H_RSI, FIELD(code.from));
+  if (k->source) em_mem(e, 1, ADD, H_RSI, FIELD(code.from));
   em_mem(e, 1, ADD, H_RDI, FIELD(code.to));
-  if (!source) em_mov(e, H_RAX, T_HOME(RAX));
+  if (!k->source) em_mov(e, H_RAX, T_HOME(RAX));
   if (t->i->opsize == 2) em8(e, 0x66);
-  em8(e, 0xf3);
+  em8(e, k->compare && (t->i->iflags & X86_I_REPNE) ? 0xf2 : 0xf3);
   if (t->i->opsize == 8) em8(e, 0x48);
-  em8(e, opcode | (t->i->opsize != 1));
-  if (source) em_mem(e, 1, SUB, H_RSI, FIELD(code.from)), keep_low(t, H_RSI);
+  em8(e, k->opcode | (t->i->opsize != 1));
+  if (k->compare) {
+    em8(e, 0x9f);                                                                   /* lahf */
+    em8(e, 0x0f), em8(e, 0x90), em8(e, 0xc0);                                       /* seto al */
+    em_lea(e, T_HOME(RCX), (struct em_mem){.base = T_HOME(RCX), .index = H_RCX}); /* those that it did not come to */
+  }
+  if (k->source) em_mem(e, 1, SUB, H_RSI, FIELD(code.from)), keep_low(t, H_RSI);
   em_mem(e, 1, SUB, H_RDI, FIELD(code.to)), keep_low(t, H_RDI);
 }
 
-static u8 *done_if_zero(struct translation *t) {
+static u8 *if_zero(struct translation *t) {
   em_reg(&t->e, 1, TEST, T_HOME(RCX), T_HOME(RCX));
   return em_jcc(&t->e, CC_E);
 }
 
-static bool repeat(struct translation *t, u8 opcode, bool source) {
+/* The flags of a comparison that ends here become the guest's. */
+static void finish_comparison(struct translation *t) {
+  em8(&t->e, 0x66), em_mem(&t->e, 0, 0x89, H_RAX, FIELD(code.flags));
+}
+
+/* ZF in AX: whether it goes on. */
+static u8 *if_decided(struct translation *t) {
+  em8(&t->e, 0xa9), em32(&t->e, FL_ZF << 8); /* test eax */
+  return em_jcc(&t->e, t->i->iflags & X86_I_REPNE ? CC_NE : CC_E);
+}
+
+static bool repeat(struct translation *t, const struct kind *k) {
   struct emitter *e = &t->e;
-  if (source && (t->i->seg >= SEG_FS || (t->m32 && t->i->seg == SEG_CS))) return false;
-  t->moved = MOVED_COUNT | MOVED_RDI | (source ? MOVED_RSI : 0);
+  if (k->source && (t->i->seg >= SEG_FS || (t->m32 && t->i->seg == SEG_CS))) return false;
+  t->moved = MOVED_COUNT | MOVED_RDI | (k->source ? MOVED_RSI : 0);
   t_settle_flags(t);
-  if (source) keep_low(t, H_RSI);
+  if (k->source) keep_low(t, H_RSI);
   keep_low(t, H_RDI);
   keep_low(t, T_HOME(RCX));
-  u8 *nothing = done_if_zero(t);
+  u8 *nothing = if_zero(t);
   slow_if_down(t);
   u8 *again = e->p;
-  look_up(t, H_RDI, true, FIELD(code.to));
-  if (source) {
+  look_up(t, H_RDI, k->write, FIELD(code.to));
+  if (k->source) {
     em_store(e, FIELD(code.room), H_RAX);
     look_up(t, H_RSI, false, FIELD(code.from));
     em_mem(e, 1, CMP, H_RAX, FIELD(code.room));
     em_mem(e, 1, CMOVB, H_RAX, FIELD(code.room));
   }
   take(t);
-  host_string(t, opcode, source);
-  u8 *done = done_if_zero(t);
+  host_string(t, k);
+  u8 *decided = k->compare ? if_decided(t) : NULL, *done = if_zero(t);
   t_load_gate(t);
   em_patch(e, em_jcc(e, CC_E), again);
   struct t_slow *s = t_slow(t);
   s->from[s->n_from++] = em_jmp(e);
-  em_here(e, nothing);
+  if (decided) em_here(e, decided);
   em_here(e, done);
+  if (k->compare) finish_comparison(t);
+  em_here(e, nothing);
+  if (k->compare) t_stored_flags(t);
   return true;
 }
 
@@ -141,11 +166,16 @@ static bool load(struct translation *t) {
 }
 
 bool t_string(struct translation *t) {
+  static const struct kind kinds[] = {
+      {.opcode = 0xa4, .source = true, .write = true},   /* MOVS */
+      {.opcode = 0xa6, .source = true, .compare = true}, /* CMPS */
+      {.opcode = 0xaa, .write = true},                   /* STOS */
+      {.opcode = 0xae, .compare = true},                 /* SCAS */
+  };
+  u8 opcode = t->z->opcode & 0xfe;
   if (t->z->meta.category != ZYDIS_CATEGORY_STRINGOP || t->i->adsize != t->word) return false;
-  switch (t->z->opcode & 0xfe) {
-  case 0xa4: return repeated(t) ? repeat(t, 0xa4, true) : move(t);
-  case 0xaa: return repeated(t) ? repeat(t, 0xaa, false) : store(t);
-  case 0xac: return !repeated(t) && load(t);
-  default: return false;
-  }
+  for (size_t k = 0; repeated(t) && k < ARRAY_SIZE(kinds); k++)
+    if (kinds[k].opcode == opcode) return repeat(t, &kinds[k]);
+  if (repeated(t)) return false;
+  return opcode == 0xa4 ? move(t) : opcode == 0xaa ? store(t) : opcode == 0xac && load(t);
 }

@@ -123,9 +123,7 @@ static bool popf(struct translation *t) {
   em_mem(e, 0, 0x09, H_RAX, FIELD(rflags)); /* or */
   split_flags(e);
   t_lea(t, T_HOME(RSP), EM_AT(T_HOME(RSP), (s32)t->word));
-  t_wrote_flags(t);
-  t->f.host = false;
-  t->f.saved = true;
+  t_stored_flags(t);
   t_goto(t, t->start + t->i->next);
   return t->ended = true;
 }
