@@ -262,10 +262,12 @@ int vcpu_halt(struct vcpu *vcpu) {
   if (!halt_spin(vcpu, start)) {
     vcpu_stat_set(vcpu, blocking, 1);
     u64 slept = clock_now_ns();
+    atomic_store_explicit(&vcpu->asleep_since, slept, memory_order_relaxed);
     r = halt_sleep(vcpu);
     u64 now = clock_now_ns();
     vcpu_stat_set(vcpu, blocking, 0);
-    vcpu_stat_add(vcpu, halt_wait_ns, now - slept);
+    atomic_store_explicit(&vcpu->asleep_since, 0, memory_order_relaxed);
+    __atomic_store_n(&vcpu->stats->halt_wait_ns[0], vcpu->stats->halt_wait_ns[0] + (now - slept), __ATOMIC_RELEASE);
     vcpu_stat_hist(vcpu, halt_wait_hist, now - slept);
     halt_adapt(vcpu, now - start);
   } else if (interrupted(vcpu)) {

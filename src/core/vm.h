@@ -64,6 +64,7 @@ struct vcpu {
   _Atomic int mode;                 /* enum vcpu_mode */
   _Atomic u32 handled;              /* counts vcpu_requests_done(): vm_request_all() waits on it */
   _Atomic bool halted;              /* asleep in vcpu_halt() */
+  _Atomic u64 asleep_since;         /* when it went to sleep there (clock_now_ns), 0: it did not */
   _Atomic int wake_fd;              /* eventfd that vcpu_halt() sleeps on; -1 until the first halt */
   u32 halt_poll_ns;                 /* own thread: how long the next halt spins first */
   pthread_t thread;                 /* of the last KVM_RUN */
@@ -71,6 +72,7 @@ struct vcpu {
   sigset_t sigset;
   struct vcpu_stats *stats;         /* (o) core/stats.h; incremented by the vCPU's own thread only */
   void *priv;
+  void *memory;                     /* (o) what it lies in */
 };
 
 /* Creates a VM with one reference.  -EINVAL for an unknown type. */

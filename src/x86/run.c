@@ -68,6 +68,7 @@ static int handle_requests(struct x86_vcpu *c) {
   u64 req = atomic_exchange_explicit(&c->core.requests, 0, memory_order_acq_rel);
   if (req & BIT(REQ_TLB_FLUSH)) x86_mmu_flush_all(c, true);
   vcpu_requests_done(&c->core);
+  if (unlikely(req & BIT(REQ_FORGET))) x86_idle_forget(c);
   if (req & BIT(REQ_CLOCK)) x86_pv_clock_update(c);
   if (unlikely(req & BIT(REQ_PMU))) x86_pmu_request(c);
   if (req & BIT(REQ_APIC)) x86_lapic_sync(c);

@@ -44,7 +44,7 @@ struct x86_fault {
 enum x86_vec { VEC_DE, VEC_DB, VEC_NMI, VEC_BP, VEC_OF, VEC_BR, VEC_UD, VEC_NM, VEC_DF, VEC_CSO, VEC_TS, VEC_NP, VEC_SS, VEC_GP, VEC_PF,
   VEC_MF = 16, VEC_AC, VEC_MC, VEC_XM, VEC_VE, VEC_CP };
 
-enum { REQ_EVENT = REQ_ARCH, REQ_TRIPLE_FAULT, REQ_CLOCK, REQ_HALT, REQ_APIC, REQ_EOI_EXIT, REQ_TPR_EXIT, REQ_PMU };
+enum { REQ_EVENT = REQ_ARCH, REQ_TRIPLE_FAULT, REQ_CLOCK, REQ_HALT, REQ_APIC, REQ_EOI_EXIT, REQ_TPR_EXIT, REQ_PMU, REQ_FORGET };
 
 /* Interrupt shadows (x86_vcpu.int_shadow): the first two are KVM_X86_SHADOW_INT_*. */
 #define X86_SHADOW_MOV_SS  1
@@ -119,7 +119,7 @@ struct x86_code_state {
   u64 host_rsp_min;  /* ... and how far down they may reach */
   u64 no_return;     /* what the lowest one expects: a number no guest knows */
   bool on;           /* GS is ours */
-  bool once;         /* exceptions are the caller's: x86_code_run_once() */
+  bool once;         /* exceptions are the caller's: for tests */
   struct x86_code_target targets[1u << X86_TARGET_BITS];
 };
 
@@ -220,6 +220,7 @@ struct x86_vm {
   struct vm core;
   struct x86_blocks *blocks;     /* block cache (block.c) */
   struct x86_code_cache *code;   /* translations; NULL: none are made (translate/) */
+  struct x86_idle *idle;         /* idle.c; NULL: blocks stay */
   struct x86_irqchip *irqchip;   /* PIC pair, I/O APIC; NULL, or irqchip->split (irqchip/) */
   struct x86_pit *pit;
   u64 tss_addr, identity_map_addr;

@@ -278,6 +278,7 @@ void engine_start_sequences(u8 *code, unsigned mode) {
     make_tables((u64 *)tables);
     setenv("UVIRT_ENGINE", names[kind], 1);
     placed[kind] = make_vcpu(code, tables);
+    placed[kind]->code.once = true; /* faults are compared, not delivered */
     set_mode(placed[kind], mode);
   }
   fault_install();

@@ -18,6 +18,8 @@ import tempfile
 import threading
 import time
 
+from smaps import resident
+
 GUEST = os.environ.get("UVIRT_GUEST_DIR") or os.path.join(os.path.dirname(__file__), "../../build/guest")
 TIMEOUT = 600
 NOISE = re.compile(r"WARNING:|BUG:|Call Trace|Oops|general protection|unchecked MSR|soft lockup|rcu.*stall|irq .*nobody cared|clocksource: .*unstable")
@@ -445,6 +447,33 @@ def cache(uvirt, tmp):
     check(resets and resets[0] > 2, "nothing was ever forgotten", report.decode())
 
 
+def idle(uvirt, tmp):
+    """An idle guest's machine gives back what it does not need: less than 24 MiB besides the guest's own memory, and the guest goes on as before."""
+    script = "echo test-idle\nread line\nfind /sys -type f | wc -l\necho test-idle\nread line\necho test-end\n"
+    guest = subprocess.Popen(Guest(uvirt, tmp, script, args=["--memory", "512M", "--cpus", "2"]).command,
+                             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    text, sizes = "", {}
+    try:
+        for line in guest.stdout:
+            text += line.decode(errors="replace")
+            if line.startswith(b"test-idle"):
+                end = time.monotonic() + TIMEOUT / 4
+                while True:
+                    sizes = resident(guest.pid, 512 << 20)
+                    rest = sum(sizes.values()) - sizes["guest"]
+                    if rest < 24 << 10 or time.monotonic() > end:
+                        break
+                    time.sleep(0.2)
+                check(rest < 24 << 10, f"{rest} KiB besides the guest's memory: {sizes}", text)
+                guest.stdin.write(b"go on\n")
+                guest.stdin.flush()
+        code = guest.wait(TIMEOUT)
+    finally:
+        guest.kill()
+    check(code == 0 and "test-end" in text and text.count("test-idle") == 2, f"exit code {code}", text)
+    check(not NOISE.search(text), "the guest complains", text)
+
+
 def bad_input(uvirt, tmp):
     """One clear message, non-zero exit, nothing left behind."""
     kernel = os.path.join(GUEST, "amd64", "vmlinuz")
@@ -499,7 +528,7 @@ def bad_input(uvirt, tmp):
     check(set(os.listdir(tmp)) == before, "files were left behind")
 
 
-CASES = {f.__name__: f for f in (boot1, boot2, boot4, clock72, noclock, noacpi, pae, pae2, disk, net, ends, again, hvc, migration, stat, steal, watch, cache, bad_input)}
+CASES = {f.__name__: f for f in (boot1, boot2, boot4, clock72, noclock, noacpi, pae, pae2, disk, net, ends, again, hvc, migration, stat, steal, watch, cache, idle, bad_input)}
 
 
 def main():

@@ -7,7 +7,6 @@
  * The gate.  Each entry compares one word with the block's: they differ when a request waits or the block's bytes have to be
  * compared with memory again (core/request.h).  Without touching flags that takes JRCXZ.
  */
-#include <stdlib.h>
 #include "core/request.h"
 #include "x86/decode/decoded.h"
 #include "x86/translate/private.h"
@@ -457,13 +456,14 @@ static unsigned copies_of(const struct x86_block *b, const struct x86_decoded_in
   return !itself ? 1 : b->n <= 8 ? 5 : b->n <= 16 ? 3 : 2;
 }
 
-struct x86_code *x86_translate_block(struct x86_vcpu *c, struct jit_arena *a, struct x86_block *b, unsigned right) {
+struct x86_code *x86_translate_block(struct x86_vcpu *c, struct jit_arena *a, struct region *records, struct x86_block *b, unsigned right) {
   static __thread struct translation t;
   static __thread struct x86_decoded_insn d[X86_BLOCK_MAX];
   if (jit_arena_room(a) < CODE_MAX + 64) return NULL;
   decode(b, d);
   unsigned copies = copies_of(b, d);
-  struct x86_code *code = calloc(1, sizeof(*code) + ((copies + 1) * b->n + 1) * sizeof(code->place[0]));
+  size_t size = sizeof(struct x86_code) + ((copies + 1) * b->n + 1) * sizeof(struct x86_code_place);
+  struct x86_code *code = region_alloc(records, size);
   if (!code) return NULL;
   code->block = b;
   code->gpa = b->gpa;
@@ -471,7 +471,7 @@ struct x86_code *x86_translate_block(struct x86_vcpu *c, struct jit_arena *a, st
   code->m32 = (b->mode & X86_MODE_SIZE) == X86_MODE_32;
   code->epoch = (u64 *)(void *)(a->rw + a->size - a->words - 8);
   if (!translate(&t, copies, c, a, b, right, code, d)) {
-    free(code);
+    region_free(records, code, size);
     return NULL;
   }
   a->words += 8;

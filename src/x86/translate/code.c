@@ -6,6 +6,7 @@
 #include <sys/random.h>
 #include <ucontext.h>
 #include "base/evloop.h"
+#include "base/region.h"
 #include "core/request.h"
 #include "x86/decode/decoded.h"
 #include "x86/exec/vector.h"
@@ -24,6 +25,7 @@
 struct x86_code_cache {
   pthread_mutex_t lock; /* making translations; inside it blocks->lock may be taken */
   struct jit_arena arena;
+  struct region records;  /* struct x86_code */
   size_t margin;          /* room below which everything is forgotten */
   struct x86_watch *watch;
   struct x86_code **list; /* by address */
@@ -44,7 +46,8 @@ int x86_code_create(struct x86_vm *vm) {
   k->max = (unsigned)(s.cache / 256);
   k->margin = MIN(FULL_MARGIN, s.cache / 8);
   k->list = calloc(k->max, sizeof(struct x86_code *));
-  if (!k->list || jit_arena_create(&k->arena, s.cache, s.perf)) { /* no executable memory to be had: the interpreter does everything */
+  if (!k->list || region_create(&k->records, s.cache) || jit_arena_create(&k->arena, s.cache, s.perf)) { /* no executable memory: the interpreter does everything */
+    region_destroy(&k->records);
     free(k->list);
     free(k);
     return 0;
@@ -56,15 +59,10 @@ int x86_code_create(struct x86_vm *vm) {
   return 0;
 }
 
-static void free_all(struct x86_code_cache *k) {
-  for (unsigned n = 0; n < k->n; n++) free(k->list[n]);
-  k->n = 0;
-}
-
 void x86_code_destroy(struct x86_vm *vm) {
   struct x86_code_cache *k = vm->code;
   if (!k) return;
-  free_all(k);
+  region_destroy(&k->records);
   free(k->list);
   x86_watch_destroy(k->watch);
   jit_arena_destroy(&k->arena);
@@ -118,7 +116,8 @@ void x86_code_reset(struct x86_vm *vm) {
   if (!k) return;
   pthread_mutex_lock(&k->lock);
   atomic_fetch_add(&k->resets, 1);
-  free_all(k);
+  region_clear(&k->records);
+  k->n = 0;
   jit_arena_reset(&k->arena);
   k->arena.used = 16;
   k->suspended = false;
@@ -167,7 +166,7 @@ static struct x86_code *make(struct x86_vcpu *c, struct x86_block *b, unsigned r
   struct x86_code *code = atomic_load(&b->code[right]);
   if (!code && !k->suspended && k->n < k->max) {
     u64 began = clock_now_ns();
-    code = x86_translate_block(c, &k->arena, b, right);
+    code = x86_translate_block(c, &k->arena, &k->records, b, right);
     if (code) {
       x86_watch_made(k->watch, c, code, began);
       k->list[k->n] = code;

@@ -3,6 +3,7 @@
 #define X86_TRANSLATE_PRIVATE_H
 
 #include <Zydis/Zydis.h>
+#include "base/region.h"
 #include "jit/arena.h"
 #include "x86/translate/code.h"
 #include "x86/translate/emit.h"
@@ -236,7 +237,7 @@ struct x86_code {
   } place[];
 };
 struct jit_arena *x86_code_arena(struct x86_vcpu *c);
-/* Translates into the arena; NULL: no room. */
-struct x86_code *x86_translate_block(struct x86_vcpu *c, struct jit_arena *a, struct x86_block *b, unsigned right);
+/* Translates into the arena; NULL: no room there or for the record of it. */
+struct x86_code *x86_translate_block(struct x86_vcpu *c, struct jit_arena *a, struct region *records, struct x86_block *b, unsigned right);
 
 #endif

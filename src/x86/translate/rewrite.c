@@ -23,6 +23,7 @@ struct fields {
   struct general g[MAX_GENERAL];
   unsigned n;
   bool byte; /* an 8-bit general register is among them */
+  bool rax, rcx; /* fixed registers that are not at home: one is read, the other written */
 };
 
 /* ---- which instructions ---- */
@@ -88,6 +89,23 @@ static struct general *add_general(struct fields *f, const struct translation *t
   return g;
 }
 
+/* Strings in vector registers have an index in ECX, and lengths in EAX and EDX. */
+static bool is_vector_string(unsigned mnemonic) {
+  switch (mnemonic) {
+  case ZYDIS_MNEMONIC_PCMPESTRI:
+  case ZYDIS_MNEMONIC_PCMPESTRM:
+  case ZYDIS_MNEMONIC_PCMPISTRI:
+  case ZYDIS_MNEMONIC_PCMPISTRM:
+  case ZYDIS_MNEMONIC_VPCMPESTRI:
+  case ZYDIS_MNEMONIC_VPCMPESTRM:
+  case ZYDIS_MNEMONIC_VPCMPISTRI:
+  case ZYDIS_MNEMONIC_VPCMPISTRM:
+    return true;
+  default:
+    return false;
+  }
+}
+
 /* Fixed registers are fine where the host's has the same number; flags and the instruction pointer always are. */
 static bool hidden_is_fine(const ZydisDecodedOperand *op) {
   if (op->type == ZYDIS_OPERAND_TYPE_MEMORY) return false;
@@ -102,6 +120,16 @@ static bool hidden_is_fine(const ZydisDecodedOperand *op) {
 /* MOV between the accumulator and an address in the instruction: as the form with ModRM. */
 static bool has_offset(const ZydisDecodedInstruction *z) {
   return z->mnemonic == ZYDIS_MNEMONIC_MOV && z->opcode_map == ZYDIS_OPCODE_MAP_DEFAULT && (z->opcode & 0xfc) == 0xa0;
+}
+
+static bool fixed(struct fields *f, const ZydisDecodedInstruction *z, const ZydisDecodedOperand *op) {
+  if (hidden_is_fine(op)) return true;
+  if (!is_vector_string(z->mnemonic) || op->type != ZYDIS_OPERAND_TYPE_REGISTER) return false;
+  bool write = op->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE;
+  unsigned n = x86_plan_general(op->reg.value);
+  f->rax |= n == RAX && !write;
+  f->rcx |= n == RCX && write;
+  return n == (write ? RCX : RAX);
 }
 
 /* Which field of the encoding the operand is in; accumulators that the opcode implies are made ModRM.rm. */
@@ -137,14 +165,23 @@ static bool place(struct translation *t, struct fields *f, const ZydisDecodedOpe
   return false;
 }
 
-/* Scratch registers for what has no home.  `free`: those that may be taken. */
-static bool find_homes(struct fields *f, const u8 *scratch, unsigned n_scratch) {
-  for (unsigned n = 0; n < f->n; n++) {
-    if (f->g[n].host != H_NONE) continue;
-    if (!n_scratch) return false;
-    f->g[n].host = *scratch++;
-    n_scratch--;
+static bool find_home(struct general *g, unsigned *read, unsigned *written) {
+  for (unsigned host = H_RAX; host <= H_RCX; host++) {
+    if ((g->read && (*read >> host & 1)) || (g->write && (*written >> host & 1))) continue;
+    g->host = (u8)host;
+    if (g->read) *read |= 1u << host;
+    if (g->write) *written |= 1u << host;
+    return true;
   }
+  return false;
+}
+
+/* RAX and RCX for what has no home.  What is only written may have the place of what is only read, the address for one, which is in RCX. */
+static bool find_homes(struct fields *f) {
+  unsigned read = f->memory ? 1u << H_RCX : 0, written = 0;
+  for (unsigned pass = 0; pass < 2; pass++)
+    for (unsigned n = 0; n < f->n; n++)
+      if (f->g[n].read == !pass && f->g[n].host == H_NONE && !find_home(&f->g[n], &read, &written)) return false;
   return true;
 }
 
@@ -250,17 +287,18 @@ static void encode_evex(struct translation *t, const struct fields *f, bool reg_
 /* ---- one instruction ---- */
 
 static void load_generals(struct translation *t, const struct fields *f) {
+  if (f->rax) em_mov(&t->e, H_RAX, T_HOME(RAX));
   for (unsigned n = 0; n < f->n; n++)
     if (!t_mapped(f->g[n].guest) && f->g[n].read) em_load(&t->e, f->g[n].host, t_slot(f->g[n].guest));
 }
 static void store_generals(struct translation *t, const struct fields *f) {
+  if (f->rcx) em_mov(&t->e, T_HOME(RCX), H_RCX);
   for (unsigned n = 0; n < f->n; n++)
     if (!t_mapped(f->g[n].guest) && f->g[n].write) em_store(&t->e, t_slot(f->g[n].guest), f->g[n].host);
 }
 
 /* align: address bits that must be 0. */
 static bool rewrite(struct translation *t, unsigned align) {
-  static const u8 scratch[] = {H_RAX, H_RCX}; /* a memory operand has taken RCX */
   const ZydisDecodedInstruction *z = t->z;
   struct fields f = {.rm = 0};
   u8 which[MAX_GENERAL + 4];
@@ -269,14 +307,14 @@ static bool rewrite(struct translation *t, unsigned align) {
   for (unsigned k = 0; k < z->operand_count; k++) {
     const ZydisDecodedOperand *op = &t->ops[k];
     if (k >= z->operand_count_visible) {
-      if (!hidden_is_fine(op)) return false;
+      if (!fixed(&f, z, op)) return false;
       continue;
     }
     if (n >= MAX_GENERAL) return false;
     if (!place(t, &f, op, accumulator && k == 0, which, &n)) return false;
     reg_is_operand |= op->encoding == ZYDIS_OPERAND_ENCODING_MODRM_REG || has_offset(z);
   }
-  bool uses_rax = false;
+  bool uses_rax = f.rax;
   for (unsigned k = 0; k < f.n; k++) uses_rax |= !t_mapped(f.g[k].guest);
   if (f.memory) {
     t->align = align;
@@ -291,8 +329,8 @@ static bool rewrite(struct translation *t, unsigned align) {
     }
   }
   if (t->p->needs) t_need_flags(t);
-  if (!find_homes(&f, scratch, f.memory ? 1 : 2)) return false;
-  t->keeps_rcx = true;
+  if (!find_homes(&f)) return false;
+  t->keeps_rcx = !f.rcx;
   t->keeps_rax = !uses_rax;
   for (unsigned k = 0; k < f.n; k++) t->keeps_rcx &= f.g[k].host != H_RCX;
   for (unsigned k = 0; k < n; k++) {

@@ -49,6 +49,36 @@ static bool shift_by_cl(struct translation *t) {
   return true;
 }
 
+/* SHLD and SHRD. */
+static bool double_shift_by_cl(struct translation *t) {
+  const ZydisDecodedOperand *dst = &t->ops[0], *src = &t->ops[1];
+  struct em_mem scratch = EM_GS(offsetof(struct x86_vcpu, code.scratch));
+  struct emitter *e = &t->e;
+  if (t->ops[2].type != ZYDIS_OPERAND_TYPE_REGISTER) return false;
+  unsigned opcode = 0x0f00u | t->z->opcode, guest = number(src);
+  if (dst->type == ZYDIS_OPERAND_TYPE_MEMORY) {
+    struct em_mem m;
+    if (!t_mapped(guest) || !t_access(t, 0, &m)) return false;
+    t_lose_flags(t);
+    em_lea(e, H_RAX, m);
+    em_store(e, scratch, H_RAX);
+    if (t->p->needs) t_need_flags(t);
+    em_load(e, H_RAX, scratch);
+    em_mov(e, H_RCX, T_HOME(RCX));
+    sized_mem(e, dst->size, opcode, T_HOME(guest), H_RAX);
+  } else {
+    unsigned to = number(dst);
+    if (!t_mapped(to) && !t_mapped(guest) && to != guest) return false;
+    if (t->p->needs) t_need_flags(t);
+    unsigned from = t_read(t, guest, H_RAX), host = t_read(t, to, H_RAX);
+    em_mov(e, H_RCX, T_HOME(RCX));
+    em_sized_reg(e, dst->size, opcode, from, host);
+    t_write(t, to, host);
+  }
+  t_wrote_flags(t);
+  return true;
+}
+
 /* ---- RAX and RDX ---- */
 
 /* MUL and IMUL with one operand. */
@@ -346,6 +376,8 @@ static const struct {
     {ZYDIS_MNEMONIC_ROR, shift_by_cl},
     {ZYDIS_MNEMONIC_RCL, shift_by_cl},
     {ZYDIS_MNEMONIC_RCR, shift_by_cl},
+    {ZYDIS_MNEMONIC_SHLD, double_shift_by_cl},
+    {ZYDIS_MNEMONIC_SHRD, double_shift_by_cl},
     {ZYDIS_MNEMONIC_MUL, multiply},
     {ZYDIS_MNEMONIC_IMUL, multiply},
     {ZYDIS_MNEMONIC_DIV, divide},
