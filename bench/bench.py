@@ -129,16 +129,16 @@ def duration(ns):
     return f"{ns / 1e9:.2f} s"
 
 
-def machine(o):
+def host(no_tcg):
     """Where and with what this was measured."""
     model = re.search(r"^model name\s*: (.*)$", open("/proc/cpuinfo").read(), re.M)
-    qemu = "" if o.no_tcg else "; " + subprocess.run([QEMU, "--version"], stdout=subprocess.PIPE, check=True).stdout.decode().splitlines()[0]
+    qemu = "" if no_tcg else "; " + subprocess.run([QEMU, "--version"], stdout=subprocess.PIPE, check=True).stdout.decode().splitlines()[0]
     return (f"{time.strftime('%Y-%m-%d')}: {model.group(1) if model else platform.machine()}, {len(os.sched_getaffinity(0))} processors, Linux {platform.release()}"
-            f"{qemu}; guests with {o.cpus} CPUs.")
+            f"{qemu}")
 
 
 def markdown(s, o):
-    lines = [machine(o), "", "| | uvirt | TCG | native | times faster than TCG | times native time |", "|---|--:|--:|--:|--:|--:|"]
+    lines = [f"{host(o.no_tcg)}; guests with {o.cpus} CPUs.", "", "| | uvirt | TCG | native | times faster than TCG | times native time |", "|---|--:|--:|--:|--:|--:|"]
     for r in s["figures"]:
         cells = [duration(r[k]) if r[k] else "" for k in ("uvirt_ns", "tcg_ns", "native_ns")]
         cells += [f"{r[k]:.2f}" if r[k] else "" for k in ("times_faster_than_tcg", "times_slower_than_native")]
@@ -151,13 +151,13 @@ def markdown(s, o):
     return "\n".join(lines) + "\n"
 
 
-def update(path, text):
+def update(path, text, marks=MARKS):
     old = open(path).read()
-    if [old.count(m) for m in MARKS] != [1, 1] or old.index(MARKS[0]) > old.index(MARKS[1]):
-        sys.exit(f"bench: {path} has not one line each of " + " and ".join(m.strip() for m in MARKS))
-    head, tail = old[: old.index(MARKS[0])], old[old.index(MARKS[1]):]
+    if [old.count(m) for m in marks] != [1, 1] or old.index(marks[0]) > old.index(marks[1]):
+        sys.exit(f"bench: {path} has not one line each of " + " and ".join(m.strip() for m in marks))
+    head, tail = old[: old.index(marks[0])], old[old.index(marks[1]):]
     with open(path + ".new", "w") as f:
-        f.write(head + MARKS[0] + text + tail)
+        f.write(head + marks[0] + text + tail)
     os.replace(path + ".new", path)
 
 

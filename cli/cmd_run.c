@@ -1,4 +1,5 @@
 /* `uvirt run`: boots a virtual machine. */
+#include <malloc.h>
 #include <signal.h>
 #include <stddef.h>
 
@@ -34,9 +35,15 @@ static const struct vmm_accel *accel_for(const struct run_options *o) {
   return accel;
 }
 
+/* Large blocks (the kernel, the initrd) get pages of their own and give them back.  Left to itself, malloc begins to keep them with the first one freed. */
+static void prepare_memory(void) {
+  mallopt(M_MMAP_THRESHOLD, 1 << 20);
+}
+
 static int run_machine(struct run_options *o) {
   char err[MACHINE_ERR_LEN];
   struct machine_end end;
+  prepare_memory();
   o->machine.accel = accel_for(o);
   prepare_signals();
   struct vmm *vmm = machine_create(&o->machine, err);

@@ -69,8 +69,9 @@ void dirty_ring_push(struct vcpu *vcpu, u16 as_id, u16 slot, u64 page) {
   struct kvm_dirty_gfn *e = &ring->entry[index & (ring->size - 1)];
   e->slot = (u32)as_id << 16 | slot;
   e->offset = page;
-  __atomic_store_n(&e->flags, KVM_DIRTY_GFN_F_DIRTY, __ATOMIC_RELEASE); /* the entry is complete before the client sees it */
-  atomic_store_explicit(&ring->dirty_index, index + 1, memory_order_release);
+  atomic_store_explicit(&ring->dirty_index, index + 1, memory_order_relaxed);
+  /* release: the entry is complete before the client sees it, and KVM_RESET_DIRTY_RINGS takes whatever the client has seen. */
+  __atomic_store_n(&e->flags, KVM_DIRTY_GFN_F_DIRTY, __ATOMIC_RELEASE);
   if (vcpu_ring_soft_full(vcpu)) vcpu_request(vcpu, REQ_RING_FULL);
 }
 

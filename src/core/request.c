@@ -243,18 +243,31 @@ static int halt_sleep(struct vcpu *vcpu) {
   return r;
 }
 
+/* No exit, no statistic: as if a processor executed HLT. */
+static int halt_in_guest(struct vcpu *vcpu) {
+  while (!must_wake(vcpu))
+    for (unsigned i = 0; i < 16; i++) {
+      if (interrupted(vcpu)) return -EINTR;
+      cpu_relax();
+    }
+  return 0;
+}
+
 int vcpu_halt(struct vcpu *vcpu) {
   if (interrupted(vcpu)) return -EINTR;
   if (must_wake(vcpu)) return 0;
+  if (unlikely(vcpu->vm->halt_in_guest)) return halt_in_guest(vcpu);
   u64 start = clock_now_ns();
   int r = 0;
   if (!halt_spin(vcpu, start)) {
     vcpu_stat_set(vcpu, blocking, 1);
     u64 slept = clock_now_ns();
+    atomic_store_explicit(&vcpu->asleep_since, slept, memory_order_relaxed);
     r = halt_sleep(vcpu);
     u64 now = clock_now_ns();
     vcpu_stat_set(vcpu, blocking, 0);
-    vcpu_stat_add(vcpu, halt_wait_ns, now - slept);
+    atomic_store_explicit(&vcpu->asleep_since, 0, memory_order_relaxed);
+    __atomic_store_n(&vcpu->stats->halt_wait_ns[0], vcpu->stats->halt_wait_ns[0] + (now - slept), __ATOMIC_RELEASE);
     vcpu_stat_hist(vcpu, halt_wait_hist, now - slept);
     halt_adapt(vcpu, now - start);
   } else if (interrupted(vcpu)) {

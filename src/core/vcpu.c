@@ -16,9 +16,10 @@
 
 static struct vcpu *alloc_vcpu(struct vm *vm, u32 id) {
   size_t size = ALIGN_UP(vm->arch->vcpu_size, (size_t)PAGE_SIZE);
-  struct vcpu *vcpu = aligned_alloc(PAGE_SIZE, size);
-  if (!vcpu) return NULL;
-  memset(vcpu, 0, size);
+  void *memory = calloc(1, size + PAGE_SIZE); /* most of it are tables: pages that nobody uses are not touched */
+  if (!memory) return NULL;
+  struct vcpu *vcpu = (struct vcpu *)ALIGN_UP((uintptr_t)memory, (uintptr_t)PAGE_SIZE);
+  vcpu->memory = memory;
   vcpu->vm = vm;
   vcpu->id = id;
   vcpu->index = atomic_load(&vm->n_vcpus);
@@ -59,7 +60,7 @@ static void free_vcpu(struct vcpu *vcpu) {
   dirty_ring_destroy(vcpu);
   if (vcpu->run) munmap(vcpu->run, VCPU_MMAP_PAGES * PAGE_SIZE);
   pthread_mutex_destroy(&vcpu->mutex);
-  free(vcpu);
+  free(vcpu->memory);
 }
 
 static int create_parts(struct vcpu *vcpu) {

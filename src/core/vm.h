@@ -44,6 +44,7 @@ struct vm {
   u64 dirty_flags;                  /* [s] KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 */
   u32 dirty_ring_bytes;             /* of each vCPU's dirty ring, 0: bitmaps; [l], set before the first vCPU */
   _Atomic u32 max_halt_poll_ns;     /* KVM_CAP_HALT_POLL */
+  bool halt_in_guest;               /* a halted vCPU keeps its processor (x86: KVM_X86_DISABLE_EXITS_HLT) */
   struct vm_priv *priv;             /* (o) core's private part: core/vm_priv.h */
 };
 
@@ -63,6 +64,7 @@ struct vcpu {
   _Atomic int mode;                 /* enum vcpu_mode */
   _Atomic u32 handled;              /* counts vcpu_requests_done(): vm_request_all() waits on it */
   _Atomic bool halted;              /* asleep in vcpu_halt() */
+  _Atomic u64 asleep_since;         /* when it went to sleep there (clock_now_ns), 0: it did not */
   _Atomic int wake_fd;              /* eventfd that vcpu_halt() sleeps on; -1 until the first halt */
   u32 halt_poll_ns;                 /* own thread: how long the next halt spins first */
   pthread_t thread;                 /* of the last KVM_RUN */
@@ -70,6 +72,7 @@ struct vcpu {
   sigset_t sigset;
   struct vcpu_stats *stats;         /* (o) core/stats.h; incremented by the vCPU's own thread only */
   void *priv;
+  void *memory;                     /* (o) what it lies in */
 };
 
 /* Creates a VM with one reference.  -EINVAL for an unknown type. */

@@ -16,7 +16,9 @@ static int vm_create_x86(struct vm *v, unsigned long type) {
   int r = x86_blocks_create(vm);
   if (!r) r = x86_code_create(vm);
   if (!r) r = x86_vm_clock_create(vm);
+  if (!r) r = x86_idle_create(vm);
   if (!r) return 0;
+  x86_vm_clock_destroy(vm);
   x86_blocks_destroy(vm);
   x86_code_destroy(vm);
   return r;
@@ -24,6 +26,7 @@ static int vm_create_x86(struct vm *v, unsigned long type) {
 
 static void vm_destroy_x86(struct vm *v) {
   struct x86_vm *vm = x86_vm(v);
+  x86_idle_destroy(vm);
   x86_pit_destroy(vm);
   x86_irqchip_destroy(vm);
   x86_vm_clock_destroy(vm);

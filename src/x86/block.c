@@ -3,6 +3,7 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include "base/region.h"
 #include "core/memslot.h"
 #include "core/stats.h"
 #include "x86/block.h"
@@ -16,8 +17,9 @@
 #define BLOCK_BUCKETS (1u << 17)
 #define PAGE_BUCKETS  (1u << 13)
 #define DEAD_MAX      4096
-#define BYTES_MAX     (128u << 20) /* decoded code kept before everything is thrown away */
-#define PROTECTED     64           /* pages that became code lately */
+#define BYTES_MAX     ((size_t)128 << 20) /* decoded code kept before everything is thrown away */
+#define KEEP          ((size_t)4 << 20)   /* an idle VM does not bother about less */
+#define PROTECTED     64                  /* pages that became code lately */
 
 /* A page that has, or had, blocks.  Never freed before the VM. */
 struct code_page {
@@ -38,7 +40,8 @@ struct x86_blocks {
   u64 n_protected;          /* that many in all; both: lock */
   struct x86_block *dead;
   _Atomic unsigned n_dead;
-  _Atomic size_t bytes;
+  struct region memory; /* lock; holds the blocks, dead ones too */
+  bool closed;          /* lock; no block is published while all are thrown away, so that the region gets empty */
 };
 
 static u64 page_of(const void *host) { return (u64)(uintptr_t)host >> PAGE_SHIFT; }
@@ -48,15 +51,28 @@ static unsigned block_hash(const void *host, u32 mode) { return (unsigned)((((u6
 int x86_blocks_create(struct x86_vm *vm) {
   vm->blocks = calloc(1, sizeof(*vm->blocks));
   if (!vm->blocks) return -ENOMEM;
+  if (region_create(&vm->blocks->memory, BYTES_MAX + PAGE_SIZE)) {
+    free(vm->blocks);
+    vm->blocks = NULL;
+    return -ENOMEM;
+  }
   pthread_mutex_init(&vm->blocks->lock, NULL);
   atomic_store(&vm->core.write_epoch, 1);
   return 0;
 }
 
-static void free_dead(struct x86_block *b) {
+static size_t size_of(unsigned n, unsigned len) { return sizeof(struct x86_block) + (n + 1) * sizeof(struct x86_insn) + len; }
+
+static void free_block(struct x86_blocks *bs, struct x86_block *b) { region_free(&bs->memory, b, size_of(b->n, b->len)); }
+
+static void free_dead(struct x86_blocks *bs, struct x86_block *b, unsigned n) {
+  if (n == bs->memory.live) {
+    region_clear(&bs->memory);
+    return;
+  }
   while (b) {
     struct x86_block *next = b->page_next;
-    free(b);
+    free_block(bs, b);
     b = next;
   }
 }
@@ -64,8 +80,7 @@ static void free_dead(struct x86_block *b) {
 void x86_blocks_destroy(struct x86_vm *vm) {
   struct x86_blocks *bs = vm->blocks;
   if (!bs) return;
-  x86_blocks_flush(vm);
-  free_dead(bs->dead);
+  region_destroy(&bs->memory);
   for (unsigned n = 0; n < PAGE_BUCKETS; n++)
     for (struct code_page *p = bs->page[n], *next; p; p = next) next = p->next, free(p);
   pthread_mutex_destroy(&bs->lock);
@@ -137,24 +152,30 @@ void x86_blocks_written(struct x86_vm *vm, const void *host, unsigned len) {
   pthread_mutex_unlock(&bs->lock);
 }
 
-void x86_blocks_flush(struct x86_vm *vm) {
-  struct x86_blocks *bs = vm->blocks;
-  pthread_mutex_lock(&bs->lock);
+static void flush_locked(struct x86_blocks *bs) {
   for (unsigned n = 0; n < BLOCK_BUCKETS; n++)
     while (bs->bucket[n]) kill_locked(bs, bs->bucket[n]);
-  bs->bytes = 0;
-  pthread_mutex_unlock(&bs->lock);
 }
 
-/* Frees dead blocks, and all blocks when there are too many.  On a vCPU between blocks. */
-static void reclaim(struct x86_vcpu *c) {
+void x86_blocks_flush(struct x86_vm *vm) {
+  pthread_mutex_lock(&vm->blocks->lock);
+  flush_locked(vm->blocks);
+  pthread_mutex_unlock(&vm->blocks->lock);
+}
+
+/* Bytes that blocks take, or took before they died: a hint, so relaxed. */
+static size_t bytes_of(const struct x86_blocks *bs) { return atomic_load_explicit(&bs->memory.used, memory_order_relaxed); }
+
+/* Frees dead blocks, or all blocks.  On a vCPU between blocks. */
+static void reclaim(struct x86_vcpu *c, bool all) {
   struct x86_vm *vm = x86_vm_of(c);
   struct x86_blocks *bs = vm->blocks;
-  bool all = atomic_load_explicit(&bs->bytes, memory_order_relaxed) > BYTES_MAX || x86_code_is_full(vm);
   if (all && !x86_code_suspend(vm)) return; /* no translation is made of what comes after the flush */
-  if (all) x86_blocks_flush(vm);
   pthread_mutex_lock(&bs->lock);
+  if (all) flush_locked(bs);
+  if (all) bs->closed = true;
   struct x86_block *dead = bs->dead;
+  unsigned n_dead = bs->n_dead;
   bs->dead = NULL;
   bs->n_dead = 0;
   pthread_mutex_unlock(&bs->lock);
@@ -163,7 +184,10 @@ static void reclaim(struct x86_vcpu *c) {
   vcpu_enter(&c->core);
   x86_mmu_flush_all(c, true);
   if (all) x86_code_reset(vm);
-  free_dead(dead);
+  pthread_mutex_lock(&bs->lock);
+  free_dead(bs, dead, n_dead);
+  if (all) bs->closed = false;
+  pthread_mutex_unlock(&bs->lock);
 }
 
 /* Stores to the page are seen by x86_blocks_written(), all of them.  blocks->lock held. */
@@ -256,8 +280,8 @@ void x86_blocks_abandon(struct x86_vcpu *c) {
   c->stop = 0;
   c->bus_lock = false;
   if (!c->publishing) return;
+  free_block(x86_vm_of(c)->blocks, c->publishing);
   pthread_mutex_unlock(&x86_vm_of(c)->blocks->lock);
-  free(c->publishing);
   c->publishing = NULL;
 }
 
@@ -322,9 +346,12 @@ static bool has_locked(const struct x86_insn *insn, unsigned n) {
 static struct x86_block *publish(struct x86_vcpu *c, u32 mode, const struct fetch *f, const u8 *bytes, unsigned len, const struct x86_insn *insn,
                                  unsigned n) {
   struct x86_blocks *bs = x86_vm_of(c)->blocks;
-  size_t size = sizeof(struct x86_block) + (n + 1) * sizeof(struct x86_insn) + len;
-  struct x86_block *b = calloc(1, size);
-  if (!b) return NULL;
+  pthread_mutex_lock(&bs->lock);
+  struct x86_block *b = bs->closed ? NULL : region_alloc(&bs->memory, size_of(n, len));
+  if (!b) {
+    pthread_mutex_unlock(&bs->lock);
+    return NULL;
+  }
   b->gpa = f->gpa;
   b->gpa2 = f->gpa2;
   b->host = f->host;
@@ -339,8 +366,6 @@ static struct x86_block *publish(struct x86_vcpu *c, u32 mode, const struct fetc
   memcpy(b->bytes, bytes, len);
   u64 epoch = atomic_load_explicit(&c->core.vm->write_epoch, memory_order_acquire);
   atomic_store_explicit(&b->epoch, epoch, memory_order_relaxed);
-
-  pthread_mutex_lock(&bs->lock);
   c->publishing = b;
   /* A store between our copy and this lock either is seen by the comparison, or waits for the lock and finds the block. */
   struct code_page *p = page_find(bs, page_of(f->host)), *p2 = f->host2 ? page_find(bs, page_of(f->host2)) : NULL;
@@ -348,8 +373,8 @@ static struct x86_block *publish(struct x86_vcpu *c, u32 mode, const struct fetc
               (!p2 || still_backed(c, b->gpa2, b->host2)) && bytes_equal(b);
   c->publishing = NULL;
   if (!same) {
+    free_block(bs, b);
     pthread_mutex_unlock(&bs->lock);
-    free(b);
     return NULL;
   }
   struct x86_block **bucket = &bs->bucket[block_hash(b->host, mode)];
@@ -361,9 +386,9 @@ static struct x86_block *publish(struct x86_vcpu *c, u32 mode, const struct fetc
     b->page2_next = p2->head;
     p2->head = b;
   }
-  bs->bytes += size;
   pthread_mutex_unlock(&bs->lock);
   vcpu_stat_inc(&c->core, blocks_decoded);
+  if (bytes_of(bs) > KEEP) x86_idle_watch(c);
   return b;
 }
 
@@ -406,10 +431,13 @@ static int fetch_second(struct x86_vcpu *c, u64 lin, struct fetch *f) {
   return fetch_page(c, next, &f->gpa2, &f->host2);
 }
 
+static bool is_full(struct x86_vm *vm) { return x86_code_is_full(vm) || bytes_of(vm->blocks) > BYTES_MAX - REGION_MAX; }
+
 /* A hint, so relaxed: reclaim() takes the lock. */
-static bool has_much_dead(struct x86_vm *vm) {
-  struct x86_blocks *bs = vm->blocks;
-  return x86_code_is_full(vm) || atomic_load_explicit(&bs->n_dead, memory_order_relaxed) > DEAD_MAX || atomic_load_explicit(&bs->bytes, memory_order_relaxed) > BYTES_MAX;
+static bool has_much_dead(struct x86_vm *vm) { return atomic_load_explicit(&vm->blocks->n_dead, memory_order_relaxed) > DEAD_MAX; }
+
+void x86_blocks_forget(struct x86_vcpu *c) {
+  if (bytes_of(x86_vm_of(c)->blocks) > KEEP) reclaim(c, true);
 }
 
 /* The block at the current RIP, decoded if need be.  X86_RESTART: something moved, try again. */
@@ -417,7 +445,8 @@ static int lookup(struct x86_vcpu *c, u64 lin, u32 mode, struct x86_block **out)
   struct x86_insn insn[X86_BLOCK_MAX + 1];
   u8 bytes[X86_BLOCK_MAX * 15];
   struct fetch f;
-  if (unlikely(has_much_dead(x86_vm_of(c)))) reclaim(c);
+  bool full = is_full(x86_vm_of(c));
+  if (unlikely(full || has_much_dead(x86_vm_of(c)))) reclaim(c, full);
   int r = fetch_first(c, lin, &f);
   if (r) return r;
   u64 epoch = atomic_load_explicit(&c->core.vm->write_epoch, memory_order_acquire);

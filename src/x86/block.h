@@ -67,5 +67,7 @@ void x86_blocks_written(struct x86_vm *vm, const void *host, unsigned len);
 bool x86_page_has_code(struct vm *vm, const void *host);
 /* Everything dies: slot changes. */
 void x86_blocks_flush(struct x86_vm *vm);
+/* Everything dies and its memory goes back to the host, unless it is little.  On a vCPU between blocks. */
+void x86_blocks_forget(struct x86_vcpu *c);
 
 #endif

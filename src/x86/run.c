@@ -8,6 +8,7 @@
 #include "x86/block.h"
 #include "x86/mmu/access.h"
 #include "x86/mmu/io.h"
+#include "x86/pv/pv.h"
 #include "x86/run.h"
 #include "x86/translate/code.h"
 #include "x86/x86.h"
@@ -70,6 +71,7 @@ static int handle_requests(struct x86_vcpu *c) {
   if (req & BIT(REQ_TLB_FLUSH)) x86_mmu_flush_all(c, true);
   if (req & BIT(REQ_PROTECT)) x86_blocks_protected(c);
   vcpu_requests_done(&c->core);
+  if (unlikely(req & BIT(REQ_FORGET))) x86_idle_forget(c);
   if (req & BIT(REQ_CLOCK)) x86_pv_clock_update(c);
   if (unlikely(req & BIT(REQ_PMU))) x86_pmu_request(c);
   if (req & BIT(REQ_APIC)) x86_lapic_sync(c);
@@ -89,6 +91,7 @@ static int handle_requests(struct x86_vcpu *c) {
   if (req & BIT(REQ_EOI_EXIT) && x86_lapic_eoi_exit(c)) return exit_keeping(c, req & BIT(REQ_EVENT));
   if (req & BIT(REQ_EVENT)) {
     vcpu_stat_inc(&c->core, req_event);
+    x86_pv_steal_tick(c); /* before a timer's interrupt, whose handler looks at it */
     u64 ip = c->rip;
     int r = x86_take_events(c);
     if (c->rip != ip) event_may_tell(c);
@@ -113,7 +116,8 @@ static void absent_end(struct x86_vcpu *c) {
 
 /* Not running: waits.  X86_OK when there is something to do, X86_EXIT, or -EINTR. */
 static int wait_runnable(struct x86_vcpu *c) {
-  if (c->mp_state == KVM_MP_STATE_HALTED && !c->lapic && !x86_runnable(c)) { /* the client halts for itself */
+  bool exits = !c->lapic && !c->core.vm->halt_in_guest;
+  if (c->mp_state == KVM_MP_STATE_HALTED && exits && !x86_runnable(c)) { /* the client halts for itself */
     c->mp_state = KVM_MP_STATE_RUNNABLE;
     return exit_with(c, KVM_EXIT_HLT);
   }

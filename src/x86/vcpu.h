@@ -44,7 +44,7 @@ struct x86_fault {
 enum x86_vec { VEC_DE, VEC_DB, VEC_NMI, VEC_BP, VEC_OF, VEC_BR, VEC_UD, VEC_NM, VEC_DF, VEC_CSO, VEC_TS, VEC_NP, VEC_SS, VEC_GP, VEC_PF,
   VEC_MF = 16, VEC_AC, VEC_MC, VEC_XM, VEC_VE, VEC_CP };
 
-enum { REQ_EVENT = REQ_ARCH, REQ_TRIPLE_FAULT, REQ_CLOCK, REQ_HALT, REQ_APIC, REQ_EOI_EXIT, REQ_TPR_EXIT, REQ_PMU };
+enum { REQ_EVENT = REQ_ARCH, REQ_TRIPLE_FAULT, REQ_CLOCK, REQ_HALT, REQ_APIC, REQ_EOI_EXIT, REQ_TPR_EXIT, REQ_PMU, REQ_FORGET };
 
 /* Interrupt shadows (x86_vcpu.int_shadow): the first two are KVM_X86_SHADOW_INT_*. */
 #define X86_SHADOW_MOV_SS  1
@@ -119,7 +119,7 @@ struct x86_code_state {
   u64 host_rsp_min;  /* ... and how far down they may reach */
   u64 no_return;     /* what the lowest one expects: a number no guest knows */
   bool on;           /* GS is ours */
-  bool once;         /* exceptions are the caller's: x86_code_run_once() */
+  bool once;         /* exceptions are the caller's: for tests */
   struct x86_code_target targets[1u << X86_TARGET_BITS];
 };
 
@@ -187,6 +187,7 @@ struct x86_vcpu {
   _Atomic u64 apic_events; /* bit 0 INIT, bit 1 SIPI (vector in bits 8-15): set by any thread together with REQ_EVENT */
   u32 mp_state;            /* KVM_MP_STATE_* */
   bool triple_fault;
+  u64 shut_since;          /* host TSC since when events follow one another and no instruction ends; 0: they do not */
   u64 guest_debug;         /* KVM_SET_GUEST_DEBUG control word */
   u64 guest_debug_dr[8];
   u64 pending_dbg;         /* DR6 bits of a debug trap after the current instruction */
@@ -198,6 +199,7 @@ struct x86_vcpu {
   u8 left_len;             /* length of the instruction that x86_leave_insn() left in the middle */
   int (*complete_io)(struct x86_vcpu *c); /* called on the next KVM_RUN before anything else; X86_OK/END or X86_EXIT */
   struct { u8 buf[64]; u8 len; u64 lin[2]; u8 n[2]; void *host[2]; u64 gpa[2]; u8 kind; } rmw; /* see mmu/access.h */
+  struct { bool armed; u64 lin; u8 line[64]; } monitor; /* MONITOR found these bytes there */
   struct { u8 old[64]; u8 len; u8 *host; u64 gpa; } torn; /* what a store across two pages had overwritten on the first one */
 
   /* --- parts with a structure of their own --- */
@@ -219,6 +221,7 @@ struct x86_vm {
   struct vm core;
   struct x86_blocks *blocks;     /* block cache (block.c) */
   struct x86_code_cache *code;   /* translations; NULL: none are made (translate/) */
+  struct x86_idle *idle;         /* idle.c; NULL: blocks stay */
   struct x86_irqchip *irqchip;   /* PIC pair, I/O APIC; NULL, or irqchip->split (irqchip/) */
   struct x86_pit *pit;
   u64 tss_addr, identity_map_addr;
@@ -233,7 +236,8 @@ struct x86_vm {
   struct x86_pmu_filter *pmu_filter; /* RCU */
   bool pmu_disabled;             /* KVM_CAP_PMU_CAPABILITY */
   bool bus_lock_exits;           /* KVM_CAP_X86_BUS_LOCK_EXIT, for vCPUs whose CPUID table is set from now on */
-  u64 exits_disabled;
+  u64 exits_disabled;            /* KVM_CAP_X86_DISABLE_EXITS */
+  u32 notify_flags, notify_window; /* KVM_CAP_X86_NOTIFY_VMEXIT; set before the first vCPU */
   u64 hypercall_exits;           /* KVM_CAP_EXIT_HYPERCALL: bits by number */
   bool exit_on_emulation_failure;
 };

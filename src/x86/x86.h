@@ -44,6 +44,13 @@ bool x86_interrupt_allowed(const struct x86_vcpu *c);
 /* Whether a halted vCPU must wake up. */
 bool x86_runnable(struct x86_vcpu *c);
 
+/* ---- idle.c ---- */
+int x86_idle_create(struct x86_vm *vm);
+void x86_idle_destroy(struct x86_vm *vm);
+/* There is something to give back: from now on the VM is looked at.  Any lock of the architecture may be held. */
+void x86_idle_watch(struct x86_vcpu *c);
+void x86_idle_forget(struct x86_vcpu *c); /* REQ_FORGET */
+
 /* ---- cpu/failure.c ---- */
 /* Leaves with KVM_EXIT_INTERNAL_ERROR for the instruction at work: X86_EXIT. */
 int x86_emulation_failure(struct x86_vcpu *c);

@@ -17,10 +17,9 @@ OTHER_ARCHITECTURES = re.compile(
     r"HAVE_EL|_NV\b|INJECT_SERROR|INJECT_EXT_DABT|USER_IRQ|ARM|MTE|DEVICE_CTRL_ARM|NESTED_HV|SECURE_GUEST|DAWR|RPT_INVALIDATE|AIL_MODE|ENABLE_HCALL|"
     r"SET_GUEST_DEBUG_HW|VIRTUAL|ONE_REG|REG_LIST|MEMORY_ENCRYPT_(REG|UNREG)_NONE")
 # Values that follow the machine.
-BY_HOST = {"KVM_CAP_NR_VCPUS", "KVM_CAP_XSAVE2"}
+BY_HOST = {"KVM_CAP_STEAL_TIME", "KVM_CAP_NR_VCPUS", "KVM_CAP_XSAVE2"}
 # Why something is not there, where that is not simply work to do.
 REASONS = {
-    "KVM_CAP_X86_NOTIFY_VMEXIT": "between any two blocks of instructions the engine looks at requests: no guest can keep an event window shut",
     "KVM_CAP_VM_DISABLE_NX_HUGE_PAGES": "the engine does not run guests in huge pages of the host's page tables",
     "KVM_CAP_PCI_SEGMENT": "about a device assignment that Linux 6.1 no longer has either",
 }

@@ -54,6 +54,7 @@ struct diff_case {
 enum arena_page { PAGE_GONE, PAGE_RW, PAGE_RO };
 extern const u8 arena_map[ARENA_PAGES];
 #define DIFF_GS_BASE 0x40ull
+#define DIFF_GS      0x17 /* in 32-bit mode: a selector with that base */
 /* 16-bit mode: the code area is one segment, the arena is the data and stack segment.  IRET to a 16-bit stack leaves bits 31:16
  * of ESP as they were. */
 #define ENTRY_PAGE 0x5a3d0000ull

@@ -111,10 +111,10 @@ static void set_mode(struct x86_vcpu *c, unsigned mode) {
   c->seg[SEG_CS].db = mode == 32;
   c->seg[SEG_CS].l = mode == 64;
   if (mode == 16) c->seg[SEG_CS].base = CODE_BASE, c->seg[SEG_CS].limit = CODE_LIMIT16;
-  if (mode != 64)
-    c->seg[SEG_FS].unusable = c->seg[SEG_GS].unusable = 1;
-  else
-    c->seg[SEG_GS].base = DIFF_GS_BASE;
+  if (mode != 64) c->seg[SEG_FS].unusable = 1;
+  c->seg[SEG_GS].unusable = mode == 16;
+  c->seg[SEG_GS].base = DIFF_GS_BASE;
+  if (mode == 32) c->seg[SEG_GS].sel = DIFF_GS;
   for (unsigned n = 0; n < 6; n++) x86_seg_update(&c->seg[n]);
   c->tr = (struct x86_seg){.unusable = 1, .type = 11};
   c->ldtr.unusable = 1;
@@ -278,6 +278,7 @@ void engine_start_sequences(u8 *code, unsigned mode) {
     make_tables((u64 *)tables);
     setenv("UVIRT_ENGINE", names[kind], 1);
     placed[kind] = make_vcpu(code, tables);
+    placed[kind]->code.once = true; /* faults are compared, not delivered */
     set_mode(placed[kind], mode);
   }
   fault_install();

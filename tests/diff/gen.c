@@ -278,8 +278,9 @@ static struct operands shaped_operands(const struct template *t, const struct ge
 }
 
 static u8 segment_prefix(const struct gen_shape *s) {
-  static const u8 segments[] = {0x26, 0x2e, 0x36, 0x3e, 0x65, 0x65};
-  return segments[rnd_below(s && mode != 64 ? 4 : sizeof(segments))];
+  static const u8 segments[] = {0x26, 0x2e, 0x36, 0x3e, 0x65, 0x65, 0x64};
+  if (mode == 32 && rnd_chance(30)) return 0x65;
+  return segments[rnd_below(s && mode != 64 ? 4 : mode == 64 ? 6 : 7)]; /* FS cannot be used outside 64-bit mode, GS not in 16-bit mode */
 }
 
 static const struct template *pick_template(const struct gen_shape *s) {

@@ -15,7 +15,7 @@
 /* Read and written by stub.S. */
 struct diff_state host_in, host_out;
 u64 host_entry, host_stack;
-u64 host_cs, host_ds; /* selectors; 0: stay in 64-bit mode */
+u64 host_cs, host_ds, host_gs; /* selectors; host_cs 0: stay in 64-bit mode */
 u64 host_entry_stack = ENTRY_PAGE + PAGE_SIZE;
 u8 host_ext;
 /* What C code expects: everything initial, exceptions masked. */
@@ -131,12 +131,20 @@ static void make_segments(void) {
   if (syscall(SYS_modify_ldt, 1, &code16, sizeof(code16)) || syscall(SYS_modify_ldt, 1, &data16, sizeof(data16))) die("16-bit segments");
 }
 
+/* A 32-bit data segment whose base is not 0. */
+static void make_gs(void) {
+  struct user_desc gs = {.entry_number = 2, .base_addr = (u32)DIFF_GS_BASE, .limit = 0xfffff, .limit_in_pages = 1, .seg_32bit = 1, .contents = MODIFY_LDT_CONTENTS_DATA, .useable = 1};
+  if (syscall(SYS_modify_ldt, 1, &gs, sizeof(gs))) die("GS");
+  host_gs = DIFF_GS;
+}
+
 static void set_mode(unsigned m) {
   mode = m;
   if (m == 64) return;
   void *p = mmap((void *)ENTRY_PAGE, PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
   if (p == MAP_FAILED) die("entry stack");
   if (m == 16) make_segments();
+  else make_gs();
   host_cs = m == 16 ? LDT_CODE : USER_CS32;
   host_ds = m == 16 ? LDT_DATA : USER_DS;
 }

@@ -277,14 +277,43 @@ static void put_wide_exchange(struct writer *w) {
   put_memory(w, rnd_chance(60) ? 0xf0 : 0, wide, 0x0f, 0xc7, 1, base, disp);
 }
 
+/* MULX, mostly with registers that have no home in the host's. */
+static void put_mulx(struct writer *w, const struct roles *r) {
+  static const u8 registers[] = {14, 15, 14, 15, RAX, RBX, 8};
+  unsigned high, low, source = rnd_chance(50) ? 13 : registers[rnd_below(sizeof(registers))];
+  do high = registers[rnd_below(sizeof(registers))];
+  while (r->kept >> high & 1);
+  do low = registers[rnd_below(sizeof(registers))];
+  while (r->kept >> low & 1);
+  bool memory = rnd_chance(50), wide = rnd_chance(70);
+  if (memory) source = kept_base();
+  u8 b[7] = {0xc4, (u8)((~high & 8) << 4 | 0x40 | (~source & 8) << 2 | 2), (u8)((wide ? 0x80 : 0) | (~low & 15) << 3 | 3), 0xf6,
+             (u8)((memory ? 0x40 : 0xc0) | (high & 7) << 3 | (source & 7)), 8};
+  put(w, b, memory ? 6 : 5);
+}
+
+/* Other flags, by way of the stack. */
+static void put_popf(struct writer *w) {
+  u32 flags = (u32)rnd() & FL_ARITH;
+  if (rnd_chance(30)) flags |= FL_ID;
+  if (rnd_chance(10)) flags |= (u32)rnd() & (FL_DF | FL_NT | FL_IF | FL_IOPL);
+  put(w, (u8[]){0x9c}, 1); /* pushfq */
+  u8 b[7] = {0x81, 0x34, 0x24}; /* xor dword [rsp], flags */
+  memcpy(b + 3, &flags, 4);
+  if (rnd_chance(80)) put(w, b, 7);
+  put(w, (u8[]){0x9d}, 1); /* popfq */
+}
+
 enum { PREPARED_MAX = 4 };
 static unsigned prepared(struct seq_insn *i, const struct roles *r, unsigned mode) {
   struct writer w = {.i = i};
   bool changed = (r->kept >> RDX & 1) || (r->kept >> RAX & 1);
-  switch (mode == 64 && !changed ? rnd_below(4) : 0) {
+  switch (mode == 64 && !changed ? rnd_below(6) : 0) {
   case 1: put_division(&w); break;
   case 2: put_bit(&w, r); break;
   case 3: put_wide_exchange(&w); break;
+  case 4: put_mulx(&w, r); break;
+  case 5: put_popf(&w); break;
   default: put_string(&w, r, mode); break;
   }
   return w.n;

@@ -51,6 +51,8 @@ enter_other:
         movl    host_ds(%rip), %eax
         movl    %eax, %ds
         movl    %eax, %es
+        movl    host_gs(%rip), %eax
+        movl    %eax, %gs
         movq    host_entry_stack(%rip), %rsp
         pushq   host_ds(%rip)
         pushq   host_in+GPR+32(%rip)

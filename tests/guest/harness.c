@@ -435,11 +435,20 @@ void guest_long(struct guest *g, u64 rip) {
   set_start(g, rip, GUEST_STACK0);
 }
 
+#define IMAGE_GPA 0x10000000
+
+extern char __executable_start[], _end[];
+
+static u64 image_start(void) {
+  return (u64)(uintptr_t)__executable_start & ~0xfffull;
+}
 void guest_map_image(struct guest *g) {
-  extern char __executable_start[], _end[];
-  u64 first = (u64)(uintptr_t)__executable_start & ~0xfffull, end = ((u64)(uintptr_t)_end + 0xfff) & ~0xfffull;
-  guest_add_slot(g, 0, 0x10000000, (void *)(uintptr_t)first, end - first);
-  guest_map(g, first, 0x10000000, end - first, P_W);
+  u64 first = image_start(), end = ((u64)(uintptr_t)_end + 0xfff) & ~0xfffull;
+  guest_add_slot(g, 0, IMAGE_GPA, (void *)(uintptr_t)first, end - first);
+  guest_map(g, first, IMAGE_GPA, end - first, P_W);
+}
+u64 guest_image_gpa(const volatile void *object) {
+  return (u64)(uintptr_t)object - image_start() + IMAGE_GPA;
 }
 
 /* ---- running ---- */

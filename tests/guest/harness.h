@@ -143,6 +143,7 @@ void guest_idt64(struct guest *g, unsigned vector, unsigned type, unsigned dpl, 
 void guest_map(struct guest *g, u64 lin, u64 gpa, u64 size, unsigned flags);
 /* The test's own image, at its own addresses; gpa 0x10000000. */
 void guest_map_image(struct guest *g);
+u64 guest_image_gpa(const volatile void *object);
 
 /* ---- code ---- */
 void guest_load(struct guest *g, u64 gpa, const void *data, size_t size);

@@ -525,15 +525,10 @@ static void guest_clock(void) {
   done();
 }
 
-static u64 image_gpa(const volatile void *p) {
-  extern char __executable_start[];
-  return 0x10000000 + (u64)(uintptr_t)p - ((u64)(uintptr_t)__executable_start & ~0xfffull);
-}
-
 /* The clock does not run while nobody does, and neither goes back nor jumps. */
 static void clock_page(void) {
   struct guest *g = start_function(guest_clock);
-  info_gpa = image_gpa(&info);
+  info_gpa = guest_image_gpa(&info);
   for (unsigned n = 0; n < 4; n++) {
     CHECK_EQ(guest_next(g), 1);
     copy(g);
@@ -569,7 +564,7 @@ static void guest_pv_eoi(void) {
 static void pv_eoi(void) {
   struct guest *g = start_function(guest_pv_eoi);
   HANDLE(g, 0x63, take_self);
-  flag_gpa = image_gpa(&pv_flag);
+  flag_gpa = guest_image_gpa(&pv_flag);
   count = 0;
   for (unsigned n = 1; n <= 3; n++) {
     CHECK_EQ(guest_next(g), 5);

@@ -18,6 +18,8 @@ import tempfile
 import threading
 import time
 
+from smaps import resident
+
 GUEST = os.environ.get("UVIRT_GUEST_DIR") or os.path.join(os.path.dirname(__file__), "../../build/guest")
 TIMEOUT = 600
 NOISE = re.compile(r"WARNING:|BUG:|Call Trace|Oops|general protection|unchecked MSR|soft lockup|rcu.*stall|irq .*nobody cared|clocksource: .*unstable")
@@ -288,6 +290,51 @@ def stat(uvirt, tmp):
         check(p.returncode == code and p.stderr.count(b"\n") == 1 and not p.stdout, f"stat {arguments}: {p.returncode} {p.stderr}")
 
 
+STEAL = """read up _ < /proc/uptime
+end=$((${up%.*} + 4))
+head -n 1 /proc/stat
+while [ ${up%.*} -lt $end ]; do read up _ < /proc/uptime; done
+head -n 1 /proc/stat
+"""
+
+
+def run_delay(pid, name):
+    """Nanoseconds for which the thread of that name could have run but did not."""
+    for task in os.listdir(f"/proc/{pid}/task"):
+        if open(f"/proc/{pid}/task/{task}/comm").read().strip() == name:
+            return int(open(f"/proc/{pid}/task/{task}/schedstat").read().split()[1])
+    check(False, f"no thread {name}")
+
+
+def steal(uvirt, tmp):
+    """A guest that shares its processor with another program: the column steal of its /proc/stat is its thread's run delay."""
+    if not os.path.exists("/proc/self/schedstat"):
+        sys.exit(77)
+    processor = {min(os.sched_getaffinity(0))}
+    pin = lambda: os.sched_setaffinity(0, processor)
+    guest = subprocess.Popen(Guest(uvirt, tmp, STEAL).command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, preexec_fn=pin)
+    other = None
+    text, columns, delays = "", [], []
+    try:
+        for line in guest.stdout:
+            text += line.decode(errors="replace")
+            if b"init: reached" in line:
+                other = subprocess.Popen([sys.executable, "-c", "while True: pass"], preexec_fn=pin)
+            if line.startswith(b"cpu "):
+                delays.append(run_delay(guest.pid, "vcpu0"))
+                columns.append(int(line.split()[8]))
+    finally:
+        guest.kill()
+        guest.wait()
+        if other:
+            other.kill()
+            other.wait()
+    check(len(columns) == 2, "the guest does not tell", text)
+    stolen, delay = (columns[1] - columns[0]) / 100, (delays[1] - delays[0]) / 1e9
+    print(f"run delay {delay:.3f} s, steal {stolen:.2f} s")
+    check(delay > 0.5 and abs(stolen - delay) <= 0.05 * delay, f"steal {stolen:.2f} s, run delay {delay:.3f} s", text)
+
+
 def watch(uvirt, tmp):
     """The start of a boot: every translation is listed, and named for perf with the symbols given."""
     listing, symbols = os.path.join(tmp, "listing"), os.path.join(tmp, "System.map")
@@ -334,6 +381,33 @@ def cache(uvirt, tmp):
     check(not NOISE.search(text), "the guest complains", text)
     resets = [s["total"] for s in json.loads(report)["statistics"] if s["name"] == "translation_resets"]
     check(resets and resets[0] > 2, "nothing was ever forgotten", report.decode())
+
+
+def idle(uvirt, tmp):
+    """An idle guest's machine gives back what it does not need: less than 24 MiB besides the guest's own memory, and the guest goes on as before."""
+    script = "echo test-idle\nread line\nfind /sys -type f | wc -l\necho test-idle\nread line\necho test-end\n"
+    guest = subprocess.Popen(Guest(uvirt, tmp, script, args=["--memory", "512M", "--cpus", "2"]).command,
+                             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    text, sizes = "", {}
+    try:
+        for line in guest.stdout:
+            text += line.decode(errors="replace")
+            if line.startswith(b"test-idle"):
+                end = time.monotonic() + TIMEOUT / 4
+                while True:
+                    sizes = resident(guest.pid, 512 << 20)
+                    rest = sum(sizes.values()) - sizes["guest"]
+                    if rest < 24 << 10 or time.monotonic() > end:
+                        break
+                    time.sleep(0.2)
+                check(rest < 24 << 10, f"{rest} KiB besides the guest's memory: {sizes}", text)
+                guest.stdin.write(b"go on\n")
+                guest.stdin.flush()
+        code = guest.wait(TIMEOUT)
+    finally:
+        guest.kill()
+    check(code == 0 and "test-end" in text and text.count("test-idle") == 2, f"exit code {code}", text)
+    check(not NOISE.search(text), "the guest complains", text)
 
 
 def bad_input(uvirt, tmp):
@@ -390,7 +464,7 @@ def bad_input(uvirt, tmp):
     check(set(os.listdir(tmp)) == before, "files were left behind")
 
 
-CASES = {f.__name__: f for f in (boot1, boot2, boot4, clock72, noclock, noacpi, pae, pae2, disk, net, ends, again, hvc, stat, watch, cache, bad_input)}
+CASES = {f.__name__: f for f in (boot1, boot2, boot4, clock72, noclock, noacpi, pae, pae2, disk, net, ends, again, hvc, stat, steal, watch, cache, idle, bad_input)}
 
 
 def main():

@@ -17,7 +17,9 @@
 #define MSR_REASONS    (KVM_MSR_EXIT_REASON_INVAL | KVM_MSR_EXIT_REASON_UNKNOWN | KVM_MSR_EXIT_REASON_FILTER)
 #define HYPERCALL_EXITS BIT(KVM_HC_MAP_GPA_RANGE)
 #define BUS_LOCK_MODES (KVM_BUS_LOCK_DETECTION_OFF | KVM_BUS_LOCK_DETECTION_EXIT)
-#define DISABLED_EXITS KVM_X86_DISABLE_EXITS_PAUSE /* PAUSE never exits */
+#define NOTIFY_FLAGS   (KVM_X86_NOTIFY_VMEXIT_ENABLED | KVM_X86_NOTIFY_VMEXIT_USER)
+/* PAUSE never exits.  Not CSTATE: residency counters are MSRs, which a program cannot read. */
+#define DISABLED_EXITS (KVM_X86_DISABLE_EXITS_MWAIT | KVM_X86_DISABLE_EXITS_HLT | KVM_X86_DISABLE_EXITS_PAUSE)
 
 static const struct {
   u16 cap;
@@ -51,6 +53,7 @@ static const struct {
     {KVM_CAP_DISABLE_QUIRKS, 1},
     {KVM_CAP_DISABLE_QUIRKS2, QUIRKS},
     {KVM_CAP_X86_DISABLE_EXITS, DISABLED_EXITS},
+    {KVM_CAP_X86_NOTIFY_VMEXIT, 1},
     {KVM_CAP_MMU_SHADOW_CACHE_CONTROL, 1},
     /* vCPU state */
     {KVM_CAP_MP_STATE, 1},
@@ -83,12 +86,12 @@ static const struct {
     {KVM_CAP_GET_TSC_KHZ, 1},
     {KVM_CAP_TSC_CONTROL, 1},
     {KVM_CAP_VM_TSC_CONTROL, 1},
-    {KVM_CAP_STEAL_TIME, 1},
     {KVM_CAP_NOP_IO_DELAY, 1},
     {KVM_CAP_ENFORCE_PV_FEATURE_CPUID, 1},
 };
 
 int x86_check_extension(struct vm *vm, long cap) {
+  if (cap == KVM_CAP_STEAL_TIME) return x86_pv_steal_known();
   if (cap == KVM_CAP_XSAVE2) return (int)MAX(x86_xsave_size(x86_xcr0_supported()), sizeof(struct kvm_xsave));
   for (unsigned k = 0; k < ARRAY_SIZE(caps); k++)
     if (caps[k].cap == cap) return (int)caps[k].value;
@@ -123,7 +126,22 @@ static int enable_x2apic(struct x86_vm *vm, const u64 *args) {
 static int enable_disabled_exits(struct x86_vm *vm, const u64 *args) {
   if (args[0] & ~(u64)KVM_X86_DISABLE_VALID_EXITS) return -EINVAL;
   vm->exits_disabled |= args[0] & DISABLED_EXITS;
+  vm->core.halt_in_guest = vm->exits_disabled & KVM_X86_DISABLE_EXITS_HLT;
   return 0;
+}
+
+static int enable_notify(struct x86_vm *vm, const u64 *args) {
+  u32 flags = (u32)args[0];
+  int r = -EINVAL;
+  if ((flags & ~NOTIFY_FLAGS) || !(flags & KVM_X86_NOTIFY_VMEXIT_ENABLED)) return r;
+  pthread_mutex_lock(&vm->core.lock);
+  if (!atomic_load(&vm->core.n_vcpus)) {
+    vm->notify_flags = flags;
+    vm->notify_window = (u32)(args[0] >> 32);
+    r = 0;
+  }
+  pthread_mutex_unlock(&vm->core.lock);
+  return r;
 }
 
 static int enable_platform_info(struct x86_vm *vm, const u64 *args) {
@@ -200,6 +218,7 @@ static const struct {
     {KVM_CAP_SPLIT_IRQCHIP, enable_split_irqchip},
     {KVM_CAP_X2APIC_API, enable_x2apic},
     {KVM_CAP_X86_DISABLE_EXITS, enable_disabled_exits},
+    {KVM_CAP_X86_NOTIFY_VMEXIT, enable_notify},
     {KVM_CAP_MSR_PLATFORM_INFO, enable_platform_info},
     {KVM_CAP_EXCEPTION_PAYLOAD, enable_payload},
     {KVM_CAP_X86_TRIPLE_FAULT_EVENT, enable_triple_fault},

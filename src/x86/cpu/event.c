@@ -5,6 +5,7 @@
 #include <sched.h>
 #include "core/stats.h"
 #include "x86/cpu/desc.h"
+#include "x86/cpu/tsc.h"
 #include "x86/insn.h"
 #include "x86/mmu/access.h"
 #include "x86/mmu/io.h"
@@ -116,12 +117,25 @@ static int cannot_deliver(struct x86_vcpu *c, const struct x86_event *e, u64 len
   return X86_EXIT;
 }
 
+/* As many events in a row as a processor that is not kept from running takes at the very most. */
+#define EVENTS_MAX 16
+
+/* Exceptions that lead to one another without end — a handler of #AC in ring 3 whose stack is misaligned, for instance — on a processor keep
+ * everything else out.  Here the rest waits until requests have been looked at. */
+static int put_off(struct x86_vcpu *c, const struct x86_event *e) {
+  if (c->cur) c->rip = x86_insn_ip(c, c->cur);
+  c->exception.injected = true;
+  c->exception.ex = (struct x86_fault){.vector = e->vector, .has_error = e->has_error, .error = e->error};
+  x86_request_event(c);
+  return X86_OK;
+}
+
 /* Delivers, and what comes of delivering.  e->ret is the address to push; c->rip still stands at the instruction a fault would
  * return to. */
 static int deliver(struct x86_vcpu *c, struct x86_event *e) {
   u64 len = e->ret - (c->cur ? x86_insn_ip(c, c->cur) : c->rip);
   c->pending_dbg &= ~(DBG_ARMED_TF | DBG_KEEP_RF);
-  for (;;) {
+  for (unsigned n = 0; n < EVENTS_MAX; n++) {
     int r = x86_protected(c) ? x86_gate_deliver(c, e) : ivt_deliver(c, e);
     if (r == X86_OK) {
       if (unlikely(c->int_shadow)) x86_request_event(c); /* what waited for the end of the shadow */
@@ -134,6 +148,7 @@ static int deliver(struct x86_vcpu *c, struct x86_event *e) {
       return X86_OK;
     }
   }
+  return put_off(c, e);
 }
 
 /* EXT: the event is not the program's own doing (SDM Vol. 3A 6.13). */
@@ -339,10 +354,27 @@ static bool take_one(struct x86_vcpu *c, int *r) {
   return take_nmi(c, r) || take_interrupt(c, r);
 }
 
+/* No instruction ends between events.  For how long that may go on the client says (api.rst 7.33, KVM_CAP_X86_NOTIFY_VMEXIT). */
+static int events_go_on(struct x86_vcpu *c) {
+  const struct x86_vm *vm = x86_vm_of(c);
+  u64 now = x86_host_tsc();
+  x86_request_event(c);
+  if (!c->shut_since) c->shut_since = now;
+  if (!(vm->notify_flags & KVM_X86_NOTIFY_VMEXIT_ENABLED) || now - c->shut_since < vm->notify_window) return X86_OK;
+  c->shut_since = 0;
+  vcpu_stat_exit(&c->core, notify_window_exits);
+  if (!(vm->notify_flags & KVM_X86_NOTIFY_VMEXIT_USER)) return X86_OK;
+  c->core.run->exit_reason = KVM_EXIT_NOTIFY;
+  c->core.run->notify.flags = 0;
+  return X86_EXIT;
+}
+
 int x86_take_events(struct x86_vcpu *c) {
   int r = X86_OK;
-  while (take_one(c, &r) && r == X86_OK) {
-  }
+  unsigned n = 0;
+  while (n < EVENTS_MAX && take_one(c, &r) && r == X86_OK && !c->exception.injected) n++;
+  if (likely(r != X86_OK || (n < EVENTS_MAX && !c->exception.injected))) c->shut_since = 0;
+  else if (c->mp_state == KVM_MP_STATE_RUNNABLE) r = events_go_on(c);
   c->irq_waits = x86_irq_unannounced(c) || (!x86_interrupt_allowed(c) && interrupt_waits(c));
   return r;
 }

@@ -3,6 +3,7 @@
  * Intel SDM Vol. 3A 6.14; Vol. 2 INT n and IRET, operation.  Everything read or written has to be found in the TLB, nothing may be out of the ordinary: false
  * means that nothing has changed, and that gate.c or iret.c, which know all cases and all faults, do it.
  */
+#include "x86/cpu/cpu.h"
 #include "x86/cpu/desc.h"
 #include "x86/mmu/access.h"
 #include "x86/x86.h"
@@ -53,6 +54,7 @@ bool x86_gate64(struct x86_vcpu *c, const struct x86_event *e) {
   u64 gate[2], sp = c->regs[RSP];
   u32 at = e->vector * 16u;
   struct x86_seg cs;
+  if (x86_debug_dr7(c) & 0xff) return false; /* what is pushed may be watched */
   if (!x86_long(c) || !c->code64 || (c->cpl && c->cpl != 3) || at + 15 > c->idtr.limit || !read64(c, c->idtr.base + at, 2, gate)) return false;
   unsigned access = (gate[0] >> 40) & 0xff, ist = (gate[0] >> 32) & 7;
   if (((access & ~GATE_DPL) | 1) != GATE_TRAP || ist) return false;

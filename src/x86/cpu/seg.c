@@ -10,7 +10,8 @@
 
 void x86_seg_update(struct x86_seg *s) {
   bool writable_up = s->s && (s->type & 14) == 2;
-  s->flat = !s->unusable && s->present && writable_up && s->base == 0 && s->limit == 0xffffffffu;
+  bool whole = !s->unusable && s->present && writable_up && s->limit == 0xffffffffu;
+  s->flat = !whole ? X86_SEG_OTHER : s->base ? X86_SEG_BASED : X86_SEG_FLAT;
 }
 
 /* ---- descriptors in memory ---- */
@@ -220,7 +221,7 @@ int x86_check_target(struct x86_vcpu *c, const struct x86_seg *cs, u64 off, unsi
 bool x86_seg_limit_ok(const struct x86_seg *s, u64 ea, u64 size) {
   u64 last = ea + size - 1;
   bool expand_down = s->s && (s->type & 12) == 4;
-  if (!expand_down) return last <= s->limit || s->limit == 0xffffffffu; /* 5.3: wrapping at 4 GiB need not fault */
+  if (!expand_down) return last <= s->limit || (s->limit == 0xffffffffu && !s->base); /* 5.3: wrapping at 4 GiB need not fault; with a base it does */
   return ea > s->limit && last <= (s->db ? 0xffffffffu : 0xffffu);
 }
 

@@ -3,6 +3,7 @@
  *
  * Intel SDM Vol. 3A 5.8.5, 6.12.1, 6.14.2 to 6.14.5.
  */
+#include "x86/cpu/cpu.h"
 #include "x86/cpu/desc.h"
 #include "x86/mmu/access.h"
 #include "x86/x86.h"
@@ -59,6 +60,13 @@ static int frame_linear(struct x86_vcpu *c, const struct x86_stack *st, u64 ea, 
   return X86_OK;
 }
 
+/* Data breakpoints watch what is pushed here, too; they trap when the transfer is done (SDM Vol. 3B 17.2.5). */
+static void pushed(struct x86_vcpu *c, u64 lin, unsigned len) {
+  if (likely(!(x86_debug_dr7(c) & 0xff))) return;
+  x86_data_breakpoint(c, lin, len, true);
+  if (c->pending_dbg & DR6_TRAPS) x86_request_event(c);
+}
+
 /* The stack pointer wraps inside the frame: item by item, all checked first. */
 static int store_wrapped(struct x86_vcpu *c, struct x86_stack *st, const struct x86_frame *f) {
   u64 lin[FRAME_MAX], sp = st->sp;
@@ -71,6 +79,7 @@ static int store_wrapped(struct x86_vcpu *c, struct x86_stack *st, const struct 
   for (unsigned n = 0; n < f->n; n++) {
     int r = x86_write_cpl(c, lin[n], &f->item[n], f->size, st->cpl);
     if (r) return r;
+    pushed(c, lin[n], f->size);
   }
   st->sp = (st->sp & ~st->mask) | sp;
   return X86_OK;
@@ -106,6 +115,7 @@ int x86_frame_store(struct x86_vcpu *c, struct x86_stack *st, const struct x86_f
   }
   r = x86_write_cpl(c, lin, data, len, st->cpl);
   if (unlikely(r)) return r == X86_FAULT ? frame_fault(c, st, f, lin) : r;
+  pushed(c, lin, len);
   st->sp = (st->sp & ~st->mask) | bottom;
   return X86_OK;
 }

@@ -5,6 +5,7 @@
 #include <string.h>
 #include "base/process.h"
 #include "x86/cpuid/cpuid.h"
+#include "x86/pv/pv.h"
 
 const struct x86_feature_row x86_feature_rows[X86_FEATURE_COUNT] = {
 #define FEATURE_ROW(name, leaf, sub, reg, bit) {#name, leaf, sub, CPUID_##reg, bit},
@@ -71,8 +72,9 @@ static bool host_is_intel(void) {
   return b == 0x756e6547; /* "Genu" */
 }
 
-/* Protection keys need their register in the XSAVE area (SDM Vol. 1 13.1); everything else decides for itself. */
+/* Protection keys need their register in the XSAVE area (SDM Vol. 1 13.1), steal time the host's word; everything else decides for itself. */
 static bool works(enum x86_feature f) {
+  if (f == X86_FEATURE_KVM_STEAL_TIME && !x86_pv_steal_known()) return false;
   if (f == X86_FEATURE_PKU && !(x86_xcr0_supported() & BIT(9))) return false;
   switch (origins[f]) {
   case ENGINE:

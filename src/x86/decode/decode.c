@@ -198,6 +198,7 @@ static int refuse(struct x86_insn *i, unsigned len, x86_exec_fn *fn) {
   i->len = (u8)len;
   i->next = (u16)(i->off + len);
   i->iflags = X86_I_END;
+  i->op = ZYDIS_MNEMONIC_INVALID;
   return (int)len;
 }
 

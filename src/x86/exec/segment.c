@@ -27,9 +27,14 @@ static bool umip_refuses(const struct x86_vcpu *c) { return (c->cr4 & CR4_UMIP) 
 
 static int exec_mov_from_sreg(struct x86_vcpu *c, const struct x86_insn *i) { return store_selector(c, i, c->seg[i->sub].sel); }
 
+/* 32-bit code is translated for flat segments. */
+static int flow_of(const struct x86_vcpu *c, unsigned seg) {
+  return c->code64 || seg >= SEG_FS || (seg != SEG_SS && c->seg[seg].flat == X86_SEG_FLAT) ? X86_OK : X86_END;
+}
+
 /* SS: interrupts and debug traps wait for one more instruction (SDM Vol. 3A 6.8.3). */
 static int loaded(struct x86_vcpu *c, const struct x86_insn *i) {
-  if (i->sub != SEG_SS) return X86_OK;
+  if (i->sub != SEG_SS) return flow_of(c, i->sub);
   x86_debug_mov_ss(c);
   return X86_END;
 }
@@ -75,7 +80,7 @@ static int exec_load_pointer(struct x86_vcpu *c, const struct x86_insn *i) {
   if (!r) r = x86_load_seg(c, i->sub, sel);
   if (r) return r;
   put_size(c, i->reg, size, off);
-  return X86_OK;
+  return flow_of(c, i->sub);
 }
 
 /* ---- GDTR, IDTR ---- */

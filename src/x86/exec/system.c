@@ -92,18 +92,11 @@ static int exec_cache_flush_all(struct x86_vcpu *c, const struct x86_insn *i) {
   return X86_OK;
 }
 
-/* MONITOR and MWAIT do nothing, as in KVM; whether they are #UD without their CPUID bit is a quirk (KVM_CAP_DISABLE_QUIRKS2). */
-static int exec_monitor(struct x86_vcpu *c, const struct x86_insn *i) {
-  bool never_ud = !(x86_vm_of(c)->disabled_quirks & KVM_X86_QUIRK_MWAIT_NEVER_UD_FAULTS);
-  if (c->cpl || (!never_ud && !x86_has(c, X86_FEATURE_MONITOR))) return x86_ud(c);
-  return X86_OK;
-}
-
 /* ---- halt, hypercalls, SMM ---- */
 
 static int exec_hlt(struct x86_vcpu *c, const struct x86_insn *i) {
   NEED_CPL0(c);
-  vcpu_stat_exit(&c->core, halt_exits);
+  if (likely(!c->core.vm->halt_in_guest)) vcpu_stat_exit(&c->core, halt_exits);
   if (x86_pv_may_halt(c)) {
     c->mp_state = KVM_MP_STATE_HALTED;
     vcpu_request_self(&c->core, BIT(REQ_HALT));
@@ -228,8 +221,6 @@ static int exec_clzero(struct x86_vcpu *c, const struct x86_insn *i) {
   S(SERIALIZE, exec_serialize, true)                                                                                             \
   S(INVD, exec_cache_flush_all, false)                                                                                           \
   S(WBINVD, exec_cache_flush_all, false)                                                                                         \
-  S(MONITOR, exec_monitor, false)                                                                                                \
-  S(MWAIT, exec_monitor, false)                                                                                                  \
   S(HLT, exec_hlt, true)                                                                                                         \
   S(VMCALL, exec_vmcall, false)                                                                                                  \
   S(VMMCALL, exec_vmmcall, false)                                                                                                \
@@ -259,8 +250,7 @@ static x86_exec_fn *select_invpcid(const struct x86_decoded *d, struct x86_insn 
   return exec_invpcid;
 }
 
-/* The operand is implied, its segment can be overridden. */
-static x86_exec_fn *select_clzero(const struct x86_decoded *d, struct x86_insn *i) {
+u8 x86_implied_segment(const struct x86_decoded *d) {
   static const struct {
     ZydisInstructionAttributes prefix;
     u8 seg;
@@ -268,7 +258,12 @@ static x86_exec_fn *select_clzero(const struct x86_decoded *d, struct x86_insn *
                    {ZYDIS_ATTRIB_HAS_SEGMENT_DS, SEG_DS}, {ZYDIS_ATTRIB_HAS_SEGMENT_ES, SEG_ES},
                    {ZYDIS_ATTRIB_HAS_SEGMENT_FS, SEG_FS}, {ZYDIS_ATTRIB_HAS_SEGMENT_GS, SEG_GS}};
   for (unsigned k = 0; k < ARRAY_SIZE(overrides); k++)
-    if (d->insn.attributes & overrides[k].prefix) i->seg = overrides[k].seg;
+    if (d->insn.attributes & overrides[k].prefix) return overrides[k].seg;
+  return SEG_DS;
+}
+
+static x86_exec_fn *select_clzero(const struct x86_decoded *d, struct x86_insn *i) {
+  i->seg = x86_implied_segment(d);
   return exec_clzero;
 }
 
@@ -277,6 +272,8 @@ static const struct x86_op_row rows[] = {
     SIMPLE(SIMPLE_ROW)
 #undef SIMPLE_ROW
         {M(CLZERO), select_clzero},
+    {M(MONITOR), x86_select_monitor},
+    {M(MWAIT), x86_select_mwait},
     {M(RDPID), select_rdpid},
     {M(INVPCID), select_invpcid},
     {M(MOV), x86_select_mov_cr_dr},

@@ -15,7 +15,7 @@
 enum x86_access { ACC_READ, ACC_WRITE, ACC_EXEC, ACC_RMW /* read whose faults are reported as write faults */ };
 
 /* Segment base, limit and type checks: (segment, offset) -> linear address.  #GP(0), or #SS(0) for SS.  Non-64-bit modes only; the inline
- * below handles 64-bit and flat segments. */
+ * below handles 64-bit mode and writable segments of 4 GiB. */
 int x86_seg_check(struct x86_vcpu *c, unsigned seg, u64 ea, unsigned size, enum x86_access acc, u64 *lin);
 
 static inline int x86_linear(struct x86_vcpu *c, unsigned seg, u64 ea, unsigned size, enum x86_access acc, u64 *lin) {
@@ -24,7 +24,7 @@ static inline int x86_linear(struct x86_vcpu *c, unsigned seg, u64 ea, unsigned 
     return X86_OK;
   }
   if (likely(c->seg[seg].flat)) {
-    *lin = (u32)ea;
+    *lin = (u32)(c->seg[seg].base + ea);
     return likely((u32)ea <= (u32)(0u - size)) ? X86_OK : x86_seg_check(c, seg, ea, size, acc, lin);
   }
   return x86_seg_check(c, seg, ea, size, acc, lin);

@@ -143,7 +143,6 @@ GETTER(get_deadline) {
 }
 SETTER(set_deadline) {
   if (c->lapic) x86_lapic_deadline_set(c, value);
-  if (!host) x86_pv_steal_tick(c);
   return MSR_OK;
 }
 

@@ -42,6 +42,8 @@ void x86_vm_clock_begin(struct x86_vm *vm); /* the first vCPU has its TSC */
 void x86_pv_system_time_write(struct x86_vcpu *c, u64 value, bool old);
 void x86_pv_wall_clock_write(struct x86_vcpu *c, u64 value);
 bool x86_pv_steal_write(struct x86_vcpu *c, u64 value, bool host);
+/* Whether the host tells run delays (/proc/thread-self/schedstat): without them there is no steal time. */
+bool x86_pv_steal_known(void);
 /* Accounts run delay, at most once per millisecond; cheap to call often. */
 void x86_pv_steal_tick(struct x86_vcpu *c);
 

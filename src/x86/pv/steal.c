@@ -20,11 +20,25 @@
 
 /* ---- run delay of this thread ---- */
 
+#define SCHEDSTAT "/proc/thread-self/schedstat"
+
+static bool known;
+static pthread_once_t once = PTHREAD_ONCE_INIT;
+
+static void look(void) {
+  known = !access(SCHEDSTAT, R_OK);
+}
+
+bool x86_pv_steal_known(void) {
+  pthread_once(&once, look);
+  return known;
+}
+
 static int open_schedstat(struct x86_pv *pv) {
   pthread_t self = pthread_self();
   if (pv->delay_fd >= 0 && pthread_equal(pv->delay_thread, self)) return pv->delay_fd;
   own_fd_close(pv->delay_fd);
-  pv->delay_fd = own_fd(open("/proc/thread-self/schedstat", O_RDONLY | O_CLOEXEC));
+  pv->delay_fd = own_fd(open(SCHEDSTAT, O_RDONLY | O_CLOEXEC));
   pv->delay_thread = self;
   pv->run_delay = ~0ull; /* another thread's figure does not go on from ours */
   return pv->delay_fd;
@@ -94,7 +108,7 @@ void x86_pv_steal_tick(struct x86_vcpu *c) {
 /* A client that restores the MSR finds its guest's memory untouched until the vCPU runs; a preempted flag that came along in memory
  * is cleared then. */
 bool x86_pv_steal_write(struct x86_vcpu *c, u64 value, bool host) {
-  if (value & STEAL_RESERVED) return false;
+  if ((value & STEAL_RESERVED) || !x86_pv_steal_known()) return false;
   c->pv->steal = value;
   c->pv->steal_next = 0;
   c->pv->preempted = value & STEAL_ENABLED;
@@ -146,7 +160,7 @@ void x86_pv_leave(struct x86_vcpu *c) {
   if (c->mp_state == KVM_MP_STATE_HALTED) take_kick(c);
   if (!(c->pv->steal & STEAL_ENABLED)) return;
   c->pv->left = x86_host_tsc();
-  if (c->mp_state == KVM_MP_STATE_HALTED) with_page(c, set_preempted);
+  if (c->mp_state == KVM_MP_STATE_HALTED && !c->core.vm->halt_in_guest) with_page(c, set_preempted);
 }
 
 /* ---- life ---- */

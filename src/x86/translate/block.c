@@ -7,7 +7,6 @@
  * The gate.  Each entry compares one word with the block's: they differ when a request waits or the block's bytes have to be
  * compared with memory again (core/request.h).  Without touching flags that takes JRCXZ.
  */
-#include <stdlib.h>
 #include "core/request.h"
 #include "x86/decode/decoded.h"
 #include "x86/translate/private.h"
@@ -134,13 +133,14 @@ void t_exit_to(struct translation *t, u8 *rel32, s32 target) {
   t->exits[t->n_exits++] = (struct t_exit){.from = rel32, .target = target, .saved = t->f.saved};
 }
 
-static void load_rip(struct emitter *e, s32 target) {
-  em_load(e, H_RAX, EM_GS(offsetof(struct x86_vcpu, code.page)));
-  em_lea(e, H_RAX, EM_AT(H_RAX, target));
+static void load_rip(struct translation *t, s32 target) {
+  em_load(&t->e, H_RAX, EM_GS(offsetof(struct x86_vcpu, code.page)));
+  t_lea(t, H_RAX, EM_AT(H_RAX, target));
 }
 
-static void set_rip(struct emitter *e, s32 target) {
-  load_rip(e, target);
+static void set_rip(struct translation *t, s32 target) {
+  struct emitter *e = &t->e;
+  load_rip(t, target);
   em_store(e, EM_GS(offsetof(struct x86_vcpu, regs) + 8 * X86_REG_RIP), H_RAX);
 }
 
@@ -153,12 +153,12 @@ static void leave(struct translation *t, u32 link) {
 static void leave_page(struct translation *t, s32 target) {
   struct emitter *e = &t->e;
   u8 *miss[2];
-  load_rip(e, target);
+  load_rip(t, target);
   t_find_target(t, miss);
   t_enter_target(t);
   em_here(e, miss[0]);
   em_here(e, miss[1]);
-  set_rip(e, target);
+  set_rip(t, target);
   leave(t, 0);
 }
 
@@ -183,7 +183,7 @@ static void emit_exit(struct translation *t, const struct t_exit *x) {
     leave_page(t, x->target);
     return;
   }
-  set_rip(e, x->target);
+  set_rip(t, x->target);
   /* Low bit: which entry to link to; the next: code for other rights. */
   leave(t, (u32)((from + e->to_rx) - x86_code_arena(t->c)->rx) << 2 | x->saved | (x->smap ? 2u : 0));
 }
@@ -237,7 +237,7 @@ static void emit_gate_exits(struct translation *t, u8 *fail[2]) {
     t_emit_save_flags(e);
   }
   em_here(e, fail[1]);
-  set_rip(e, t->start);
+  set_rip(t, t->start);
   leave(t, (u32)(t->code->gate - x86_code_arena(t->c)->rx) << 2 | 1);
 }
 
@@ -288,7 +288,7 @@ static void place(struct translation *t) {
 
 /* Before anything but another push or pop. */
 static void move_rsp(struct translation *t) {
-  if (t->rsp) em_lea(&t->e, T_HOME(RSP), EM_AT(T_HOME(RSP), t->rsp));
+  if (t->rsp) t_lea(t, T_HOME(RSP), EM_AT(T_HOME(RSP), t->rsp));
   t->rsp = 0;
 }
 
@@ -352,7 +352,7 @@ void t_loop(struct translation *t) {
   t_load_gate(t);
   em_patch(e, em_jcc(e, CC_E), t->loop.start);
   t_save_flags(t);
-  set_rip(e, t->start);
+  set_rip(t, t->start);
   leave(t, 0);
 }
 
@@ -399,7 +399,7 @@ static bool emit(struct translation *t, const struct x86_decoded_insn *d, bool b
 
 static bool decode(const struct x86_block *b, struct x86_decoded_insn *d) {
   for (unsigned k = 0; k < b->n; k++)
-    if (!x86_decode_again(b->mode, b->bytes + b->insn[k].off, b->insn[k].len, &d[k].insn, d[k].ops))
+    if (!b->insn[k].op || !x86_decode_again(b->mode, b->bytes + b->insn[k].off, b->insn[k].len, &d[k].insn, d[k].ops))
       memset(&d[k], 0, sizeof(d[k]));
   return true;
 }
@@ -418,6 +418,8 @@ static void begin(struct translation *t, struct x86_vcpu *c, struct jit_arena *a
   t->b = b;
   t->code = code;
   t->right = right;
+  t->m32 = code->m32;
+  t->word = t->m32 ? 4 : 8;
   t->start = (s32)(b->gpa & (PAGE_SIZE - 1));
   t->e = (struct emitter){.p = a->rw + a->used, .end = a->rw + a->used + CODE_MAX, .to_rx = a->rx - a->rw};
   code->n_places = 0;
@@ -454,20 +456,22 @@ static unsigned copies_of(const struct x86_block *b, const struct x86_decoded_in
   return !itself ? 1 : b->n <= 8 ? 5 : b->n <= 16 ? 3 : 2;
 }
 
-struct x86_code *x86_translate_block(struct x86_vcpu *c, struct jit_arena *a, struct x86_block *b, unsigned right) {
+struct x86_code *x86_translate_block(struct x86_vcpu *c, struct jit_arena *a, struct region *records, struct x86_block *b, unsigned right) {
   static __thread struct translation t;
   static __thread struct x86_decoded_insn d[X86_BLOCK_MAX];
   if (jit_arena_room(a) < CODE_MAX + 64) return NULL;
   decode(b, d);
   unsigned copies = copies_of(b, d);
-  struct x86_code *code = calloc(1, sizeof(*code) + ((copies + 1) * b->n + 1) * sizeof(code->place[0]));
+  size_t size = sizeof(struct x86_code) + ((copies + 1) * b->n + 1) * sizeof(struct x86_code_place);
+  struct x86_code *code = region_alloc(records, size);
   if (!code) return NULL;
   code->block = b;
   code->gpa = b->gpa;
   code->right = (u8)right;
+  code->m32 = (b->mode & X86_MODE_SIZE) == X86_MODE_32;
   code->epoch = (u64 *)(void *)(a->rw + a->size - a->words - 8);
   if (!translate(&t, copies, c, a, b, right, code, d)) {
-    free(code);
+    region_free(records, code, size);
     return NULL;
   }
   a->words += 8;

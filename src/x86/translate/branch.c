@@ -38,13 +38,12 @@ void t_enter_target(struct translation *t) {
 }
 
 void t_indirect(struct translation *t, s32 add_to_rsp) {
-  struct emitter *e = &t->e;
   struct t_slow *s = t_slow(t);
   u8 *miss[2];
   t_find_target(t, miss);
   s->from[s->n_from++] = miss[0];
   s->from[s->n_from++] = miss[1];
-  if (add_to_rsp) em_lea(e, T_HOME(RSP), EM_AT(T_HOME(RSP), add_to_rsp));
+  if (add_to_rsp) t_lea(t, T_HOME(RSP), EM_AT(T_HOME(RSP), add_to_rsp));
   t_enter_target(t);
 }
 
@@ -76,7 +75,7 @@ static void land(struct translation *t) {
   struct emitter *e = &t->e;
   s32 next = t->start + t->i->next;
   em8(e, 0x48), em8(e, 0x83), em8(e, 0xc4), em8(e, 8); /* add rsp, 8 */
-  em_lea(e, H_RAX, EM_AT(H_RAX, -next));
+  t_lea(t, H_RAX, EM_AT(H_RAX, -next));
   em_store(e, EM_GS(offsetof(struct x86_vcpu, code.page)), H_RAX);
   t_goto(t, next);
 }
@@ -89,7 +88,7 @@ static void close_frame(struct translation *t) {
   tag(t, reg);
   em_mem(e, 1, 0x3b, reg, EM_AT(H_RSP, 8)); /* cmp reg */
   u8 *other = em_jcc(e, CC_NE);
-  em_lea(e, T_HOME(RSP), EM_AT(T_HOME(RSP), 8));
+  t_lea(t, T_HOME(RSP), EM_AT(T_HOME(RSP), (s32)t->word));
   em8(e, 0xc3);
   em_here(e, other);
   em_load(e, H_RSP, EM_GS(offsetof(struct x86_vcpu, code.host_rsp)));
@@ -126,7 +125,7 @@ void t_goto(struct translation *t, s32 target) {
 }
 
 static s32 branch_target(const struct translation *t) {
-  return t->start + (s32)t->i->imm;
+  return (s32)((u32)t->start + (u32)t->i->imm);
 }
 
 static bool jump(struct translation *t) {
@@ -175,14 +174,14 @@ static bool push_return(struct translation *t, unsigned n) {
   if (!t_access(t, n, &m)) return false;
   t_lose_flags(t);
   em_load(e, H_RAX, EM_GS(offsetof(struct x86_vcpu, code.page)));
-  em_lea(e, H_RAX, EM_AT(H_RAX, t->start + t->i->next));
-  em_store(e, m, H_RAX);
+  t_lea(t, H_RAX, EM_AT(H_RAX, t->start + t->i->next));
+  t_store_word(t, m, H_RAX);
   return true;
 }
 
 static bool call_direct(struct translation *t) {
   if (!push_return(t, 0)) return false;
-  em_lea(&t->e, T_HOME(RSP), EM_AT(T_HOME(RSP), -8));
+  t_lea(t, T_HOME(RSP), EM_AT(T_HOME(RSP), -(s32)t->word));
   t_store_flags(t);
   open_frame(t);
   go(t, branch_target(t), em_call);
@@ -197,11 +196,11 @@ static bool indirect_target(struct translation *t) {
     struct em_mem m;
     if (!t_access(t, 0, &m)) return false;
     t_store_flags(t);
-    em_load(&t->e, H_RAX, m);
+    t_load_word(t, H_RAX, m);
   } else {
     if (op->type != ZYDIS_OPERAND_TYPE_REGISTER) return false;
     t_store_flags(t);
-    em_mov(&t->e, H_RAX, t_read(t, (unsigned)ZydisRegisterGetId(op->reg.value), H_RAX));
+    em_reg(&t->e, !t->m32, 0x8b, H_RAX, t_read(t, (unsigned)ZydisRegisterGetId(op->reg.value), H_RAX));
   }
   return true;
 }
@@ -219,7 +218,7 @@ static bool call_indirect(struct translation *t) {
   em_load(e, H_RCX, TARGET(code));
   em_store(e, EM_GS(offsetof(struct x86_vcpu, code.callee)), H_RCX);
   if (!push_return(t, t->ops[0].type == ZYDIS_OPERAND_TYPE_MEMORY)) return false;
-  em_lea(e, T_HOME(RSP), EM_AT(T_HOME(RSP), -8));
+  t_lea(t, T_HOME(RSP), EM_AT(T_HOME(RSP), -(s32)t->word));
   open_frame(t);
   em_load(e, H_RAX, EM_GS(offsetof(struct x86_vcpu, code.scratch)));
   enter_target(t, 2, EM_GS(offsetof(struct x86_vcpu, code.callee)));
@@ -238,9 +237,9 @@ static bool near_return(struct translation *t) {
   struct em_mem m;
   if (!t_access(t, 0, &m)) return false;
   t_store_flags(t);
-  em_load(&t->e, H_RAX, m);
+  t_load_word(t, H_RAX, m);
   if (!more) close_frame(t);
-  t_indirect(t, 8 + more);
+  t_indirect(t, (s32)t->word + more);
   return true;
 }
 

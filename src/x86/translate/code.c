@@ -6,6 +6,7 @@
 #include <sys/random.h>
 #include <ucontext.h>
 #include "base/evloop.h"
+#include "base/region.h"
 #include "core/request.h"
 #include "x86/decode/decoded.h"
 #include "x86/exec/vector.h"
@@ -24,6 +25,7 @@
 struct x86_code_cache {
   pthread_mutex_t lock; /* making translations; inside it blocks->lock may be taken */
   struct jit_arena arena;
+  struct region records;  /* struct x86_code */
   size_t margin;          /* room below which everything is forgotten */
   struct x86_watch *watch;
   struct x86_code **list; /* by address */
@@ -44,7 +46,8 @@ int x86_code_create(struct x86_vm *vm) {
   k->max = (unsigned)(s.cache / 256);
   k->margin = MIN(FULL_MARGIN, s.cache / 8);
   k->list = calloc(k->max, sizeof(struct x86_code *));
-  if (!k->list || jit_arena_create(&k->arena, s.cache, s.perf)) { /* no executable memory to be had: the interpreter does everything */
+  if (!k->list || region_create(&k->records, s.cache) || jit_arena_create(&k->arena, s.cache, s.perf)) { /* no executable memory: the interpreter does everything */
+    region_destroy(&k->records);
     free(k->list);
     free(k);
     return 0;
@@ -56,15 +59,10 @@ int x86_code_create(struct x86_vm *vm) {
   return 0;
 }
 
-static void free_all(struct x86_code_cache *k) {
-  for (unsigned n = 0; n < k->n; n++) free(k->list[n]);
-  k->n = 0;
-}
-
 void x86_code_destroy(struct x86_vm *vm) {
   struct x86_code_cache *k = vm->code;
   if (!k) return;
-  free_all(k);
+  region_destroy(&k->records);
   free(k->list);
   x86_watch_destroy(k->watch);
   jit_arena_destroy(&k->arena);
@@ -118,7 +116,8 @@ void x86_code_reset(struct x86_vm *vm) {
   if (!k) return;
   pthread_mutex_lock(&k->lock);
   atomic_fetch_add(&k->resets, 1);
-  free_all(k);
+  region_clear(&k->records);
+  k->n = 0;
   jit_arena_reset(&k->arena);
   k->arena.used = 16;
   k->suspended = false;
@@ -167,7 +166,7 @@ static struct x86_code *make(struct x86_vcpu *c, struct x86_block *b, unsigned r
   struct x86_code *code = atomic_load(&b->code[right]);
   if (!code && !k->suspended && k->n < k->max) {
     u64 began = clock_now_ns();
-    code = x86_translate_block(c, &k->arena, b, right);
+    code = x86_translate_block(c, &k->arena, &k->records, b, right);
     if (code) {
       x86_watch_made(k->watch, c, code, began);
       k->list[k->n] = code;
@@ -184,8 +183,16 @@ static unsigned right_of(const struct x86_vcpu *c) {
   return c->cpl == 1 || c->cpl == 2 ? TLB_COUNT : (unsigned)(c->tlb - c->mmu.tables) / X86_TLB_SIZE;
 }
 
+/* 64-bit code; 32-bit code of protected mode whose segments, but FS and GS, start at 0 and are 4 GiB: nothing but the interpreter changes that, and leaves. */
+static bool is_mode(const struct x86_vcpu *c, u32 mode) {
+  const struct x86_seg *s = c->seg, *cs = &s[SEG_CS];
+  if (likely(mode == X86_MODE_64)) return true;
+  return mode == X86_MODE_32 && s[SEG_SS].flat == X86_SEG_FLAT && s[SEG_SS].db && s[SEG_DS].flat == X86_SEG_FLAT &&
+         s[SEG_ES].flat == X86_SEG_FLAT && !cs->base && cs->limit == 0xffffffffu;
+}
+
 struct x86_code *x86_code_for(struct x86_vcpu *c, struct x86_block *b) {
-  if (b->mode != X86_MODE_64 || !x86_vm_of(c)->code || c->counting) return NULL;
+  if (!is_mode(c, b->mode) || !x86_vm_of(c)->code || c->counting) return NULL;
   unsigned right = right_of(c);
   if (right >= TLB_COUNT) return NULL;
   struct x86_code *code = atomic_load_explicit(&b->code[right], memory_order_acquire);
@@ -213,7 +220,7 @@ static struct x86_code *code_at(struct x86_code_cache *k, const u8 *rx) {
  * again, which others still jump to: it leads to what took its place. */
 static bool may_link(const struct x86_code *from, const u8 *jump, const struct x86_code *code, u32 link) {
   unsigned right = from->right ^ (link & 2 ? TLB_SUPER ^ TLB_SUPER_SMAP : 0);
-  if (right != code->right || from->gpa >> PAGE_SHIFT != code->gpa >> PAGE_SHIFT || code->block->gpa2 != ~0ull) return false;
+  if (right != code->right || from->m32 != code->m32 || from->gpa >> PAGE_SHIFT != code->gpa >> PAGE_SHIFT || code->block->gpa2 != ~0ull) return false;
   return jump != from->gate || (from != code && __atomic_load_n(from->epoch, __ATOMIC_RELAXED) == EPOCH_NEVER);
 }
 
@@ -236,7 +243,7 @@ static void link_jump(struct x86_vcpu *c, struct x86_code *code) {
 
 static void set_generation(struct x86_vcpu *c, unsigned right) {
   u64 generation = x86_code_generation(c);
-  c->code.generation = generation << 2 | right;
+  c->code.generation = generation << 2 | right | (c->code64 ? 0 : BIT(63));
   c->code.salt = right == TLB_USER ? ((u32)generation * X86_CODE_SALT) >> 16 : 0;
 }
 
@@ -289,13 +296,14 @@ __attribute__((used)) const void *x86_code_next(struct x86_vcpu *c, int flow) {
   c->code.link = 0;
   c->code.result = flow;
   bool sti = c->int_shadow == X86_SHADOW_STI;
-  if ((flow != X86_BRANCH && flow != X86_END && (flow != X86_FAULT || c->code.once)) || c->stop || (c->int_shadow && !sti) || c->mode != X86_MODE_64 || c->counting)
+  bool goes_on = flow == X86_BRANCH || flow == X86_END || (flow == X86_FAULT && !c->code.once);
+  if (!goes_on || c->stop || (c->int_shadow && !sti) || c->counting)
     return NULL;
   c->cur = NULL;
   c->code.result = deliver(c, x86_finish_block(c, last, flow));
   unsigned right = right_of(c);
   bool resumed = c->rflags & FL_RF;
-  if (c->code.result || c->mode != X86_MODE_64 || right >= TLB_COUNT || atomic_load_explicit(&c->core.requests, memory_order_relaxed)) return NULL;
+  if (c->code.result || c->stop || !is_mode(c, c->mode) || right >= TLB_COUNT || atomic_load_explicit(&c->core.requests, memory_order_relaxed)) return NULL;
   set_generation(c, right);
   const struct x86_code_target *t = target_of(c, c->rip);
   if (t->lin != c->rip || t->generation != c->code.generation) return NULL;
@@ -311,7 +319,7 @@ __attribute__((used)) const void *x86_code_next(struct x86_vcpu *c, int flow) {
 bool x86_code_run_once(struct x86_vcpu *c, struct x86_block *b, int *flow) {
   struct x86_code_cache *k = x86_vm_of(c)->code;
   unsigned right = right_of(c);
-  if (!k || right >= TLB_COUNT || b->mode != X86_MODE_64) return false;
+  if (!k || right >= TLB_COUNT || !is_mode(c, b->mode)) return false;
   if (x86_code_is_full(x86_vm_of(c))) {
     x86_code_reset(x86_vm_of(c));
     x86_mmu_flush_all(c, true);
@@ -410,6 +418,7 @@ void x86_code_recover(void *vcpu, void *ucontext) {
   while (n + 2 < code->n_places && code->place[n + 1].at <= offset) n++;
   unsigned insn = code->place[n].insn;
   c->regs[RSP] += (u64)(s64)code->place[n].rsp;
+  if (code->m32) c->regs[RSP] = (u32)c->regs[RSP];
   recover_moved(c, code->place[n].moved, g);
   c->rflags = (c->rflags & ~(u64)FL_ARITH) | recover_flags(c, code, code->place[n].flags, (u64)g[REG_EFL]);
   c->rip = c->code.page + (code->block->gpa & (PAGE_SIZE - 1));

@@ -12,8 +12,8 @@
  *   memory.c     guest addresses to host addresses
  *   emit.h       host instruction encoding
  *
- * Only 64-bit mode is translated; everything else runs in the interpreter, as does every instruction the translator does not
- * know.
+ * 64-bit code is translated, and 32-bit code of protected and compatibility mode with flat segments; everything else runs in the
+ * interpreter, as does every instruction the translator does not know.
  */
 #ifndef X86_TRANSLATE_CODE_H
 #define X86_TRANSLATE_CODE_H

@@ -77,6 +77,7 @@ static void encode(struct translation *t, const struct parts *f) {
       rm = code_of(p);
     in_opcode |= p->op->encoding == ZYDIS_OPERAND_ENCODING_OPCODE;
   }
+  if (opcode == 0x82 && z->opcode_map == ZYDIS_OPCODE_MAP_DEFAULT) opcode = 0x80; /* not in 64-bit mode */
   if (t->i->iflags & X86_I_LOCK) em8(&t->e, 0xf0);
   if (z->attributes & ZYDIS_ATTRIB_HAS_OPERANDSIZE) em8(&t->e, 0x66);
   if (z->opcode_map == ZYDIS_OPCODE_MAP_0F) em8(&t->e, 0x0f);

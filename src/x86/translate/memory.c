@@ -9,8 +9,8 @@ _Static_assert(sizeof(struct x86_tlb_entry) == 32 && X86_TLB_BITS == 12, "look_u
 
 bool t_address(struct translation *t, struct em_mem *m) {
   const struct x86_insn *i = t->i;
-  s64 disp = i->disp;
-  if (i->adsize != 8) return false;
+  s64 disp = t->m32 ? (s32)i->disp : i->disp;
+  if (i->adsize != t->word) return false;
   *m = (struct em_mem){.base = H_NONE, .index = H_NONE, .shift = i->shift};
   if (i->base == X86_REG_RIP) { /* c->code.page stays the same between blocks of a page, so code may lie anywhere */
     disp += t->start;
@@ -36,17 +36,19 @@ static unsigned base_register(struct translation *t, const struct plan_address *
   return scratch;
 }
 
-/* RAX: the linear address.  Returns where else it is, or RAX.  Flags are lost. */
+/* RAX: the linear address.  Returns where else its lower half is, or RAX.  Flags are lost. */
 static unsigned linear(struct translation *t, const struct plan_address *a) {
   struct em_mem m = {.index = H_NONE, .shift = a->shift, .disp = a->disp};
   m.base = (u8)base_register(t, a, H_RAX);
   if (a->index != X86_REG_NONE) m.index = (u8)t_read(t, a->index, H_RCX);
   bool plain = m.index == H_NONE && !m.disp && m.base != H_NONE;
   if (plain)
-    em_mov(&t->e, H_RAX, m.base);
+    em_reg(&t->e, !t->m32, 0x8b, H_RAX, m.base);
+  else if (m.base == H_NONE && m.index == H_NONE)
+    em_reg(&t->e, !t->m32, 0xc7, 0, H_RAX), em32(&t->e, (u32)a->disp);
   else
-    em_lea(&t->e, H_RAX, m);
-  if (a->seg) em_mem(&t->e, 1, 0x03, H_RAX, segment_base(a->seg));
+    t_lea(t, H_RAX, m);
+  if (a->seg) em_mem(&t->e, !t->m32, 0x03, H_RAX, segment_base(a->seg));
   return plain && !a->seg ? m.base : H_RAX;
 }
 
@@ -87,7 +89,7 @@ static bool is_plain(const struct plan_address *a) {
   return !a->seg && a->index == X86_REG_NONE && a->base < 16 && t_mapped(a->base);
 }
 
-/* The operand, with what RCX says is to be added; it becomes part of the address where that is not a mere register's. */
+/* In 64-bit code: the operand, with what RCX says is to be added; it becomes part of the address where that is not a mere register's. */
 static struct em_mem operand(struct translation *t, const struct plan_address *a) {
   struct emitter *e = &t->e;
   struct em_mem m = {.base = H_RCX, .index = H_NONE, .disp = a->disp};
@@ -115,15 +117,52 @@ static struct em_mem operand(struct translation *t, const struct plan_address *a
   return m;
 }
 
+/* ---- 32-bit code ---- */
+
+/* FS and GS must be what needs no check but that of the offset, which may not go round within these bytes.  Jumps to *miss where not. */
+static unsigned check_segment(struct translation *t, const struct plan_address *a, s32 bytes, u8 **miss) {
+  struct emitter *e = &t->e;
+  struct plan_address offset = *a;
+  unsigned n = 0;
+  if (!t->m32 || !a->seg) return 0;
+  em_mem(e, 0, 0x80, 7, EM_GS(offsetof(struct x86_vcpu, seg) + a->seg * sizeof(struct x86_seg) + offsetof(struct x86_seg, flat))), em8(e, 0);
+  miss[n++] = em_jcc(e, CC_E);
+  if (a->base == X86_REG_NONE && a->index == X86_REG_NONE) {
+    if ((u32)a->disp > (u32)-bytes) miss[n++] = em_jmp(e);
+    return n;
+  }
+  offset.seg = 0;
+  linear(t, &offset);
+  em8(e, 0x3d), em32(e, (u32)-bytes); /* cmp eax */
+  miss[n++] = em_jcc(e, CC_A);
+  return n;
+}
+
+/* RCX: the host address, from what is to be added to the linear one. */
+static void add_linear(struct translation *t, const struct plan_address *a) {
+  if (!t->m32) return;
+  linear(t, a);
+  em_lea(&t->e, H_RCX, (struct em_mem){.base = H_RCX, .index = H_RAX});
+}
+
+/* Offsets go round at 4 GiB, but not within a page: the register has the host address of the lowest byte that was checked. */
+static struct em_mem operand32(const struct translation *t, const struct plan_access *a, unsigned lowest) {
+  bool alone = a->group == PLAN_ALONE || (a->last && !(t->ready >> a->group & 1));
+  return EM_AT(lowest, alone ? 0 : (s32)((u32)a->at.disp + (u32)a->moved - (u32)t->plan.group[a->group].at.disp));
+}
+
+/* ---- checks ---- */
+
 /* The check of a group whose registers have moved. */
-static u8 *check_group(struct translation *t, unsigned group, s32 moved, unsigned align) {
+static void check_group(struct translation *t, struct t_slow *s, unsigned group, s32 moved, unsigned align) {
   const struct plan_group *g = &t->plan.group[group];
   struct plan_address at = g->at;
-  at.disp -= moved;
+  at.disp = (s32)((u32)at.disp - (u32)moved);
+  s->n_scattered += check_segment(t, &at, g->span, s->scattered + s->n_scattered);
   unsigned copy = linear(t, &at);
-  u8 *miss = look_up(t, copy, g->span, align, g->write);
+  s->scattered[s->n_scattered++] = look_up(t, copy, g->span, align, g->write);
+  add_linear(t, &at);
   em_store(&t->e, t_delta(group), H_RCX);
-  return miss;
 }
 
 static void check(struct translation *t, const struct plan_access *a) {
@@ -132,14 +171,17 @@ static void check(struct translation *t, const struct plan_access *a) {
   t->rcx = t->rax = PLAN_ALONE;
   t->lost_plan |= a->group != PLAN_ALONE && !a->leads;
   if (a->group == PLAN_ALONE || a->last) {
-    unsigned copy = linear(t, &a->at), align = a->size & t->align ? 0 : t->align;
+    unsigned align = a->size & t->align ? 0 : t->align;
+    s->n_from += check_segment(t, &a->at, a->size, s->from + s->n_from);
+    unsigned copy = linear(t, &a->at);
     s->from[s->n_from++] = look_up(t, copy, a->size, align, a->write);
+    add_linear(t, &a->at);
     t->align ^= align;
     return;
   }
   const struct plan_group *g = &t->plan.group[a->group];
   unsigned align = ((a->at.disp + a->moved - g->at.disp) | g->span) & (s32)t->align ? 0 : t->align;
-  s->scattered[s->n_scattered++] = check_group(t, a->group, a->moved, align);
+  check_group(t, s, a->group, a->moved, align);
   t->aligned[a->group] = (u8)align;
   t->align ^= align;
   t->ready |= 1u << a->group;
@@ -149,7 +191,7 @@ static void check(struct translation *t, const struct plan_access *a) {
 /* A page that has been looked at.  Returns the register with its delta: two pages in turn have one each. */
 static unsigned known(struct translation *t, const struct plan_access *a) {
   if (t->align <= t->aligned[a->group] && !((a->at.disp + a->moved - t->plan.group[a->group].at.disp) & (s32)t->align)) t->align = 0;
-  bool both = t->rax_free && !t->align && is_plain(&a->at);
+  bool both = t->rax_free && !t->align && (t->m32 || is_plain(&a->at));
   if (t->rcx == a->group) return H_RCX;
   if (both && t->rax == a->group) return H_RAX;
   bool second = both && t->rcx != PLAN_ALONE;
@@ -168,7 +210,7 @@ static void lead_first(struct translation *t) {
 }
 
 bool t_access(struct translation *t, unsigned n, struct em_mem *m) {
-  if (t->i->adsize != 8 || n >= t->p->n_access) return false;
+  if (n >= t->p->n_access) return false;
   const struct plan_access *a = &t->p->access[n];
   if (!a->size) return false;
   if (!n) lead_first(t);
@@ -177,7 +219,9 @@ bool t_access(struct translation *t, unsigned n, struct em_mem *m) {
     delta = known(t, a);
   else
     check(t, a);
-  if (is_plain(&a->at))
+  if (t->m32)
+    *m = operand32(t, a, delta);
+  else if (is_plain(&a->at))
     *m = (struct em_mem){.base = T_HOME(a->at.base), .index = (u8)delta, .disp = a->at.disp};
   else
     *m = operand(t, &a->at);
@@ -190,7 +234,7 @@ bool t_access_bit(struct translation *t, unsigned bit, struct em_mem *m) {
   struct em_mem scratch = EM_GS(offsetof(struct x86_vcpu, code.scratch));
   struct emitter *e = &t->e;
   unsigned shift = a->size == 8 ? 3 : a->size == 4 ? 2 : 1;
-  if (t->i->adsize != 8 || !t->p->n_access) return false;
+  if (t->i->adsize != t->word || !t->p->n_access || (t->m32 && a->at.seg)) return false;
   struct t_slow *s = t_slow(t);
   t_lose_flags(t);
   linear(t, &a->at);
@@ -200,7 +244,7 @@ bool t_access_bit(struct translation *t, unsigned bit, struct em_mem *m) {
   else
     em_reg(e, 1, a->size == 4 ? 0x63 : 0x0fbf, H_RCX, number); /* movsx */
   em_reg(e, 1, 0xc1, 7, H_RCX), em8(e, shift + 3);             /* sar */
-  em_lea(e, H_RAX, (struct em_mem){.base = H_RAX, .index = H_RCX, .shift = (u8)shift});
+  t_lea(t, H_RAX, (struct em_mem){.base = H_RAX, .index = H_RCX, .shift = (u8)shift});
   em_store(e, scratch, H_RAX);
   s->from[s->n_from++] = look_up(t, H_RAX, a->size, 0, a->write);
   em_mem(e, 1, 0x03, H_RCX, scratch);

@@ -43,11 +43,15 @@ static void add(struct plan_insn *p, struct plan_address at, unsigned size, bool
         (struct plan_access){.at = at, .size = (u8)size, .write = write, .group = PLAN_ALONE, .last = true};
 }
 
+static bool is_32(const struct x86_block *b) { return (b->mode & X86_MODE_SIZE) == X86_MODE_32; }
+static unsigned word_of(const struct x86_block *b) { return is_32(b) ? 4 : 8; }
+
 static void add_operand(struct plan_insn *p, const struct x86_block *b, const struct x86_insn *i,
                         const struct x86_decoded_insn *d) {
   const ZydisDecodedOperand *m = memory_operand(d);
   s64 disp = i->disp + (i->base == X86_REG_RIP ? (s64)(b->gpa & (PAGE_SIZE - 1)) : 0);
-  if (!m || !(i->iflags & X86_I_MEM) || is_hint(d->insn.mnemonic) || i->adsize != 8 || disp != (s32)disp) return;
+  if (!m || !(i->iflags & X86_I_MEM) || is_hint(d->insn.mnemonic) || i->adsize != word_of(b)) return;
+  if (is_32(b) ? i->seg == SEG_CS : disp != (s32)disp) return; /* CS has rights of its own */
   struct plan_address at = {
       .seg = i->seg >= SEG_FS ? i->seg : 0, .base = i->base, .index = i->index, .shift = i->shift, .disp = (s32)disp};
   if (x86_vector_is_plain(i)) {
@@ -71,8 +75,8 @@ bool x86_plan_is_bit_string(const struct x86_decoded_insn *d) {
   }
 }
 
-static void add_stack(struct plan_insn *p, unsigned reg, s32 disp, bool write) {
-  add(p, (struct plan_address){.base = (u8)reg, .index = X86_REG_NONE, .disp = disp}, 8, write);
+static void add_stack(struct plan_insn *p, unsigned word, unsigned reg, s32 disp, bool write) {
+  add(p, (struct plan_address){.base = (u8)reg, .index = X86_REG_NONE, .disp = disp}, word, write);
 }
 
 bool x86_plan_is_string(const struct x86_decoded_insn *d) {
@@ -80,10 +84,10 @@ bool x86_plan_is_string(const struct x86_decoded_insn *d) {
 }
 
 /* One element.  A repeated one sees to its pages itself. */
-static void add_string(struct plan_insn *p, const struct x86_insn *i, const struct x86_decoded_insn *d) {
+static void add_string(struct plan_insn *p, const struct x86_block *b, const struct x86_insn *i, const struct x86_decoded_insn *d) {
   struct plan_address source = {.seg = i->seg >= SEG_FS ? i->seg : 0, .base = RSI, .index = X86_REG_NONE},
                       destination = {.base = RDI, .index = X86_REG_NONE};
-  if (i->adsize != 8 || (i->iflags & (X86_I_REP | X86_I_REPNE))) return;
+  if (i->adsize != word_of(b) || (is_32(b) && i->seg == SEG_CS) || (i->iflags & (X86_I_REP | X86_I_REPNE))) return;
   switch (d->insn.opcode & 0xfe) {
   case 0xa4: /* MOVS */
     add(p, source, i->opsize, false);
@@ -99,24 +103,27 @@ static void add_string(struct plan_insn *p, const struct x86_insn *i, const stru
 }
 
 static void accesses(struct plan_insn *p, const struct x86_block *b, const struct x86_insn *i, const struct x86_decoded_insn *d) {
+  unsigned word = word_of(b);
   p->n_access = 0;
   if (x86_plan_is_string(d)) {
-    add_string(p, i, d);
+    add_string(p, b, i, d);
     return;
   }
   switch (d->insn.mnemonic) {
+  case ZYDIS_MNEMONIC_PUSHFD:
   case ZYDIS_MNEMONIC_PUSHFQ:
   case ZYDIS_MNEMONIC_PUSH:
   case ZYDIS_MNEMONIC_CALL:
     add_operand(p, b, i, d);
-    add_stack(p, RSP, -8, true);
+    add_stack(p, word, RSP, -(s32)word, true);
     break;
   case ZYDIS_MNEMONIC_POP:
+  case ZYDIS_MNEMONIC_POPFQ:
   case ZYDIS_MNEMONIC_RET:
-    add_stack(p, RSP, 0, false);
+    add_stack(p, word, RSP, 0, false);
     break;
   case ZYDIS_MNEMONIC_LEAVE:
-    add_stack(p, RBP, 0, false);
+    add_stack(p, word, RBP, 0, false);
     break;
   default:
     add_operand(p, b, i, d);
@@ -148,21 +155,22 @@ static u32 written(const struct x86_decoded_insn *d) {
 }
 
 /* How far the instruction moves the register, when that is a constant. */
-static bool moves(const struct x86_insn *i, const struct x86_decoded_insn *d, unsigned reg, s32 *by) {
+static bool moves(unsigned word, const struct x86_insn *i, const struct x86_decoded_insn *d, unsigned reg, s32 *by) {
   const ZydisDecodedOperand *a = &d->ops[0];
-  bool same = a->type == ZYDIS_OPERAND_TYPE_REGISTER && ZydisRegisterGetClass(a->reg.value) == ZYDIS_REGCLASS_GPR64 &&
+  bool same = a->type == ZYDIS_OPERAND_TYPE_REGISTER && ZydisRegisterGetClass(a->reg.value) == (word == 8 ? ZYDIS_REGCLASS_GPR64 : ZYDIS_REGCLASS_GPR32) &&
               x86_plan_general(a->reg.value) == reg;
   bool imm = d->insn.operand_count_visible == 2 && d->ops[1].type == ZYDIS_OPERAND_TYPE_IMMEDIATE;
   s64 n;
   switch (d->insn.mnemonic) {
   case ZYDIS_MNEMONIC_PUSH:
+  case ZYDIS_MNEMONIC_PUSHFD:
   case ZYDIS_MNEMONIC_PUSHFQ:
-    n = -8;
-    same = reg == RSP && d->insn.operand_width == 64;
+    n = -(s64)word;
+    same = reg == RSP && d->insn.operand_width == 8 * word;
     break;
   case ZYDIS_MNEMONIC_POP:
-    same = reg == RSP && d->insn.operand_width == 64 && !same;
-    n = 8;
+    same = reg == RSP && d->insn.operand_width == 8 * word && !same;
+    n = word;
     break;
   case ZYDIS_MNEMONIC_ADD:
     same &= imm;
@@ -179,7 +187,7 @@ static bool moves(const struct x86_insn *i, const struct x86_decoded_insn *d, un
     n = -1;
     break;
   case ZYDIS_MNEMONIC_LEA:
-    same &= i->base == reg && i->index == X86_REG_NONE && i->adsize == 8;
+    same &= i->base == reg && i->index == X86_REG_NONE && i->adsize == word;
     n = i->disp;
     break;
   default:
@@ -225,15 +233,15 @@ static bool same_registers(const struct plan_address *a, const struct plan_addre
 }
 
 static bool join(struct plan_group *g, struct open_group *o, unsigned number, struct plan_access *a) {
-  s32 low = a->at.disp + o->moved, high = low + a->size;
+  s64 low = (s64)a->at.disp + o->moved, high = low + a->size;
   if (o->closed || !same_registers(&g->at, &a->at)) return false;
   low = MIN(low, o->low);
   high = MAX(high, o->high);
   bool crosses = g->at.base == X86_REG_RIP && (low >> PAGE_SHIFT) != ((high - 1) >> PAGE_SHIFT);
   if (high - low > SPAN_MAX || crosses) return false;
   g->write |= a->write;
-  o->low = low;
-  o->high = high;
+  o->low = (s32)low;
+  o->high = (s32)high;
   o->newest->last = false;
   o->newest = a;
   a->group = (u8)number;
@@ -253,7 +261,7 @@ static void place(struct plan *p, struct open_group *open, struct plan_access *a
 }
 
 /* The registers of open groups after this instruction. */
-static void moved(struct plan *p, struct open_group *open, const struct x86_insn *i, const struct x86_decoded_insn *d,
+static void moved(struct plan *p, unsigned word, struct open_group *open, const struct x86_insn *i, const struct x86_decoded_insn *d,
                   struct plan_insn *at) {
   u32 mask = at->writes;
   for (unsigned n = 0; n < p->n_groups; n++) {
@@ -261,7 +269,7 @@ static void moved(struct plan *p, struct open_group *open, const struct x86_insn
     s32 by = 0;
     if (open[n].closed) continue;
     bool base = a->base < 16 && (mask >> a->base & 1), index = a->index < 16 && (mask >> a->index & 1);
-    if (index || (base && !moves(i, d, a->base, &by)) ||
+    if (index || (base && !moves(word, i, d, a->base, &by)) ||
         (base && (open[n].moved + by > 4 * MOVE_MAX || open[n].moved + by < -4 * MOVE_MAX))) {
       open[n].closed = true;
       continue;
@@ -299,7 +307,7 @@ static void group(struct plan *p, const struct x86_block *b, const struct x86_de
       continue;
     }
     for (unsigned n = 0; n < i->n_access && !x86_plan_is_bit_string(&d[k]); n++) place(p, open, &i->access[n]);
-    moved(p, open, &b->insn[k], &d[k], i);
+    moved(p, word_of(b), open, &b->insn[k], &d[k], i);
   }
   for (unsigned n = 0; n < p->n_groups; n++) {
     if (p->constant >> n & 1) open[n].newest->last = false;
@@ -336,7 +344,7 @@ static bool may_refuse(const struct x86_decoded_insn *d) {
 
 /* Whether somebody may find the state between this instruction and the one before. */
 static bool may_stop(const struct plan_insn *p, const struct x86_insn *i, const struct x86_decoded_insn *d) {
-  if (i->iflags & (X86_I_END | X86_I_MAYBE) || p->loads || i->op == ZYDIS_MNEMONIC_PUSHFQ || may_refuse(d)) return true;
+  if (i->iflags & (X86_I_END | X86_I_MAYBE) || p->loads || i->op == ZYDIS_MNEMONIC_PUSHFQ || i->op == ZYDIS_MNEMONIC_PUSHFD || may_refuse(d)) return true;
   if (x86_vector_is_plain(i) && ((const struct x86_vector *)i->aux)->align) return true;
   for (unsigned k = 0; k < p->n_access; k++)
     if (p->access[k].group == PLAN_ALONE || p->access[k].leads) return true;

@@ -3,6 +3,7 @@
 #define X86_TRANSLATE_PRIVATE_H
 
 #include <Zydis/Zydis.h>
+#include "base/region.h"
 #include "jit/arena.h"
 #include "x86/translate/code.h"
 #include "x86/translate/emit.h"
@@ -30,7 +31,7 @@ struct t_slow {
   struct t_producer again;   /* what makes the flags again when it is taken; none: memory has them */
   u8 rcx, rax;               /* as struct translation has them, there */
   u8 vectors;                /* vector level expected there */
-  u8 *scattered[2];          /* jumps of checks for several accesses that failed: to this instruction in the scattered copy */
+  u8 *scattered[6];          /* jumps of checks for several accesses that failed: to this instruction in the scattered copy */
   unsigned n_scattered;
   u8 *load_from, *load_back; /* vector registers have to be loaded: from where, and back when they are */
   u8 load_level;
@@ -53,6 +54,8 @@ struct translation {
   const struct x86_block *b;
   struct x86_code *code;
   unsigned right; /* enum x86_tlb_index */
+  bool m32;       /* 32-bit code, with flat CS, DS, ES and SS; else 64-bit code */
+  unsigned word;  /* bytes of an address, and of what the stack holds */
   s32 start;      /* the block's offset in its page */
 
   struct plan plan;
@@ -168,6 +171,17 @@ void t_goto(struct translation *t, s32 target);
 void t_emit_deep(struct translation *t); /* behind the body */
 
 /* ---- registers ---- */
+/* LEA as wide as addresses are: 32-bit ones go round at 4 GiB, and leave the upper half of a home 0. */
+static inline void t_lea(struct translation *t, unsigned dst, struct em_mem m) {
+  em_mem(&t->e, !t->m32, 0x8d, dst, m);
+}
+/* An address, or what the stack holds, to and from memory. */
+static inline void t_load_word(struct translation *t, unsigned dst, struct em_mem m) {
+  em_mem(&t->e, !t->m32, 0x8b, dst, m);
+}
+static inline void t_store_word(struct translation *t, struct em_mem m, unsigned src) {
+  em_mem(&t->e, !t->m32, 0x89, src, m);
+}
 static inline bool t_mapped(unsigned guest) {
   return T_HOME(guest) != H_NONE;
 }
@@ -211,6 +225,7 @@ struct x86_code {
   u8 *gate;   /* displacement of the jump at the gate of `saved`, taken when it is closed */
   u64 *epoch; /* the word at the gate: minus the epoch */
   u8 right;
+  bool m32;
   u8 *start;
   /* Each instruction's code, in each copy of the block: offset from the start, and where a fault finds the flags (t_flags_end()).  The last: the slow paths. */
   unsigned n_places;
@@ -222,7 +237,7 @@ struct x86_code {
   } place[];
 };
 struct jit_arena *x86_code_arena(struct x86_vcpu *c);
-/* Translates into the arena; NULL: no room. */
-struct x86_code *x86_translate_block(struct x86_vcpu *c, struct jit_arena *a, struct x86_block *b, unsigned right);
+/* Translates into the arena; NULL: no room there or for the record of it. */
+struct x86_code *x86_translate_block(struct x86_vcpu *c, struct jit_arena *a, struct region *records, struct x86_block *b, unsigned right);
 
 #endif

@@ -3,6 +3,7 @@
  * General registers are renumbered; vector and opmask registers keep their numbers.  A guest register without a host register of
  * its own takes part through a scratch register.
  */
+#include "x86/decode/decoded.h"
 #include "x86/exec/vector.h"
 #include "x86/translate/private.h"
 
@@ -22,6 +23,7 @@ struct fields {
   struct general g[MAX_GENERAL];
   unsigned n;
   bool byte; /* an 8-bit general register is among them */
+  bool rax, rcx; /* fixed registers that are not at home: one is read, the other written */
 };
 
 /* ---- which instructions ---- */
@@ -87,6 +89,23 @@ static struct general *add_general(struct fields *f, const struct translation *t
   return g;
 }
 
+/* Strings in vector registers have an index in ECX, and lengths in EAX and EDX. */
+static bool is_vector_string(unsigned mnemonic) {
+  switch (mnemonic) {
+  case ZYDIS_MNEMONIC_PCMPESTRI:
+  case ZYDIS_MNEMONIC_PCMPESTRM:
+  case ZYDIS_MNEMONIC_PCMPISTRI:
+  case ZYDIS_MNEMONIC_PCMPISTRM:
+  case ZYDIS_MNEMONIC_VPCMPESTRI:
+  case ZYDIS_MNEMONIC_VPCMPESTRM:
+  case ZYDIS_MNEMONIC_VPCMPISTRI:
+  case ZYDIS_MNEMONIC_VPCMPISTRM:
+    return true;
+  default:
+    return false;
+  }
+}
+
 /* Fixed registers are fine where the host's has the same number; flags and the instruction pointer always are. */
 static bool hidden_is_fine(const ZydisDecodedOperand *op) {
   if (op->type == ZYDIS_OPERAND_TYPE_MEMORY) return false;
@@ -98,18 +117,34 @@ static bool hidden_is_fine(const ZydisDecodedOperand *op) {
   return (k == ZYDIS_REGCLASS_GPR64 || k == ZYDIS_REGCLASS_GPR32) && n < 16 && T_HOME(n) == n;
 }
 
+/* MOV between the accumulator and an address in the instruction: as the form with ModRM. */
+static bool has_offset(const ZydisDecodedInstruction *z) {
+  return z->mnemonic == ZYDIS_MNEMONIC_MOV && z->opcode_map == ZYDIS_OPCODE_MAP_DEFAULT && (z->opcode & 0xfc) == 0xa0;
+}
+
+static bool fixed(struct fields *f, const ZydisDecodedInstruction *z, const ZydisDecodedOperand *op) {
+  if (hidden_is_fine(op)) return true;
+  if (!is_vector_string(z->mnemonic) || op->type != ZYDIS_OPERAND_TYPE_REGISTER) return false;
+  bool write = op->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE;
+  unsigned n = x86_plan_general(op->reg.value);
+  f->rax |= n == RAX && !write;
+  f->rcx |= n == RCX && write;
+  return n == (write ? RCX : RAX);
+}
+
 /* Which field of the encoding the operand is in; accumulators that the opcode implies are made ModRM.rm. */
 static bool place(struct translation *t, struct fields *f, const ZydisDecodedOperand *op, bool accumulator,
                   u8 which[MAX_GENERAL + 4], unsigned *n) {
   if (op->type == ZYDIS_OPERAND_TYPE_IMMEDIATE) return true;
   if (op->type == ZYDIS_OPERAND_TYPE_MEMORY) {
     f->memory = true;
-    return op->encoding == ZYDIS_OPERAND_ENCODING_MODRM_RM && op->mem.type == ZYDIS_MEMOP_TYPE_MEM;
+    return (op->encoding == ZYDIS_OPERAND_ENCODING_MODRM_RM || has_offset(t->z)) && op->mem.type == ZYDIS_MEMOP_TYPE_MEM;
   }
   if (op->type != ZYDIS_OPERAND_TYPE_REGISTER) return false;
   unsigned field = op->encoding == ZYDIS_OPERAND_ENCODING_MODRM_REG                                                   ? 1u
                    : op->encoding == ZYDIS_OPERAND_ENCODING_MODRM_RM || op->encoding == ZYDIS_OPERAND_ENCODING_OPCODE ? 2u
                    : op->encoding == ZYDIS_OPERAND_ENCODING_NDSNDD                                                    ? 3u
+                   : has_offset(t->z)                                                                                 ? 1u
                    : accumulator                                                                                      ? 2u
                                                                                                                       : 0u;
   ZydisRegisterClass k = ZydisRegisterGetClass(op->reg.value);
@@ -130,14 +165,23 @@ static bool place(struct translation *t, struct fields *f, const ZydisDecodedOpe
   return false;
 }
 
-/* Scratch registers for what has no home.  `free`: those that may be taken. */
-static bool find_homes(struct fields *f, const u8 *scratch, unsigned n_scratch) {
-  for (unsigned n = 0; n < f->n; n++) {
-    if (f->g[n].host != H_NONE) continue;
-    if (!n_scratch) return false;
-    f->g[n].host = *scratch++;
-    n_scratch--;
+static bool find_home(struct general *g, unsigned *read, unsigned *written) {
+  for (unsigned host = H_RAX; host <= H_RCX; host++) {
+    if ((g->read && (*read >> host & 1)) || (g->write && (*written >> host & 1))) continue;
+    g->host = (u8)host;
+    if (g->read) *read |= 1u << host;
+    if (g->write) *written |= 1u << host;
+    return true;
   }
+  return false;
+}
+
+/* RAX and RCX for what has no home.  What is only written may have the place of what is only read, the address for one, which is in RCX. */
+static bool find_homes(struct fields *f) {
+  unsigned read = f->memory ? 1u << H_RCX : 0, written = 0;
+  for (unsigned pass = 0; pass < 2; pass++)
+    for (unsigned n = 0; n < f->n; n++)
+      if (f->g[n].read == !pass && f->g[n].host == H_NONE && !find_home(&f->g[n], &read, &written)) return false;
   return true;
 }
 
@@ -152,6 +196,19 @@ static void immediates(struct translation *t) {
   const u8 *bytes = t->b->bytes + t->i->off;
   for (unsigned n = 0; n < 2; n++)
     for (unsigned k = 0; k < t->z->raw.imm[n].size / 8u; k++) em8(&t->e, bytes[t->z->raw.imm[n].offset + k]);
+}
+
+/* Whether the code is the instruction that the guest means: W, and a register's number in an immediate, are partly ignored outside 64-bit mode. */
+static bool means_the_same(const struct translation *t, const u8 *code) {
+  ZydisDecodedInstruction z;
+  ZydisDecodedOperand ops[ZYDIS_MAX_OPERAND_COUNT];
+  if (!x86_decode_again(X86_MODE_64, code, (unsigned)(t->e.p - code), &z, ops)) return false;
+  if (z.mnemonic != t->z->mnemonic || z.operand_count_visible != t->z->operand_count_visible) return false;
+  for (unsigned k = 0; k < z.operand_count_visible; k++) {
+    if (ops[k].type != t->ops[k].type || ops[k].size != t->ops[k].size) return false;
+    if (ops[k].encoding == ZYDIS_OPERAND_ENCODING_IS4 && ops[k].reg.value != t->ops[k].reg.value) return false;
+  }
+  return true;
 }
 
 static void modrm(struct translation *t, const struct fields *f, unsigned reg) {
@@ -174,12 +231,19 @@ static void encode_legacy(struct translation *t, const struct fields *f, bool re
     u8 p = z->raw.prefixes[k].value;
     if (p == 0x66 || p == 0xf2 || p == 0xf3 || p == 0xf0) em8(&t->e, p);
   }
-  bool opcode_register = false;
+  bool opcode_register = false, short_step = t->m32 && z->opcode_map == ZYDIS_OPCODE_MAP_DEFAULT && (opcode & 0xf0) == 0x40;
   for (unsigned k = 0; k < z->operand_count_visible; k++) opcode_register |= t->ops[k].encoding == ZYDIS_OPERAND_ENCODING_OPCODE;
   if (is_accumulator_form(z)) {
     reg = opcode >= 0xa8 ? 0 : opcode >> 3;
     opcode = (opcode >= 0xa8 ? 0xf6u : 0x80u) | (opcode & 1);
   }
+  if (short_step) { /* INC and DEC where 64-bit mode has REX prefixes */
+    reg = opcode >> 3 & 1;
+    opcode = 0xff;
+    opcode_register = false;
+  }
+  if (z->opcode_map == ZYDIS_OPCODE_MAP_DEFAULT && opcode == 0x82) opcode = 0x80;
+  if (has_offset(z)) opcode = 0x88 | (~opcode & 2) | (opcode & 1);
   unsigned rex = (z->raw.rex.W ? 8 : 0) | (opcode_register ? 0 : (reg & 8) >> 1) | extensions(f);
   if (rex || f->byte) em8(&t->e, 0x40 | rex);
   if (z->opcode_map != ZYDIS_OPCODE_MAP_DEFAULT) em_opcode(&t->e, maps[z->opcode_map]);
@@ -192,12 +256,15 @@ static void encode_legacy(struct translation *t, const struct fields *f, bool re
   immediates(t);
 }
 
+/* Outside 64-bit mode W has no meaning for general registers. */
+static unsigned vex_w(const struct translation *t) { return t->z->raw.vex.W && !(t->m32 && is_plain(t->z->mnemonic)); }
+
 static void encode_vex(struct translation *t, const struct fields *f, bool reg_is_operand) {
   const ZydisDecodedInstruction *z = t->z;
   unsigned reg = reg_is_operand ? f->reg : z->raw.modrm.reg;
   em8(&t->e, 0xc4);
   em8(&t->e, (~(reg & 8) & 8) << 4 | (~extensions(f) & 3) << 5 | z->raw.vex.m_mmmm);
-  em8(&t->e, z->raw.vex.W << 7 | (~f->vvvv & 15) << 3 | z->raw.vex.L << 2 | z->raw.vex.pp);
+  em8(&t->e, vex_w(t) << 7 | (~f->vvvv & 15) << 3 | z->raw.vex.L << 2 | z->raw.vex.pp);
   em8(&t->e, z->opcode);
   modrm(t, f, reg);
   immediates(t);
@@ -220,17 +287,18 @@ static void encode_evex(struct translation *t, const struct fields *f, bool reg_
 /* ---- one instruction ---- */
 
 static void load_generals(struct translation *t, const struct fields *f) {
+  if (f->rax) em_mov(&t->e, H_RAX, T_HOME(RAX));
   for (unsigned n = 0; n < f->n; n++)
     if (!t_mapped(f->g[n].guest) && f->g[n].read) em_load(&t->e, f->g[n].host, t_slot(f->g[n].guest));
 }
 static void store_generals(struct translation *t, const struct fields *f) {
+  if (f->rcx) em_mov(&t->e, T_HOME(RCX), H_RCX);
   for (unsigned n = 0; n < f->n; n++)
     if (!t_mapped(f->g[n].guest) && f->g[n].write) em_store(&t->e, t_slot(f->g[n].guest), f->g[n].host);
 }
 
 /* align: address bits that must be 0. */
 static bool rewrite(struct translation *t, unsigned align) {
-  static const u8 scratch[] = {H_RAX, H_RCX}; /* a memory operand has taken RCX */
   const ZydisDecodedInstruction *z = t->z;
   struct fields f = {.rm = 0};
   u8 which[MAX_GENERAL + 4];
@@ -239,14 +307,14 @@ static bool rewrite(struct translation *t, unsigned align) {
   for (unsigned k = 0; k < z->operand_count; k++) {
     const ZydisDecodedOperand *op = &t->ops[k];
     if (k >= z->operand_count_visible) {
-      if (!hidden_is_fine(op)) return false;
+      if (!fixed(&f, z, op)) return false;
       continue;
     }
     if (n >= MAX_GENERAL) return false;
     if (!place(t, &f, op, accumulator && k == 0, which, &n)) return false;
-    reg_is_operand |= op->encoding == ZYDIS_OPERAND_ENCODING_MODRM_REG;
+    reg_is_operand |= op->encoding == ZYDIS_OPERAND_ENCODING_MODRM_REG || has_offset(z);
   }
-  bool uses_rax = false;
+  bool uses_rax = f.rax;
   for (unsigned k = 0; k < f.n; k++) uses_rax |= !t_mapped(f.g[k].guest);
   if (f.memory) {
     t->align = align;
@@ -261,8 +329,8 @@ static bool rewrite(struct translation *t, unsigned align) {
     }
   }
   if (t->p->needs) t_need_flags(t);
-  if (!find_homes(&f, scratch, f.memory ? 1 : 2)) return false;
-  t->keeps_rcx = true;
+  if (!find_homes(&f)) return false;
+  t->keeps_rcx = !f.rcx;
   t->keeps_rax = !uses_rax;
   for (unsigned k = 0; k < f.n; k++) t->keeps_rcx &= f.g[k].host != H_RCX;
   for (unsigned k = 0; k < n; k++) {
@@ -272,6 +340,7 @@ static bool rewrite(struct translation *t, unsigned align) {
     if (field == 3) f.vvvv = host;
   }
   load_generals(t, &f);
+  const u8 *code = t->e.p;
   if (z->encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY)
     encode_legacy(t, &f, reg_is_operand);
   else if (z->encoding == ZYDIS_INSTRUCTION_ENCODING_VEX)
@@ -280,6 +349,7 @@ static bool rewrite(struct translation *t, unsigned align) {
     encode_evex(t, &f, reg_is_operand);
   else
     return false;
+  if (t->m32 && z->encoding != ZYDIS_INSTRUCTION_ENCODING_LEGACY && !em_overflow(&t->e) && !means_the_same(t, code)) return false;
   store_generals(t, &f);
   if (t->i->flags_written) t_wrote_flags(t);
   return true;

@@ -49,6 +49,36 @@ static bool shift_by_cl(struct translation *t) {
   return true;
 }
 
+/* SHLD and SHRD. */
+static bool double_shift_by_cl(struct translation *t) {
+  const ZydisDecodedOperand *dst = &t->ops[0], *src = &t->ops[1];
+  struct em_mem scratch = EM_GS(offsetof(struct x86_vcpu, code.scratch));
+  struct emitter *e = &t->e;
+  if (t->ops[2].type != ZYDIS_OPERAND_TYPE_REGISTER) return false;
+  unsigned opcode = 0x0f00u | t->z->opcode, guest = number(src);
+  if (dst->type == ZYDIS_OPERAND_TYPE_MEMORY) {
+    struct em_mem m;
+    if (!t_mapped(guest) || !t_access(t, 0, &m)) return false;
+    t_lose_flags(t);
+    em_lea(e, H_RAX, m);
+    em_store(e, scratch, H_RAX);
+    if (t->p->needs) t_need_flags(t);
+    em_load(e, H_RAX, scratch);
+    em_mov(e, H_RCX, T_HOME(RCX));
+    sized_mem(e, dst->size, opcode, T_HOME(guest), H_RAX);
+  } else {
+    unsigned to = number(dst);
+    if (!t_mapped(to) && !t_mapped(guest) && to != guest) return false;
+    if (t->p->needs) t_need_flags(t);
+    unsigned from = t_read(t, guest, H_RAX), host = t_read(t, to, H_RAX);
+    em_mov(e, H_RCX, T_HOME(RCX));
+    em_sized_reg(e, dst->size, opcode, from, host);
+    t_write(t, to, host);
+  }
+  t_wrote_flags(t);
+  return true;
+}
+
 /* ---- RAX and RDX ---- */
 
 /* MUL and IMUL with one operand. */
@@ -225,14 +255,19 @@ static bool widen_into_rdx(struct translation *t) { /* CWD, CDQ, CQO */
   return true;
 }
 
-/* ---- the stack, 64 bits wide ---- */
+/* ---- the stack, as wide as the mode has it ---- */
 
 static void move_rsp(struct translation *t, s32 by) {
-  em_lea(&t->e, T_HOME(RSP), EM_AT(T_HOME(RSP), by));
+  t_lea(t, T_HOME(RSP), EM_AT(T_HOME(RSP), by));
 }
 
 static bool wide(const struct translation *t) {
-  return t->z->operand_width == 64 && t->z->stack_width == 64;
+  return t->z->operand_width == 8 * t->word && t->z->stack_width == 8 * t->word;
+}
+
+/* A general register of that width. */
+static bool is_word(const struct translation *t, const ZydisDecodedOperand *op) {
+  return usable(op) && ZydisRegisterGetClass(op->reg.value) == (t->m32 ? ZYDIS_REGCLASS_GPR32 : ZYDIS_REGCLASS_GPR64);
 }
 
 static bool is_known(const struct translation *t) {
@@ -244,13 +279,13 @@ bool t_special_delays_rsp(const struct translation *t) {
   const ZydisDecodedOperand *op = &t->ops[0];
   if ((t->z->mnemonic != ZYDIS_MNEMONIC_PUSH && t->z->mnemonic != ZYDIS_MNEMONIC_POP) || !wide(t) || !is_known(t)) return false;
   if (op->type == ZYDIS_OPERAND_TYPE_IMMEDIATE) return true;
-  return usable(op) && ZydisRegisterGetClass(op->reg.value) == ZYDIS_REGCLASS_GPR64 && number(op) != RSP;
+  return is_word(t, op) && number(op) != RSP;
 }
 
 /* The slot at hand; RSP moves by so many bytes, now or later. */
 static bool stack(struct translation *t, s32 by, bool delay, struct em_mem *m) {
   if (!t_access(t, 0, m)) return false;
-  m->disp += t->rsp;
+  if (!t->m32) m->disp += t->rsp; /* that of 32-bit code does not depend on where RSP is */
   if (delay) t->rsp += by;
   return true;
 }
@@ -258,12 +293,12 @@ static bool push_memory(struct translation *t) {
   struct emitter *e = &t->e;
   struct em_mem m;
   if (!t_access(t, 0, &m)) return false;
-  em_load(e, H_RAX, m);
+  t_load_word(t, H_RAX, m);
   em_store(e, EM_GS(offsetof(struct x86_vcpu, code.scratch)), H_RAX);
   if (!t_access(t, 1, &m)) return false;
   em_load(e, H_RAX, EM_GS(offsetof(struct x86_vcpu, code.scratch)));
-  em_store(e, m, H_RAX);
-  move_rsp(t, -8);
+  t_store_word(t, m, H_RAX);
+  move_rsp(t, -(s32)t->word);
   return true;
 }
 
@@ -274,13 +309,13 @@ static bool push(struct translation *t) {
   if (!wide(t)) return false;
   if (src->type == ZYDIS_OPERAND_TYPE_MEMORY) return push_memory(t);
   bool imm = src->type == ZYDIS_OPERAND_TYPE_IMMEDIATE, delay = t_special_delays_rsp(t);
-  if (!imm && (!usable(src) || ZydisRegisterGetClass(src->reg.value) != ZYDIS_REGCLASS_GPR64)) return false;
-  if (!stack(t, -8, delay, &m)) return false;
+  if (!imm && !is_word(t, src)) return false;
+  if (!stack(t, -(s32)t->word, delay, &m)) return false;
   if (imm)
-    em_mem(e, 1, 0xc7, 0, m), em32(e, (u32)t->i->imm);
+    em_mem(e, !t->m32, 0xc7, 0, m), em32(e, (u32)t->i->imm);
   else
-    em_store(e, m, t_read(t, number(src), H_RAX));
-  if (!delay) move_rsp(t, -8);
+    t_store_word(t, m, t_read(t, number(src), H_RAX));
+  if (!delay) move_rsp(t, -(s32)t->word);
   t->keeps_rax = imm || t_mapped(number(src));
   return t->keeps_rcx = true;
 }
@@ -288,12 +323,12 @@ static bool push(struct translation *t) {
 static bool pop(struct translation *t) {
   const ZydisDecodedOperand *dst = &t->ops[0];
   struct em_mem m;
-  if (!wide(t) || !usable(dst) || ZydisRegisterGetClass(dst->reg.value) != ZYDIS_REGCLASS_GPR64) return false;
+  if (!wide(t) || !is_word(t, dst)) return false;
   bool delay = t_special_delays_rsp(t);
-  if (!stack(t, 8, delay, &m)) return false;
+  if (!stack(t, (s32)t->word, delay, &m)) return false;
   unsigned guest = number(dst), host = t_mapped(guest) && guest != RSP ? T_HOME(guest) : H_RAX;
-  em_load(&t->e, host, m);
-  if (!delay) move_rsp(t, 8);
+  t_load_word(t, host, m);
+  if (!delay) move_rsp(t, (s32)t->word);
   if (host == H_RAX) t_write(t, guest, H_RAX);
   t->keeps_rax = host != H_RAX;
   return t->keeps_rcx = true;
@@ -302,8 +337,8 @@ static bool pop(struct translation *t) {
 static bool leave(struct translation *t) {
   struct em_mem m;
   if (!wide(t) || !t_access(t, 0, &m)) return false;
-  em_load(&t->e, H_RAX, m);
-  em_lea(&t->e, T_HOME(RSP), EM_AT(T_HOME(RBP), 8));
+  t_load_word(t, H_RAX, m);
+  t_lea(t, T_HOME(RSP), EM_AT(T_HOME(RBP), (s32)t->word));
   em_mov(&t->e, T_HOME(RBP), H_RAX);
   return true;
 }
@@ -315,7 +350,9 @@ static bool as_it_is(struct translation *t) {
   return true;
 }
 
+/* Outside 64-bit mode the upper eight stay as they are. */
 static bool zero_upper(struct translation *t) {
+  if (t->m32) return false;
   t_need_vectors(t, VECTORS_AVX);
   return as_it_is(t);
 }
@@ -339,6 +376,8 @@ static const struct {
     {ZYDIS_MNEMONIC_ROR, shift_by_cl},
     {ZYDIS_MNEMONIC_RCL, shift_by_cl},
     {ZYDIS_MNEMONIC_RCR, shift_by_cl},
+    {ZYDIS_MNEMONIC_SHLD, double_shift_by_cl},
+    {ZYDIS_MNEMONIC_SHRD, double_shift_by_cl},
     {ZYDIS_MNEMONIC_MUL, multiply},
     {ZYDIS_MNEMONIC_IMUL, multiply},
     {ZYDIS_MNEMONIC_DIV, divide},

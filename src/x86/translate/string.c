@@ -1,4 +1,4 @@
-/* MOVS, STOS and LODS with 64-bit addresses.
+/* MOVS, STOS and LODS with addresses as wide as the mode has them.
  *
  * A repeated one runs the host's over what lies in the page of each operand, page after page; between two pages it looks at the gate.  Where a page is not in
  * the TLB, where somebody wants the vCPU, and with DF set the interpreter goes on from the registers as they are then.  While the host's runs, RSI and RDI are host
@@ -25,10 +25,15 @@ static void sized(struct translation *t, u8 byte, unsigned reg, struct em_mem m)
 }
 
 static void advance(struct translation *t, unsigned host) {
-  em_lea(&t->e, host, EM_AT(host, t->i->opsize));
+  t_lea(t, host, EM_AT(host, t->i->opsize));
 }
 
 /* ---- repeated ---- */
+
+/* 32-bit code: nothing but a register's lower half counts, and addresses go round. */
+static void keep_low(struct translation *t, unsigned host) {
+  if (t->m32) em_reg(&t->e, 0, 0x8b, host, host);
+}
 
 static void look_up(struct translation *t, unsigned at, bool write, struct em_mem delta) {
   struct t_slow *s = t_slow(t);
@@ -58,8 +63,8 @@ static void host_string(struct translation *t, u8 opcode, bool source) {
   em8(e, 0xf3);
   if (t->i->opsize == 8) em8(e, 0x48);
   em8(e, opcode | (t->i->opsize != 1));
-  if (source) em_mem(e, 1, SUB, H_RSI, FIELD(code.from));
-  em_mem(e, 1, SUB, H_RDI, FIELD(code.to));
+  if (source) em_mem(e, 1, SUB, H_RSI, FIELD(code.from)), keep_low(t, H_RSI);
+  em_mem(e, 1, SUB, H_RDI, FIELD(code.to)), keep_low(t, H_RDI);
 }
 
 static u8 *done_if_zero(struct translation *t) {
@@ -69,9 +74,12 @@ static u8 *done_if_zero(struct translation *t) {
 
 static bool repeat(struct translation *t, u8 opcode, bool source) {
   struct emitter *e = &t->e;
-  if (source && t->i->seg >= SEG_FS) return false;
+  if (source && (t->i->seg >= SEG_FS || (t->m32 && t->i->seg == SEG_CS))) return false;
   t->moved = MOVED_COUNT | MOVED_RDI | (source ? MOVED_RSI : 0);
   t_settle_flags(t);
+  if (source) keep_low(t, H_RSI);
+  keep_low(t, H_RDI);
+  keep_low(t, T_HOME(RCX));
   u8 *nothing = done_if_zero(t);
   slow_if_down(t);
   u8 *again = e->p;
@@ -133,7 +141,7 @@ static bool load(struct translation *t) {
 }
 
 bool t_string(struct translation *t) {
-  if (t->z->meta.category != ZYDIS_CATEGORY_STRINGOP || t->i->adsize != 8) return false;
+  if (t->z->meta.category != ZYDIS_CATEGORY_STRINGOP || t->i->adsize != t->word) return false;
   switch (t->z->opcode & 0xfe) {
   case 0xa4: return repeated(t) ? repeat(t, 0xa4, true) : move(t);
   case 0xaa: return repeated(t) ? repeat(t, 0xaa, false) : store(t);

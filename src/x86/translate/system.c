@@ -1,6 +1,6 @@
 /* Instructions of the kernel that touch a few fields of the vCPU and are too frequent for a call of the interpreter.
  *
- * Code for supervisor rights runs at CPL 0 and in 64-bit mode, without debugging (code.c), which leaves few cases.  What is not
+ * Code for supervisor rights runs at CPL 0 in protected mode, without debugging (code.c), which leaves few cases.  What is not
  * decided here goes to the interpreter.
  */
 #include "x86/translate/private.h"
@@ -58,7 +58,7 @@ static bool direction(struct translation *t) {
 static bool pushf(struct translation *t) {
   struct emitter *e = &t->e;
   struct em_mem m;
-  if (t->z->operand_width != 64) return false;
+  if (t->z->operand_width != 8 * t->word || t->z->stack_width != 8 * t->word) return false;
   t_store_flags(t);
   t->rcx = PLAN_ALONE;
   em_mem(e, 0, 0x0fb7, H_RAX, FIELD(code.flags)); /* AH: five flags in their places, AL: OF */
@@ -73,9 +73,56 @@ static bool pushf(struct translation *t) {
   em_store(e, FIELD(code.scratch), H_RAX);
   if (!t_access(t, 0, &m)) return false;
   em_load(e, H_RAX, FIELD(code.scratch));
-  em_store(e, m, H_RAX);
-  em_lea(e, T_HOME(RSP), EM_AT(T_HOME(RSP), -8));
+  t_store_word(t, m, H_RAX);
+  t_lea(t, T_HOME(RSP), EM_AT(T_HOME(RSP), -(s32)t->word));
   return true;
+}
+
+/* eax &= mask, or another register. */
+static void keep(struct emitter *e, unsigned reg, u32 mask) {
+  em_reg(e, 0, 0x81, 4, reg), em32(e, mask);
+}
+
+/* ECX to c->code.flags, arithmetic flags as LAHF and SETO give them.  EAX changes. */
+static void split_flags(struct emitter *e) {
+  em_reg(e, 0, 0x0fb6, H_RAX, H_RCX);       /* movzx eax, cl */
+  em_reg(e, 0, 0xc1, 4, H_RAX), em8(e, 8);  /* shl eax, 8 */
+  em_reg(e, 0, 0xc1, 5, H_RCX), em8(e, 11); /* shr ecx, 11 */
+  keep(e, H_RCX, 1);
+  em_reg(e, 0, 0x0b, H_RAX, H_RCX); /* or eax, ecx */
+  em8(e, 0x66), em_mem(e, 0, 0x89, H_RAX, FIELD(code.flags));
+}
+
+/* Arithmetic flags, DF, ID, and IF in the kernel, where nothing waits for it; a change of any other is the interpreter's. */
+static bool popf(struct translation *t) {
+  u32 changes = FL_ARITH | FL_DF | FL_ID | (supervisor(t) ? FL_IF : 0),
+      others = FL_TF | FL_IF | FL_IOPL | FL_NT | FL_RF | FL_VM | FL_AC | FL_VIF | FL_VIP;
+  struct emitter *e = &t->e;
+  struct em_mem m;
+  if (t->z->operand_width != 64 || !t_access(t, 0, &m)) return false;
+  t_lose_flags(t);
+  em_mem(e, 0, 0x8b, H_RCX, m);
+  em_reg(e, 0, 0x8b, H_RAX, H_RCX);
+  em_mem(e, 0, 0x33, H_RAX, FIELD(rflags)); /* xor eax: what changes */
+  em8(e, 0xa9), em32(e, others & ~changes); /* test eax */
+  t_slow_if(t, CC_NE);
+  if (supervisor(t)) { /* not whether IF is set already: then nothing waits, or it is soon taken */
+    em_reg(e, 0, 0x8b, H_RAX, H_RCX);
+    em_reg(e, 0, 0xc1, 5, H_RAX), em8(e, 9); /* shr eax: IF to bit 0 */
+    em_mem(e, 0, 0x84, H_RAX, FIELD(irq_waits)); /* test al */
+    t_slow_if(t, CC_NE);
+  }
+  em_reg(e, 0, 0x8b, H_RAX, H_RCX);
+  keep(e, H_RAX, changes & ~FL_ARITH);
+  change(t, 4, FIELD(rflags), ~(changes & ~FL_ARITH));
+  em_mem(e, 0, 0x09, H_RAX, FIELD(rflags)); /* or */
+  split_flags(e);
+  em_lea(e, T_HOME(RSP), EM_AT(T_HOME(RSP), 8));
+  t_wrote_flags(t);
+  t->f.host = false;
+  t->f.saved = true;
+  t_goto(t, t->start + t->i->next);
+  return t->ended = true;
 }
 
 /* ---- SMAP ---- */
@@ -136,10 +183,24 @@ static bool from_control(struct translation *t) {
   if (!supervisor(t) || from->type != ZYDIS_OPERAND_TYPE_REGISTER || from->reg.value < ZYDIS_REGISTER_CR0 ||
       from->reg.value > ZYDIS_REGISTER_CR4 || from->reg.value == ZYDIS_REGISTER_CR1)
     return false;
-  em_load(&t->e, H_RAX, EM_GS(at[from->reg.value - ZYDIS_REGISTER_CR0]));
+  t_load_word(t, H_RAX, EM_GS(at[from->reg.value - ZYDIS_REGISTER_CR0]));
   t_write(t, t->i->rm, H_RAX);
   return true;
 }
+
+/* MOV from a segment register. */
+static bool from_segment(struct translation *t) {
+  const ZydisDecodedOperand *to = &t->ops[0], *from = &t->ops[1];
+  if (to->type != ZYDIS_OPERAND_TYPE_REGISTER || to->size < 32 || from->type != ZYDIS_OPERAND_TYPE_REGISTER ||
+      ZydisRegisterGetClass(from->reg.value) != ZYDIS_REGCLASS_SEGMENT)
+    return false;
+  unsigned seg = (unsigned)ZydisRegisterGetId(from->reg.value);
+  em_mem(&t->e, 0, 0x0fb7, H_RAX, EM_GS(offsetof(struct x86_vcpu, seg) + seg * sizeof(struct x86_seg) + offsetof(struct x86_seg, sel)));
+  t_write(t, x86_plan_general(to->reg.value), H_RAX);
+  return true;
+}
+
+static bool move(struct translation *t) { return from_control(t) || from_segment(t); }
 
 /* RDFSBASE, RDGSBASE, WRFSBASE, WRGSBASE. */
 static struct em_mem base_named(const struct translation *t) {
@@ -214,13 +275,13 @@ static bool rdtsc(struct translation *t) {
 /* ---- into the kernel and out of it (syscall.c) ---- */
 
 static bool system_call(struct translation *t) {
-  if (t->right != TLB_USER) return false;
+  if (t->m32 || t->right != TLB_USER) return false;
   t_interpret_by(t, GS_OF(code.syscall));
   return true;
 }
 
 static bool system_return(struct translation *t) {
-  if (!supervisor(t) || t->i->opsize != 8 || x86_is_amd(t->c)) return false;
+  if (t->m32 || !supervisor(t) || t->i->opsize != 8 || x86_is_amd(t->c)) return false;
   t_interpret_by(t, GS_OF(code.sysret));
   return true;
 }
@@ -236,7 +297,7 @@ static const struct {
     {ZYDIS_MNEMONIC_STAC, stac},
     {ZYDIS_MNEMONIC_CLAC, clac},
     {ZYDIS_MNEMONIC_SWAPGS, swapgs},
-    {ZYDIS_MNEMONIC_MOV, from_control},
+    {ZYDIS_MNEMONIC_MOV, move},
     {ZYDIS_MNEMONIC_RDPKRU, rdpkru},
     {ZYDIS_MNEMONIC_RDFSBASE, read_base},
     {ZYDIS_MNEMONIC_RDGSBASE, read_base},
@@ -249,7 +310,9 @@ static const struct {
     {ZYDIS_MNEMONIC_SYSRET, system_return},
     {ZYDIS_MNEMONIC_CLD, direction},
     {ZYDIS_MNEMONIC_STD, direction},
+    {ZYDIS_MNEMONIC_PUSHFD, pushf},
     {ZYDIS_MNEMONIC_PUSHFQ, pushf},
+    {ZYDIS_MNEMONIC_POPFQ, popf},
 };
 
 bool t_system(struct translation *t) {

@@ -24,7 +24,8 @@ struct listing {
   FILE *out;
   const struct x86_code *code;
   u64 lin;
-  ZydisDecoder decoder;
+  ZydisDecoder decoder; /* of the host's code */
+  ZydisDecoder guest;
   ZydisFormatter formatter;
 };
 
@@ -41,7 +42,7 @@ static void guest_text(const struct listing *l, unsigned k, char text[TEXT_MAX])
   const struct x86_block *b = l->code->block;
   ZydisDecodedInstruction z;
   ZydisDecodedOperand ops[ZYDIS_MAX_OPERAND_COUNT];
-  if (ZYAN_FAILED(ZydisDecoderDecodeFull(&l->decoder, b->bytes + b->insn[k].off, b->insn[k].len, &z, ops)))
+  if (ZYAN_FAILED(ZydisDecoderDecodeFull(&l->guest, b->bytes + b->insn[k].off, b->insn[k].len, &z, ops)))
     snprintf(text, TEXT_MAX, "?");
   else
     disassemble(l, &z, ops, l->lin + b->insn[k].off, text);
@@ -155,6 +156,8 @@ void x86_trace_code(const char *path, const char *name, const struct x86_code *c
   struct listing l = {.out = open_memstream(&text, &size), .code = code, .lin = lin};
   if (!l.out) return;
   ZydisDecoderInit(&l.decoder, ZYDIS_MACHINE_MODE_LONG_64, ZYDIS_STACK_WIDTH_64);
+  l.guest = l.decoder;
+  if (code->m32) ZydisDecoderInit(&l.guest, ZYDIS_MACHINE_MODE_LEGACY_32, ZYDIS_STACK_WIDTH_32);
   ZydisFormatterInit(&l.formatter, ZYDIS_FORMATTER_STYLE_INTEL);
   ZydisFormatterSetProperty(&l.formatter, ZYDIS_FORMATTER_PROP_ADDR_PADDING_ABSOLUTE, ZYDIS_PADDING_DISABLED);
   ZydisFormatterSetProperty(&l.formatter, ZYDIS_FORMATTER_PROP_ADDR_PADDING_RELATIVE, ZYDIS_PADDING_DISABLED);
