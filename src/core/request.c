@@ -134,7 +134,7 @@ static void wait_done(struct vcpu *vcpu) {
 
 void vm_request_all(struct vm *vm, struct vcpu *self, unsigned req, bool wait) {
   unsigned n = atomic_load_explicit(&vm->n_vcpus, memory_order_acquire);
-  bool quiet = req == REQ_TLB_FLUSH || req == REQ_SYNC; /* matter only to a vCPU that runs: a halted one may sleep on */
+  bool quiet = req == REQ_TLB_FLUSH || req == REQ_SYNC || req == REQ_PROTECT; /* matter only to a vCPU that runs: a halted one may sleep on */
   bool was_running = wait && self && !is_outside(self);
   if (was_running) vcpu_leave(self);
   for (unsigned i = 0; i < n; i++) {

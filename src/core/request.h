@@ -17,6 +17,7 @@ enum {
   REQ_SYNC = 2,      /* vm_quiesce(): passing the poll is all that is asked */
   REQ_UNHALT = 3,
   REQ_RING_FULL = 4, /* the dirty ring may be at its soft limit */
+  REQ_PROTECT = 5,   /* some translations must not be used for stores any more: the architecture knows which */
   REQ_ARCH = 8,      /* first bit that belongs to the architecture */
 };
 

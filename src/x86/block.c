@@ -19,6 +19,7 @@
 #define DEAD_MAX      4096
 #define BYTES_MAX     ((size_t)128 << 20) /* decoded code kept before everything is thrown away */
 #define KEEP          ((size_t)4 << 20)   /* an idle VM does not bother about less */
+#define PROTECTED     64                  /* pages that became code lately */
 
 /* A page that has, or had, blocks.  Never freed before the VM. */
 struct code_page {
@@ -35,6 +36,8 @@ struct x86_blocks {
   pthread_mutex_t lock;
   struct x86_block *bucket[BLOCK_BUCKETS];
   struct code_page *page[PAGE_BUCKETS];
+  u64 protected[PROTECTED]; /* ring of page numbers, */
+  u64 n_protected;          /* that many in all; both: lock */
   struct x86_block *dead;
   _Atomic unsigned n_dead;
   struct region memory; /* lock; holds the blocks, dead ones too */
@@ -190,6 +193,18 @@ static void reclaim(struct x86_vcpu *c, bool all) {
 /* Stores to the page are seen by x86_blocks_written(), all of them.  blocks->lock held. */
 static bool is_settled(const struct code_page *p) { return atomic_load(&p->has_code) && p->settled == p->phase; }
 
+void x86_blocks_protected(struct x86_vcpu *c) {
+  struct x86_blocks *bs = x86_vm_of(c)->blocks;
+  u64 page[PROTECTED];
+  pthread_mutex_lock(&bs->lock);
+  u64 n = bs->n_protected - c->pages_protected;
+  for (u64 k = 0; k < n && n <= PROTECTED; k++) page[k] = bs->protected[(c->pages_protected + k) % PROTECTED];
+  c->pages_protected = bs->n_protected;
+  pthread_mutex_unlock(&bs->lock);
+  if (n > PROTECTED) x86_mmu_flush_all(c, true);
+  for (u64 k = 0; k < n && n <= PROTECTED; k++) x86_mmu_protect_page(c, page[k] << PAGE_SHIFT);
+}
+
 /* Makes sure the page is known to have code and is writable in no TLB.  *already: it was so; else state was left and entered again. */
 static int page_protect(struct x86_vcpu *c, const void *host, bool *already) {
   struct x86_vm *vm = x86_vm_of(c);
@@ -210,12 +225,13 @@ static int page_protect(struct x86_vcpu *c, const void *host, bool *already) {
   *already = is_settled(p); /* another vCPU may be about it, and not have reached all yet */
   if (!atomic_exchange(&p->has_code, true)) p->phase++;
   u64 phase = p->phase;
+  if (!*already) bs->protected[bs->n_protected++ % PROTECTED] = page;
   pthread_mutex_unlock(&bs->lock);
   if (*already) return 0;
   /* Whoever holds a writable translation must drop it, and finish a store it has begun, before the bytes are read. */
   if (atomic_load(&vm->core.n_vcpus) > 1) {
     vcpu_leave(&c->core);
-    vm_request_all(&vm->core, &c->core, REQ_TLB_FLUSH, true);
+    vm_request_all(&vm->core, &c->core, REQ_PROTECT, true);
     vcpu_enter(&c->core);
   }
   x86_mmu_protect_page(c, page << PAGE_SHIFT);

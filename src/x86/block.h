@@ -58,6 +58,9 @@ int x86_finish_block(struct x86_vcpu *c, const struct x86_insn *last, int r);
 /* A host fault on guest memory unwound out of the loop: RIP goes to the instruction that was at work, locks are released. */
 void x86_blocks_abandon(struct x86_vcpu *c);
 
+/* REQ_PROTECT: pages have become code. */
+void x86_blocks_protected(struct x86_vcpu *c);
+
 /* A store has written [host, host+len) of a page that has blocks: kills the blocks it touches. */
 void x86_blocks_written(struct x86_vm *vm, const void *host, unsigned len);
 /* Whether the page has blocks (then it may not become writable in a TLB). */

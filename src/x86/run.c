@@ -54,9 +54,11 @@ static int exit_keeping(struct x86_vcpu *c, u64 rest) {
 }
 
 void x86_drop_stale(struct x86_vcpu *c) {
-  if (likely(!(atomic_load_explicit(&c->core.requests, memory_order_relaxed) & BIT(REQ_TLB_FLUSH)))) return;
-  atomic_fetch_and_explicit(&c->core.requests, ~BIT(REQ_TLB_FLUSH), memory_order_acq_rel);
-  x86_mmu_flush_all(c, true);
+  u64 stale = BIT(REQ_TLB_FLUSH) | BIT(REQ_PROTECT);
+  if (likely(!(atomic_load_explicit(&c->core.requests, memory_order_relaxed) & stale))) return;
+  u64 req = atomic_fetch_and_explicit(&c->core.requests, ~stale, memory_order_acq_rel);
+  if (req & BIT(REQ_TLB_FLUSH)) x86_mmu_flush_all(c, true);
+  x86_blocks_protected(c);
   vcpu_requests_done(&c->core);
 }
 
@@ -67,6 +69,7 @@ void x86_drop_stale(struct x86_vcpu *c) {
 static int handle_requests(struct x86_vcpu *c) {
   u64 req = atomic_exchange_explicit(&c->core.requests, 0, memory_order_acq_rel);
   if (req & BIT(REQ_TLB_FLUSH)) x86_mmu_flush_all(c, true);
+  if (req & BIT(REQ_PROTECT)) x86_blocks_protected(c);
   vcpu_requests_done(&c->core);
   if (unlikely(req & BIT(REQ_FORGET))) x86_idle_forget(c);
   if (req & BIT(REQ_CLOCK)) x86_pv_clock_update(c);

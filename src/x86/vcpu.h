@@ -150,6 +150,7 @@ struct x86_vcpu {
   struct x86_tlb_entry *tlb; /* the TLB of the current access rights (mmu/) */
   struct x86_seg seg[6];   /* ES CS SS DS FS GS (cpu/seg.c) */
   struct x86_jcache_entry *jcache; /* linear address -> block (block.c) */
+  u64 pages_protected;     /* how many of the VM's pages of code no store reaches the fast way (block.c) */
   struct x86_fault fault;
   const struct x86_insn *cur; /* the instruction at work, NULL between blocks: a host fault on guest memory finds RIP by it */
   struct x86_block *publishing; /* being compared with blocks->lock held: a host fault must free it and release the lock */

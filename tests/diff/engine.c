@@ -311,6 +311,7 @@ static int run_until_end(struct x86_vcpu *c) {
     }
     if (requests & BIT(REQ_EXIT)) return -1;
     if (requests & BIT(REQ_TLB_FLUSH)) x86_mmu_flush_all(c, true);
+    if (requests & BIT(REQ_PROTECT)) x86_blocks_protected(c);
     vcpu_requests_done(&c->core);
   }
 }

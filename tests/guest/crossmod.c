@@ -103,6 +103,40 @@ static void protocol(void) {
   finish(&p);
 }
 
+/* ---- pages become code while the writer, whose TLB lets it write them, is halted: few and very many ---- */
+
+HANDLER take_wake(struct frame *f) { eoi(); }
+
+static unsigned pages_of(u32 n) { return n % 2 ? 40 : 100; }
+
+static void guest_sleeping_writer(void) {
+  apic_on();
+  for (u32 n = 1; more(n, 100); n++) {
+    for (unsigned k = 0; k < pages_of(n); k++) put_function(CODE + k * 0x1000, n + k);
+    flag = n;
+    while (ack != n) __asm__ volatile("sti\n\thlt\n\tcli" ::: "memory");
+  }
+  stop = 1;
+  done();
+}
+static void guest_many_reader(void) {
+  apic_on();
+  for (u32 n = 1; !stop; relax()) {
+    if (flag != n) continue;
+    serialize();
+    for (unsigned k = 0; k < pages_of(n); k++) EXPECT_EQ(run(CODE + k * 0x1000), n + k);
+    ack = n++;
+    ipi(0, 0x51);
+  }
+  done();
+}
+
+static void many_pages(void) {
+  struct pair p = start(guest_sleeping_writer, guest_many_reader);
+  HANDLE(p.g, 0x51, take_wake);
+  finish(&p);
+}
+
 /* ---- breakpoint first, then the tail, then the first byte: the other runs the code all the time ---- */
 
 #define MARK 0x12345678u /* the breakpoint was there */
@@ -337,4 +371,4 @@ static void slots(void) {
   CHECK_EQ(strange, 0);
 }
 
-GUEST_MAIN({"protocol", protocol}, {"breakpoint", breakpoint}, {"client", client}, {"compared", compared}, {"slots", slots})
+GUEST_MAIN({"protocol", protocol}, {"many-pages", many_pages}, {"breakpoint", breakpoint}, {"client", client}, {"compared", compared}, {"slots", slots})

@@ -213,6 +213,43 @@ static void long_rings(void) {
   guest_free(g);
 }
 
+/* Gates and IRETQ find descriptors as they are now, however often they were used before. */
+static void descriptors_change(void) {
+  static const u8 user[] = {0xcd, 0x40, 0xe6, GUEST_PORT, 0xeb, 0xfa};
+  struct guest *g = guest_new();
+  prepare(g, true);
+  guest_load_blob(g, user64);
+  guest_load(g, GUEST_USER, user, sizeof(user));
+  guest_idt64(g, 0x40, 0xe, 3, SEL_CODE64, GUEST_STUBS + 0x400, 0);
+  for (unsigned n = 0; n < 24; n++) {
+    unsigned avl = n >> 2 & 1;
+    guest_gdt(g, SEL_CODE64, 0, ~0u, D_CODE, D_G | D_64 | avl);
+    guest_gdt(g, SEL_CODE64U & ~3, 0, ~0u, D_CODE | D_DPL(3), D_G | D_64 | !avl);
+    guest_gdt(g, SEL_DATA3 & ~3, 0, ~0u, D_DATA | D_DPL(3), D_G | D_32 | avl);
+    guest_write(g, GUEST_TSS + 4, 8, GUEST_RSP0 - 16 * (n % 3));
+    CHECK_EQ(guest_next(g), TRAP(0x40));
+    CHECK_EQ(guest_regs(g).rsp, GUEST_RSP0 - 16 * (n % 3) - 40);
+    CHECK_EQ(guest_sregs(g).cs.avl, avl);
+    guest_next(g);
+    struct kvm_sregs s = guest_sregs(g);
+    CHECK_EQ(s.cs.selector, SEL_CODE64U);
+    CHECK_EQ(s.cs.avl, !avl);
+    CHECK_EQ(s.ss.avl, avl);
+  }
+  guest_write(g, GUEST_IDT + 0x40 * 16 + 5, 1, 0x8e); /* DPL 0 */
+  CHECK_EQ(guest_next(g), TRAP(13));
+  CHECK_EQ(guest_stack(g, 0, 8), 0x40 * 8 + 2);
+  guest_write(g, GUEST_IDT + 0x40 * 16 + 5, 1, 0x6e); /* absent */
+  CHECK_EQ(guest_next(g), TRAP(11));
+  CHECK_EQ(guest_stack(g, 0, 8), 0x40 * 8 + 2);
+  guest_write(g, GUEST_IDT + 0x40 * 16 + 5, 1, 0xee);
+  CHECK_EQ(guest_next(g), TRAP(0x40));
+  guest_gdt(g, SEL_DATA3 & ~3, 0, ~0u, (D_DATA & ~0x80) | D_DPL(3), D_G | D_32); /* absent */
+  CHECK_EQ(guest_next(g), TRAP(12));
+  CHECK_EQ(guest_stack(g, 0, 8), SEL_DATA3 & ~3u);
+  guest_free(g);
+}
+
 /* IRETQ that must fail leaves everything as it was. */
 static void iret_errors(void) {
   static const struct {
@@ -290,5 +327,5 @@ static void real_mode(void) {
 }
 
 GUEST_MAIN({"faults32", faults32}, {"faults64", faults64}, {"idt-errors", idt_errors}, {"gate-types", gate_types},
-           {"long-frames", long_frames}, {"long-rings", long_rings}, {"iret-errors", iret_errors}, {"ext-bit", ext_bit},
+           {"long-frames", long_frames}, {"long-rings", long_rings}, {"descriptors-change", descriptors_change}, {"iret-errors", iret_errors}, {"ext-bit", ext_bit},
            {"real-mode", real_mode})

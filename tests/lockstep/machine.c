@@ -101,6 +101,7 @@ static enum event after(struct machine *m, int r) {
   while (r == X86_FAULT) r = x86_deliver_fault(c);
   u64 requests = atomic_exchange(&c->core.requests, 0);
   if (requests & BIT(REQ_TLB_FLUSH)) x86_mmu_flush_all(c, true);
+  if (requests & BIT(REQ_PROTECT)) x86_blocks_protected(c);
   vcpu_requests_done(&c->core);
   if (r == X86_OK && (requests & BIT(REQ_EVENT))) r = x86_take_events(c);
   if (c->triple_fault) return BROKEN;

@@ -14,8 +14,16 @@ static void entry_clear(struct x86_mmu *m, unsigned n) {
   e->read = e->write = e->exec = x86_tlb_none(n);
 }
 
-static void no_large(struct x86_mmu *m) {
-  for (unsigned n = 0; n < 2; n++) m->large[n].start = ~0ull, m->large[n].end = 0;
+static unsigned hash(u64 key, unsigned bits) { return (unsigned)(key * 0x9e3779b97f4a7c15ull >> (64 - bits)); }
+
+/* Large pages have at most 1 GiB. */
+void x86_tlb_large(struct x86_vcpu *c, u64 lin) {
+  unsigned n = hash(lin >> 30, X86_LARGE_BITS);
+  c->mmu.large[n / 64] |= BIT(n % 64);
+}
+static bool may_be_large(const struct x86_mmu *m, u64 lin) {
+  unsigned n = hash(lin >> 30, X86_LARGE_BITS);
+  return m->large[n / 64] >> (n % 64) & 1;
 }
 
 int x86_mmu_create(struct x86_vcpu *c) {
@@ -28,7 +36,6 @@ int x86_mmu_create(struct x86_vcpu *c) {
     return -ENOMEM;
   }
   for (unsigned n = 0; n < TABLE_ENTRIES; n++) entry_clear(m, n);
-  no_large(m);
   c->tlb = m->tables;
   return 0;
 }
@@ -62,6 +69,8 @@ void x86_tlb_fill(struct x86_vcpu *c, u64 lin, unsigned table, const struct x86_
   c->mmu.meta[n] = *meta;
   c->mmu.keys |= 1u << meta->key;
   note(&c->mmu.log[meta->global], n);
+  unsigned bit = hash(host >> PAGE_SHIFT, X86_WRITTEN_BITS);
+  if (perms & PERM_W) c->mmu.written[bit / 64] |= BIT(bit % 64);
   vcpu_stat_inc(&c->core, tlb_fills);
 }
 
@@ -98,7 +107,7 @@ void x86_mmu_forget_pcid(struct x86_vcpu *c, unsigned pcid) {
 
 /* Where the filters tell of the page.  Kernel and user addresses have their own: kernels invalidate the pages of programs all the time. */
 static u64 *executed_word(struct x86_generations *g, bool user, u64 lin, u64 *bit) {
-  unsigned n = (unsigned)((lin >> PAGE_SHIFT) * 0x9e3779b97f4a7c15ull >> (64 - X86_EXECUTED_BITS));
+  unsigned n = hash(lin >> PAGE_SHIFT, X86_EXECUTED_BITS);
   *bit = BIT(n % 64);
   return &g->executed[user][lin >> 63][n / 64];
 }
@@ -159,7 +168,8 @@ static void flush_entries(struct x86_vcpu *c, bool globals) {
   flush_kind(m, true);
   for (unsigned n = 0; n < X86_PCID_SLOTS; n++) m->aside[n].n = 0;
   m->keys = 0;
-  no_large(m);
+  memset(m->large, 0, sizeof(m->large));
+  memset(m->written, 0, sizeof(m->written));
 }
 
 void x86_mmu_flush_all(struct x86_vcpu *c, bool globals) {
@@ -174,6 +184,8 @@ static void protect(struct x86_tlb_entry *e, hva_t page, unsigned slot) {
 /* Write tags with this page. */
 void x86_mmu_protect_page(struct x86_vcpu *c, hva_t page) {
   struct x86_mmu *m = &c->mmu;
+  unsigned bit = hash(page >> PAGE_SHIFT, X86_WRITTEN_BITS);
+  if (!(m->written[bit / 64] >> (bit % 64) & 1)) return;
   if (m->log[0].n > X86_TLB_LOG || m->log[1].n > X86_TLB_LOG) {
     flush_entries(c, true);
     return;
@@ -252,7 +264,7 @@ static void bring_back(struct x86_mmu *m, unsigned pcid) {
 
 void x86_mmu_flush_page(struct x86_vcpu *c, u64 lin) {
   struct x86_mmu *m = &c->mmu;
-  if (lin >= m->large[lin >> 63].start && lin <= m->large[lin >> 63].end) { /* INVLPG of any address in a large page drops all of it */
+  if (may_be_large(m, lin)) { /* INVLPG of any address in a large page drops all of it */
     x86_mmu_flush_all(c, true);
     return;
   }

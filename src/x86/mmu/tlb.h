@@ -73,15 +73,18 @@ struct x86_generations {
   u64 executed[2][2][(1u << X86_EXECUTED_BITS) / 64]; /* [CPL == 3][address bit 63] pages on which code was found, hashed: INVLPG of any other matters to no code */
 };
 
+/* Filters by hash: host pages that translations let be written; regions of 1 GiB of linear addresses in which large guest pages were seen. */
+#define X86_WRITTEN_BITS 15
+#define X86_LARGE_BITS   12
+
 struct x86_mmu {
   struct x86_tlb_entry tables[TLB_TABLES * X86_TLB_SIZE]; /* within the vCPU: translated code finds it by a constant offset */
   struct x86_tlb_meta *meta;      /* TLB_COUNT * X86_TLB_SIZE */
   struct x86_tlb_log log[2];      /* [global] */
   struct x86_tlb_aside *aside;    /* X86_PCID_SLOTS, by PCID */
   u16 pcid;                       /* whose entries are in the tables */
-  struct {
-    u64 start, end;               /* linear range in which large guest pages were seen, by address bit 63: INVLPG there flushes all */
-  } large[2];
+  u64 written[(1u << X86_WRITTEN_BITS) / 64]; /* since all was flushed: x86_mmu_protect_page() of any other page has nothing to look for */
+  u64 large[(1u << X86_LARGE_BITS) / 64];     /* INVLPG of any address there flushes all */
   u32 keys;                       /* bits by meta.key: those that entries may have, put aside ones included */
   struct x86_generations gen;
   u8 right;                       /* enum x86_tlb_index that TLB_SLOW stands for */

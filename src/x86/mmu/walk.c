@@ -268,11 +268,7 @@ int x86_translate(struct x86_vcpu *c, u64 lin, enum x86_access acc, unsigned tab
   if (write && logged) mark_page_dirty(&c->core, slot, gfn);
   /* A page may be written the fast way only when nothing has to be noticed about it: guest dirty bit set, no code, logged already. */
   if (!w.dirty || x->code || (slot->flags & KVM_MEM_READONLY) || (logged && !write)) perms &= ~PERM_W;
-  if (w.page_bits > PAGE_SHIFT) {
-    u64 start = lin & ~((1ull << w.page_bits) - 1), end = start + (1ull << w.page_bits);
-    c->mmu.large[start >> 63].start = MIN(c->mmu.large[start >> 63].start, start);
-    c->mmu.large[start >> 63].end = MAX(c->mmu.large[start >> 63].end, end - 1);
-  }
+  if (w.page_bits > PAGE_SHIFT) x86_tlb_large(c, lin);
   struct x86_tlb_meta meta = {.gpa = w.gpa & PAGE_MASK, .global = w.global, .key = obeys_key(c, &w) ? 1 + w.pkey : 0};
   x86_tlb_fill(c, lin, table, &meta, host, perms);
   x->host = (u8 *)(uintptr_t)(host + (w.gpa & (PAGE_SIZE - 1)));

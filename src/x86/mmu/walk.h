@@ -34,6 +34,8 @@ struct x86_xlat {
 };
 /* lin .. page end; rights by TLB table index.  Fills the TLB, marks pages dirty.  X86_OK or X86_FAULT. */
 int x86_translate(struct x86_vcpu *c, u64 lin, enum x86_access acc, unsigned table, struct x86_xlat *x);
+/* The translation of lin comes from a large page. */
+void x86_tlb_large(struct x86_vcpu *c, u64 lin);
 void x86_tlb_fill(struct x86_vcpu *c, u64 lin, unsigned table, const struct x86_tlb_meta *meta, hva_t host, unsigned perms);
 
 /* Device access of 1..8 bytes (io.c). */
