@@ -50,14 +50,25 @@ static void reader(u64 id) {
   done();
 }
 
-static void set_up(struct guest *g, const struct kvm_sregs *from, u64 id) {
+static volatile u64 seen_time;
+
+/* As Linux' vDSO: the first vCPU's area is everyone's. */
+static void onlooker(u64 id) {
+  wrmsr(SYSTEM_TIME, (AREAS + 64 * id) | 1);
+  report(1);
+  report(1);
+  seen_time = now((struct area *)AREAS);
+  done();
+}
+
+static void set_up(struct guest *g, const struct kvm_sregs *from, void (*function)(u64 id), u64 id) {
   struct kvm_sregs s = guest_sregs(g);
   struct kvm_mp_state running = {.mp_state = KVM_MP_STATE_RUNNABLE};
   u64 base = s.apic_base;
   s = *from;
   s.apic_base = base;
   guest_set_sregs(g, &s);
-  struct kvm_regs r = {.rip = (u64)(uintptr_t)reader, .rflags = 2, .rdi = id, .rsp = STACKS + 0x1000 * (id + 1) - 8};
+  struct kvm_regs r = {.rip = (u64)(uintptr_t)function, .rflags = 2, .rdi = id, .rsp = STACKS + 0x1000 * (id + 1) - 8};
   guest_set_regs(g, &r);
   CHECK_EQ(guest_ioctl(g->vcpu, KVM_SET_MP_STATE, &running), 0);
 }
@@ -75,7 +86,7 @@ static void areas_in_two_pages(void) {
   struct kvm_sregs s = guest_sregs(g[0]);
   for (unsigned k = 0; k < CPUS; k++) {
     if (k) g[k] = guest_add_cpu(g[0], k);
-    set_up(g[k], &s, k);
+    set_up(g[k], &s, reader, k);
   }
   for (unsigned k = 0; k < CPUS; k++) CHECK_EQ(pthread_create(&thread[k], NULL, run, g[k]), 0);
   for (unsigned k = 0; k < CPUS; k++) {
@@ -96,4 +107,23 @@ static void areas_in_two_pages(void) {
   guest_free(g[0]);
 }
 
-GUEST_MAIN({"areas-in-two-pages", areas_in_two_pages})
+/* The clock is set while nobody runs, and the second vCPU is the first to run again. */
+static void set_for_all(void) {
+  struct guest *g[2];
+  struct kvm_clock_data data = {.clock = 5000000000000000ull};
+  g[0] = start_function((void (*)(void))(uintptr_t)onlooker);
+  g[1] = guest_add_cpu(g[0], 1);
+  struct kvm_sregs s = guest_sregs(g[0]);
+  for (unsigned k = 0; k < 2; k++) {
+    set_up(g[k], &s, onlooker, k);
+    CHECK_EQ(guest_next(g[k]), 1);
+    CHECK_EQ(guest_next(g[k]), 1);
+  }
+  CHECK_EQ(guest_ioctl(g[0]->vm, KVM_SET_CLOCK, &data), 0);
+  CHECK_EQ(guest_next(g[1]), DONE);
+  CHECK(seen_time >= data.clock && seen_time - data.clock < 3600000000000ull);
+  guest_free_cpu(g[1]);
+  guest_free(g[0]);
+}
+
+GUEST_MAIN({"areas-in-two-pages", areas_in_two_pages}, {"set-for-all", set_for_all})

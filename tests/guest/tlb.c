@@ -522,6 +522,90 @@ static void run_keys(void) {
   inside_run(g);
 }
 
+/* ---- protection keys: what a new PKRU drops ---- */
+
+#define KEYED_PAGES 32u
+#define OWN_KEY     5u /* of page 3; the others have key 0 */
+
+static volatile u64 keyed;
+
+/* Where they share no place in the TLB with the test's image or with the tables in low memory. */
+static u64 place_keyed(void) {
+  u64 image = (u64)(uintptr_t)&keyed >> 12 & 0xfff;
+  return 0x42000000 + (image - 0x600 < 0x400 ? 0xc00000 : 0x800000);
+}
+
+static void touch_keyed(u32 except) {
+  for (unsigned n = 0; n < KEYED_PAGES; n++)
+    if (n != except) (void)*(volatile u8 *)(keyed + n * 0x1000ul);
+}
+
+/* Reports are numbered by how many translations had to be made anew since the last one. */
+static void guest_drops_keys(void) {
+  u64 own = keyed + 3 * 0x1000;
+  write_cr4(read_cr4() | 0x400000);
+  for (unsigned n = 0; n < 3; n++) { /* what faults and reports need is there, too */
+    wrpkru(3u << 2 * OWN_KEY);
+    try_read(own);
+    try_write(own);
+    report(0x40);
+    wrpkru(0);
+    touch_keyed(~0u);
+  }
+  report(0x40);
+  wrpkru(3u << 2 * 6); /* a key that no page has */
+  touch_keyed(~0u);
+  report(0);
+  wrpkru(3u << 2 * OWN_KEY); /* one that one page has */
+  touch_keyed(3);
+  report(0);
+  EXPECT_EQ(try_read(own), PF(ERR_P | ERR_PK));
+  wrpkru(2u << 2 * OWN_KEY);
+  EXPECT_EQ(try_write(own), PF(ERR_P | ERR_W | ERR_PK));
+  report(0);
+  touch_keyed(~0u);
+  report(1);
+  wrpkru(0);
+  touch_keyed(~0u);
+  report(1);
+  EXPECT_EQ(try_write(own), NO_FAULT);
+  report(1); /* the first store */
+  wrpkru(2); /* the one that all the others have */
+  touch_keyed(~0u);
+  report(KEYED_PAGES - 1);
+  wrpkru(0);
+  EXPECT_EQ(try_write(keyed), NO_FAULT);
+  report(0x40);
+  done();
+}
+
+static void set_key(struct guest *g, u64 lin, u64 key) {
+  u64 table = g->cr3;
+  for (unsigned shift = 39; shift > 12; shift -= 9) table = guest_read(g, table + (lin >> shift & 511) * 8, 8) & 0xffffffffff000ull;
+  u64 at = table + (lin >> 12 & 511) * 8;
+  guest_write(g, at, 8, guest_read(g, at, 8) | key << 59);
+}
+
+static void key_drops(void) {
+  static u8 pages[KEYED_PAGES * 0x1000] __attribute__((aligned(4096)));
+  struct guest *g = inside_start(guest_drops_keys);
+  guest_cpuid(g, 7, 2, 0, 1u << 3); /* the engine has the keys on every host */
+  keyed = place_keyed();
+  guest_add_slot(g, 0, keyed, pages, sizeof(pages));
+  guest_map(g, keyed, keyed, sizeof(pages), P_W | P_U);
+  set_key(g, keyed + 3 * 0x1000, OWN_KEY);
+  u64 last = 0;
+  unsigned r;
+  while ((r = guest_next(g)) < DONE) {
+    u64 now = guest_stat(g->vcpu, "tlb_fills");
+    if (r != 0x40) CHECK_EQ(now - last, r);
+    last = now;
+  }
+  CHECK_EQ(r, DONE);
+  inside_check();
+  guest_free(g);
+}
+
 GUEST_MAIN({"invlpg", run_invlpg}, {"large", run_large}, {"global", run_global}, {"upgrade", run_upgrade},
            {"downgrade", run_downgrade}, {"controls", run_controls}, {"smap", run_smap}, {"implicit", run_implicit},
-           {"io-bitmap", run_io_bitmap}, {"keys", run_keys}, {"dirty", run_dirty}, {"pcid", run_pcid}, {"away", run_away})
+           {"io-bitmap", run_io_bitmap}, {"keys", run_keys}, {"dirty", run_dirty}, {"pcid", run_pcid}, {"away", run_away}, {"key-drops", key_drops})

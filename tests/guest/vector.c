@@ -1,5 +1,6 @@
 /* SSE to AVX-512 as system software sees them: what enables them, exceptions, upper parts of registers, operands across pages
  * that are not there and on devices, state through the ioctls.  What they compute is the differential's business (tests/diff). */
+#include <errno.h>
 #include <string.h>
 #include <sys/mman.h>
 #include "inside.h"
@@ -481,6 +482,53 @@ static void control(void) {
   guest_free(g);
 }
 
+/* ---- memory that the client has taken away ---- */
+
+#define TAKEN 0x52000000ul
+
+/* The first access of each kind finds the page's translation missing, the second finds it there. */
+static void guest_taken(void) {
+  enable(0xe7);
+  for (unsigned n = 0; n < 2; n++) {
+    if (!n) invlpg(TAKEN);
+    report(1);
+    EXPECT_EQ(MASKED(0, "vextracti32x4 $1, %%zmm0, (%%rbx)%{%%k1%}", TAKEN + 64), NO_FAULT); /* class E6NF: all of it is accessed */
+    report(2);
+    if (!n) invlpg(TAKEN);
+    report(3);
+    EXPECT_EQ(MASKED(0, "vmovdqu32 %%zmm0, (%%rbx)%{%%k1%}", TAKEN + 64), NO_FAULT); /* E4: nothing is */
+    report(4);
+  }
+  done();
+}
+
+static void taken(void) {
+  struct guest *g = inside_start(guest_taken);
+  u8 *page = mmap(NULL, 0x1000, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (!has_avx512(g)) {
+    guest_free(g);
+    return;
+  }
+  guest_add_slot(g, 0, TAKEN, page, 0x1000);
+  guest_map(g, TAKEN, TAKEN, 0x1000, P_W);
+  for (unsigned n = 0; n < 2; n++) {
+    CHECK_EQ(guest_next(g), 1);
+    mprotect(page, 0x1000, PROT_NONE);
+    CHECK_EQ(guest_run(g), -1);
+    CHECK_EQ(errno, EFAULT);
+    mprotect(page, 0x1000, PROT_READ | PROT_WRITE);
+    CHECK_EQ(guest_next(g), 2);
+    CHECK_EQ(guest_next(g), 3);
+    mprotect(page, 0x1000, PROT_NONE);
+    CHECK_EQ(guest_next(g), 4);
+    mprotect(page, 0x1000, PROT_READ | PROT_WRITE);
+  }
+  CHECK_EQ(guest_next(g), DONE);
+  inside_check();
+  guest_free(g);
+  munmap(page, 0x1000);
+}
+
 GUEST_MAIN({"enabling", enabling}, {"enabling512", enabling512}, {"real_mode", real_mode}, {"exceptions", exceptions},
            {"store_exception", store_exception}, {"uppers", uppers}, {"masks", masks}, {"gathers", gathers}, {"devices", devices},
-           {"state", state}, {"control", control})
+           {"state", state}, {"control", control}, {"taken", taken})

@@ -290,6 +290,70 @@ def stat(uvirt, tmp):
         check(p.returncode == code and p.stderr.count(b"\n") == 1 and not p.stdout, f"stat {arguments}: {p.returncode} {p.stderr}")
 
 
+# A multiboot kernel; it ends with the number of the step that went wrong, 0 for none.
+MIGRATION = """
+.set show, {show}
+.macro want reg, value
+  inc %ebp
+  cmp $\\value, \\reg
+  jne end
+.endm
+.text
+.globl _start
+.balign 4
+.long 0x1badb002, 0, -0x1badb002
+_start:
+  xor %ebp, %ebp
+  mov $0x40000001, %eax
+  cpuid
+  and $0x30000, %eax
+  want %eax, show
+  mov $0x4b564d08, %ecx
+  rdmsr
+  want %eax, 1
+  want %edx, 0
+.if show == 0x30000
+  xor %eax, %eax
+  wrmsr
+  mov $2, %eax
+  rdmsr
+  want %eax, 0
+.endif
+  mov $12, %eax
+  mov $0x100000, %ebx
+  mov $16, %ecx
+  mov $0x10, %edx
+  vmcall
+  want %eax, {result}
+  mov $12, %eax
+  mov $0x100001, %ebx
+  vmcall
+  want %eax, -22
+  mov $13, %eax
+  vmcall
+  want %eax, -1000
+  xor %ebp, %ebp
+end:
+  mov %ebp, %eax
+  mov $0xf4, %dx
+  out %eax, %dx
+  hlt
+"""
+
+
+def migration(uvirt, tmp):
+    """The hypercall and the register for a guest's migration: offered, answered, taken away by name."""
+    source, object, kernel = (os.path.join(tmp, name) for name in ("k.s", "k.o", "k"))
+    for show, result, cpu in ((0x30000, 0, "max"), (0x20000, -1000, "max,-kvm-hc-map-gpa-range")):
+        with open(source, "w") as f:
+            f.write(MIGRATION.format(show=show, result=result))
+        subprocess.run(["as", "--32", "-o", object, source], check=True)
+        subprocess.run(["ld", "-m", "elf_i386", "-Ttext", "0x200000", "-o", kernel, object], check=True)
+        p = subprocess.run([uvirt, "run", "--accel", "soft", "--kernel", kernel, "--debug-exit", "--cpu", cpu], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                           stderr=subprocess.STDOUT, timeout=TIMEOUT)
+        check(p.returncode == 33, f"--cpu {cpu}: exit code {p.returncode}, step {(p.returncode - 32) >> 1}", p.stdout.decode())
+
+
 STEAL = """read up _ < /proc/uptime
 end=$((${up%.*} + 4))
 head -n 1 /proc/stat
@@ -464,7 +528,7 @@ def bad_input(uvirt, tmp):
     check(set(os.listdir(tmp)) == before, "files were left behind")
 
 
-CASES = {f.__name__: f for f in (boot1, boot2, boot4, clock72, noclock, noacpi, pae, pae2, disk, net, ends, again, hvc, stat, steal, watch, cache, idle, bad_input)}
+CASES = {f.__name__: f for f in (boot1, boot2, boot4, clock72, noclock, noacpi, pae, pae2, disk, net, ends, again, hvc, migration, stat, steal, watch, cache, idle, bad_input)}
 
 
 def main():

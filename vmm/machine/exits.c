@@ -83,6 +83,9 @@ static void (*const handlers[])(struct vcpu *vcpu) = {
     [KVM_EXIT_INTERNAL_ERROR] = exit_internal_error,
     [KVM_EXIT_FAIL_ENTRY] = exit_fail_entry,
     [KVM_EXIT_SYSTEM_EVENT] = exit_system_event,
+    [KVM_EXIT_HYPERCALL] = migration_hypercall,
+    [KVM_EXIT_X86_RDMSR] = migration_rdmsr,
+    [KVM_EXIT_X86_WRMSR] = migration_wrmsr,
 };
 
 void vcpu_handle_exit(struct vcpu *vcpu) {

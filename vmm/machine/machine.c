@@ -190,6 +190,7 @@ static int reset_machine(struct vmm *vmm, char *err) {
   vmm_lock(vmm);
   for (unsigned i = 0; i < vmm->on_reset.count; i++) vmm->on_reset.hooks[i].fn(vmm->on_reset.hooks[i].dev);
   vmm_unlock(vmm);
+  migration_reset(vmm);
   int r = vm_reset_chips(vmm);
   if (r >= 0) r = memory_map(vmm, false);
   memory_clear(vmm);

@@ -78,6 +78,9 @@ struct vmm {
   struct pci_host *pci;        /* (o) */
   struct console *com1, *hvc0; /* (o) */
 
+  uint32_t migration_features;      /* (o) what of migration.c the guest's CPUID shows */
+  _Atomic uint64_t migration_ready; /* MSR_KVM_MIGRATION_CONTROL */
+
   pthread_mutex_t run_lock;
   pthread_cond_t run_cond;
   _Atomic int run_state; /* enum run_state */
@@ -100,6 +103,15 @@ int vm_open(struct vmm *vmm, char *err);
 void vm_close(struct vmm *vmm);
 int vm_save_chips(struct vmm *vmm, char *err);
 int vm_reset_chips(struct vmm *vmm);
+
+/* migration.c: calls and a register for a guest's migration, as far as the accelerator leaves them to us.  0 or -errno. */
+int migration_open(struct vmm *vmm);
+void migration_offer(struct vmm *vmm, struct kvm_cpuid2 *cpuid);         /* before the CPU model is applied, */
+void migration_offered(struct vmm *vmm, const struct kvm_cpuid2 *cpuid); /* and after it */
+void migration_reset(struct vmm *vmm);
+void migration_hypercall(struct vcpu *vcpu);
+void migration_rdmsr(struct vcpu *vcpu);
+void migration_wrmsr(struct vcpu *vcpu);
 
 /* memory.c */
 int memory_check(uint64_t size, char *err);

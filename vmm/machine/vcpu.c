@@ -47,9 +47,12 @@ static struct kvm_cpuid2 *make_cpuid(struct vmm *vmm, char *err) {
   struct kvm_cpuid2 *t = supported_cpuid(vmm, err);
   if (!t) return NULL;
   bool tsc_deadline = vmm->accel->ioctl(vmm->kvm_fd, KVM_CHECK_EXTENSION, (void *)KVM_CAP_TSC_DEADLINE_TIMER) > 0;
+  migration_offer(vmm, t);
   if (cpu_model_parse(vmm->config->cpu, &model, why) == 0 &&
-      cpu_model_apply(&model, t, CPUID_ROOM, vmm->config->cpus, tsc_deadline, why) == 0)
+      cpu_model_apply(&model, t, CPUID_ROOM, vmm->config->cpus, tsc_deadline, why) == 0) {
+    migration_offered(vmm, t);
     return t;
+  }
   machine_fail(err, "%s", why);
   free(t);
   return NULL;

@@ -118,6 +118,7 @@ static const struct {
     {set_tss, "KVM_SET_TSS_ADDR"},          {set_identity_map, "KVM_SET_IDENTITY_MAP_ADDR"},
     {create_irqchip, "KVM_CREATE_IRQCHIP"}, {create_pit, "KVM_CREATE_PIT2"},
     {set_routes, "KVM_SET_GSI_ROUTING"},    {enable_wide_apic_ids, "KVM_CAP_X2APIC_API"},
+    {migration_open, "the filter of MSR_KVM_MIGRATION_CONTROL"},
 };
 
 int vm_open(struct vmm *vmm, char *err) {

@@ -141,10 +141,10 @@ static int exec_rdpkru(struct x86_vcpu *c, const struct x86_insn *i) {
 static int exec_wrpkru(struct x86_vcpu *c, const struct x86_insn *i) {
   if (!(c->cr4 & CR4_PKE)) return x86_ud(c);
   if ((u32)c->regs[RCX] || (u32)c->regs[RDX]) return x86_gp0(c);
-  u32 v = (u32)c->regs[RAX];
-  if (v == c->pkru) return X86_OK;
-  c->pkru = v;
-  x86_mmu_flush_all(c, true); /* cached rights hold the old keys */
+  u32 old = c->pkru;
+  c->pkru = (u32)c->regs[RAX];
+  if (old == c->pkru) return X86_OK;
+  x86_mmu_pkru_written(c, old);
   return X86_END;
 }
 

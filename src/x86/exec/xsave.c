@@ -269,7 +269,7 @@ static int xrstor(struct x86_vcpu *c, const struct x86_insn *i) {
   if (has_mxcsr(&h, rfbm) && (mxcsr & ~MXCSR_MASK)) return x86_gp0(c);
   drop_selectors(i, image);
   restore(c, &h, rfbm, image);
-  if (pkru != c->pkru && (c->cr4 & CR4_PKE)) x86_mmu_flush_all(c, true);
+  if (pkru != c->pkru) x86_mmu_pkru_written(c, pkru);
   return X86_OK;
 }
 

@@ -164,6 +164,8 @@ void x86_mmu_rights_changed(struct x86_vcpu *c);
 void x86_mmu_cr3_written(struct x86_vcpu *c, bool flush); /* flush: not the PCID no-flush form */
 void x86_mmu_flush_page(struct x86_vcpu *c, u64 lin);
 void x86_mmu_flush_all(struct x86_vcpu *c, bool globals);
+/* PKRU has a new value: entries whose rights follow from a key that changed go. */
+void x86_mmu_pkru_written(struct x86_vcpu *c, u32 old);
 /* INVPCID: translations of a PCID that is not the current one; of all PCIDs. */
 void x86_mmu_forget_pcid(struct x86_vcpu *c, unsigned pcid);
 void x86_mmu_forget_pcids(struct x86_vcpu *c);

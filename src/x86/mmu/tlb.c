@@ -50,7 +50,7 @@ static void note(struct x86_tlb_log *l, unsigned slot) {
   l->n++;
 }
 
-void x86_tlb_fill(struct x86_vcpu *c, u64 lin, unsigned table, gpa_t gpa, bool global, hva_t host, unsigned perms) {
+void x86_tlb_fill(struct x86_vcpu *c, u64 lin, unsigned table, const struct x86_tlb_meta *meta, hva_t host, unsigned perms) {
   unsigned n = table * X86_TLB_SIZE + ((lin >> PAGE_SHIFT) & (X86_TLB_SIZE - 1));
   u64 page = lin & PAGE_MASK, none = x86_tlb_none(n);
   c->mmu.tables[n] = (struct x86_tlb_entry){
@@ -59,8 +59,9 @@ void x86_tlb_fill(struct x86_vcpu *c, u64 lin, unsigned table, gpa_t gpa, bool g
       .exec = perms & PERM_X ? page : none,
       .delta = host - page,
   };
-  c->mmu.meta[n] = (struct x86_tlb_meta){.gpa = gpa, .global = global};
-  note(&c->mmu.log[global], n);
+  c->mmu.meta[n] = *meta;
+  c->mmu.keys |= 1u << meta->key;
+  note(&c->mmu.log[meta->global], n);
   vcpu_stat_inc(&c->core, tlb_fills);
 }
 
@@ -157,6 +158,7 @@ static void flush_entries(struct x86_vcpu *c, bool globals) {
   if (!globals) return;
   flush_kind(m, true);
   for (unsigned n = 0; n < X86_PCID_SLOTS; n++) m->aside[n].n = 0;
+  m->keys = 0;
   no_large(m);
 }
 
@@ -180,6 +182,36 @@ void x86_mmu_protect_page(struct x86_vcpu *c, hva_t page) {
     for (unsigned k = 0; k < m->log[n].n; k++) protect(&m->tables[m->log[n].slot[k]], page, m->log[n].slot[k]);
   for (unsigned n = 0; n < X86_PCID_SLOTS; n++)
     for (unsigned k = 0; k < m->aside[n].n; k++) protect(&m->aside[n].kept[k].entry, page, m->aside[n].kept[k].slot);
+}
+
+/* ---- protection keys ---- */
+
+/* Bits by meta.key of those whose rights are other ones now. */
+static u32 keys_between(u32 old, u32 new) {
+  u32 keys = 0;
+  for (unsigned key = 0; key < 16; key++)
+    if ((old ^ new) >> 2 * key & 3) keys |= 2u << key;
+  return keys;
+}
+
+/* Fetches obey no key: what is known of code stays. */
+void x86_mmu_pkru_written(struct x86_vcpu *c, u32 old) {
+  struct x86_mmu *m = &c->mmu;
+  u32 keys = keys_between(old, c->pkru) & m->keys;
+  if (!keys) return;
+  if (m->log[0].n > X86_TLB_LOG || m->log[1].n > X86_TLB_LOG) {
+    flush_entries(c, true);
+    return;
+  }
+  for (unsigned n = 0; n < 2; n++)
+    for (unsigned k = 0; k < m->log[n].n; k++)
+      if (keys >> m->meta[m->log[n].slot[k]].key & 1) entry_clear(m, m->log[n].slot[k]);
+  for (unsigned n = 0; n < X86_PCID_SLOTS; n++)
+    for (unsigned k = 0; k < m->aside[n].n; k++) {
+      u64 none = x86_tlb_none(m->aside[n].kept[k].slot);
+      if (keys >> m->aside[n].kept[k].meta.key & 1) m->aside[n].kept[k].entry = (struct x86_tlb_entry){none, none, none, 0};
+    }
+  m->keys &= ~keys;
 }
 
 /* ---- entries of other address spaces ---- */

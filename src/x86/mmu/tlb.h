@@ -34,6 +34,7 @@ enum x86_tlb_index {
 struct x86_tlb_meta {
   gpa_t gpa; /* of the page */
   bool global;
+  u8 key; /* 1 + the protection key that data accesses obey; 0: none */
 };
 
 #define X86_TLB_LOG 4096
@@ -81,6 +82,7 @@ struct x86_mmu {
   struct {
     u64 start, end;               /* linear range in which large guest pages were seen, by address bit 63: INVLPG there flushes all */
   } large[2];
+  u32 keys;                       /* bits by meta.key: those that entries may have, put aside ones included */
   struct x86_generations gen;
   u8 right;                       /* enum x86_tlb_index that TLB_SLOW stands for */
   u8 paging;                      /* enum x86_paging, kept by x86_mmu_mode_changed() */

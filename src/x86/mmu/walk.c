@@ -37,6 +37,11 @@ static const struct format {
     [PAGING_5LEVEL] = {5, 9, 8, 3},
 };
 
+/* 4.6.2: protection keys act on user pages, data accesses only. */
+static bool obeys_key(const struct x86_vcpu *c, const struct x86_walk *w) {
+  return (c->cr4 & CR4_PKE) && w->user && (c->efer & EFER_LMA);
+}
+
 unsigned x86_page_perms(struct x86_vcpu *c, const struct x86_walk *w, struct x86_rights r, unsigned *pk) {
   unsigned perms = PERM_R | PERM_W | PERM_X;
   bool wp = c->cr0 & CR0_WP;
@@ -50,7 +55,7 @@ unsigned x86_page_perms(struct x86_vcpu *c, const struct x86_walk *w, struct x86
     if (w->user && (c->cr4 & CR4_SMEP)) perms &= ~PERM_X;
   }
   if (w->nx) perms &= ~PERM_X;
-  if ((c->cr4 & CR4_PKE) && w->user && (c->efer & EFER_LMA)) { /* 4.6.2: protection keys act on user pages, data accesses only */
+  if (obeys_key(c, w)) {
     unsigned key = (c->pkru >> (2 * w->pkey)) & 3;
     if (key & 1) *pk = PERM_R | PERM_W;
     else if ((key & 2) && (r.user || wp)) *pk = PERM_W;
@@ -268,7 +273,8 @@ int x86_translate(struct x86_vcpu *c, u64 lin, enum x86_access acc, unsigned tab
     c->mmu.large[start >> 63].start = MIN(c->mmu.large[start >> 63].start, start);
     c->mmu.large[start >> 63].end = MAX(c->mmu.large[start >> 63].end, end - 1);
   }
-  x86_tlb_fill(c, lin, table, w.gpa & PAGE_MASK, w.global, host, perms);
+  struct x86_tlb_meta meta = {.gpa = w.gpa & PAGE_MASK, .global = w.global, .key = obeys_key(c, &w) ? 1 + w.pkey : 0};
+  x86_tlb_fill(c, lin, table, &meta, host, perms);
   x->host = (u8 *)(uintptr_t)(host + (w.gpa & (PAGE_SIZE - 1)));
   return X86_OK;
 }

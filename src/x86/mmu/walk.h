@@ -34,7 +34,7 @@ struct x86_xlat {
 };
 /* lin .. page end; rights by TLB table index.  Fills the TLB, marks pages dirty.  X86_OK or X86_FAULT. */
 int x86_translate(struct x86_vcpu *c, u64 lin, enum x86_access acc, unsigned table, struct x86_xlat *x);
-void x86_tlb_fill(struct x86_vcpu *c, u64 lin, unsigned table, gpa_t gpa, bool global, hva_t host, unsigned perms);
+void x86_tlb_fill(struct x86_vcpu *c, u64 lin, unsigned table, const struct x86_tlb_meta *meta, hva_t host, unsigned perms);
 
 /* Device access of 1..8 bytes (io.c). */
 int x86_io_read(struct x86_vcpu *c, gpa_t gpa, void *data, unsigned len);

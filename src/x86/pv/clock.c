@@ -98,6 +98,15 @@ void x86_vm_clock_get(struct x86_vm *vm, struct kvm_clock_data *data) {
   data->flags = KVM_CLOCK_REALTIME | KVM_CLOCK_HOST_TSC | (stable ? KVM_CLOCK_TSC_STABLE : 0);
 }
 
+/* Linux reads vCPU 0's page on every vCPU (its vDSO): the one that enters first must not find the old line there, which would be time that goes back later.  So
+ * the pages of vCPUs that are not in an ioctl are written now; those that are write theirs themselves. */
+static void clock_was_set(struct vcpu *v) {
+  vcpu_request(v, REQ_CLOCK);
+  if (pthread_mutex_trylock(&v->mutex)) return;
+  x86_pv_clock_update(x86_vcpu(v));
+  pthread_mutex_unlock(&v->mutex);
+}
+
 int x86_vm_clock_set(struct x86_vm *vm, const struct kvm_clock_data *data) {
   struct x86_vm_clock *k = vm->clock;
   u64 clock = data->clock, now = realtime_ns();
@@ -109,7 +118,7 @@ int x86_vm_clock_set(struct x86_vm *vm, const struct kvm_clock_data *data) {
   k->base_ns = clock;
   pthread_mutex_unlock(&k->lock);
   unsigned n = atomic_load_explicit(&vm->core.n_vcpus, memory_order_acquire);
-  for (unsigned i = 0; i < n; i++) vcpu_request(vm->core.vcpus[i], REQ_CLOCK);
+  for (unsigned i = 0; i < n; i++) clock_was_set(vm->core.vcpus[i]);
   return 0;
 }
 

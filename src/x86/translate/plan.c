@@ -118,6 +118,7 @@ static void accesses(struct plan_insn *p, const struct x86_block *b, const struc
     add_stack(p, word, RSP, -(s32)word, true);
     break;
   case ZYDIS_MNEMONIC_POP:
+  case ZYDIS_MNEMONIC_POPFD:
   case ZYDIS_MNEMONIC_POPFQ:
   case ZYDIS_MNEMONIC_RET:
     add_stack(p, word, RSP, 0, false);

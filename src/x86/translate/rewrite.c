@@ -122,6 +122,11 @@ static bool has_offset(const ZydisDecodedInstruction *z) {
   return z->mnemonic == ZYDIS_MNEMONIC_MOV && z->opcode_map == ZYDIS_OPCODE_MAP_DEFAULT && (z->opcode & 0xfc) == 0xa0;
 }
 
+/* XCHG of the accumulator and a register that the opcode names: as the form with ModRM. */
+static bool is_exchange(const ZydisDecodedInstruction *z) {
+  return z->mnemonic == ZYDIS_MNEMONIC_XCHG && z->opcode_map == ZYDIS_OPCODE_MAP_DEFAULT && (z->opcode & 0xf8) == 0x90;
+}
+
 static bool fixed(struct fields *f, const ZydisDecodedInstruction *z, const ZydisDecodedOperand *op) {
   if (hidden_is_fine(op)) return true;
   if (!is_vector_string(z->mnemonic) || op->type != ZYDIS_OPERAND_TYPE_REGISTER) return false;
@@ -144,7 +149,7 @@ static bool place(struct translation *t, struct fields *f, const ZydisDecodedOpe
   unsigned field = op->encoding == ZYDIS_OPERAND_ENCODING_MODRM_REG                                                   ? 1u
                    : op->encoding == ZYDIS_OPERAND_ENCODING_MODRM_RM || op->encoding == ZYDIS_OPERAND_ENCODING_OPCODE ? 2u
                    : op->encoding == ZYDIS_OPERAND_ENCODING_NDSNDD                                                    ? 3u
-                   : has_offset(t->z)                                                                                 ? 1u
+                   : has_offset(t->z) || is_exchange(t->z)                                                            ? 1u
                    : accumulator                                                                                      ? 2u
                                                                                                                       : 0u;
   ZydisRegisterClass k = ZydisRegisterGetClass(op->reg.value);
@@ -244,6 +249,10 @@ static void encode_legacy(struct translation *t, const struct fields *f, bool re
   }
   if (z->opcode_map == ZYDIS_OPCODE_MAP_DEFAULT && opcode == 0x82) opcode = 0x80;
   if (has_offset(z)) opcode = 0x88 | (~opcode & 2) | (opcode & 1);
+  if (is_exchange(z)) {
+    opcode = 0x87;
+    opcode_register = false;
+  }
   unsigned rex = (z->raw.rex.W ? 8 : 0) | (opcode_register ? 0 : (reg & 8) >> 1) | extensions(f);
   if (rex || f->byte) em8(&t->e, 0x40 | rex);
   if (z->opcode_map != ZYDIS_OPCODE_MAP_DEFAULT) em_opcode(&t->e, maps[z->opcode_map]);
@@ -314,7 +323,7 @@ static bool rewrite(struct translation *t, unsigned align) {
     }
     if (n >= MAX_GENERAL) return false;
     if (!place(t, &f, op, accumulator && k == 0, which, &n)) return false;
-    reg_is_operand |= op->encoding == ZYDIS_OPERAND_ENCODING_MODRM_REG || has_offset(z);
+    reg_is_operand |= op->encoding == ZYDIS_OPERAND_ENCODING_MODRM_REG || has_offset(z) || is_exchange(z);
   }
   bool uses_rax = f.rax;
   for (unsigned k = 0; k < f.n; k++) uses_rax |= !t_mapped(f.g[k].guest);

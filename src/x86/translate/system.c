@@ -54,11 +54,16 @@ static bool direction(struct translation *t) {
   return true;
 }
 
+/* On the stack as the mode has it. */
+static bool is_word(const struct translation *t) {
+  return t->z->operand_width == 8 * t->word && t->z->stack_width == 8 * t->word;
+}
+
 /* The arithmetic flags come from where LAHF and SETO have left them. */
 static bool pushf(struct translation *t) {
   struct emitter *e = &t->e;
   struct em_mem m;
-  if (t->z->operand_width != 8 * t->word || t->z->stack_width != 8 * t->word) return false;
+  if (!is_word(t)) return false;
   t_store_flags(t);
   t->rcx = PLAN_ALONE;
   em_mem(e, 0, 0x0fb7, H_RAX, FIELD(code.flags)); /* AH: five flags in their places, AL: OF */
@@ -99,7 +104,7 @@ static bool popf(struct translation *t) {
       others = FL_TF | FL_IF | FL_IOPL | FL_NT | FL_RF | FL_VM | FL_AC | FL_VIF | FL_VIP;
   struct emitter *e = &t->e;
   struct em_mem m;
-  if (t->z->operand_width != 64 || !t_access(t, 0, &m)) return false;
+  if (!is_word(t) || !t_access(t, 0, &m)) return false;
   t_lose_flags(t);
   em_mem(e, 0, 0x8b, H_RCX, m);
   em_reg(e, 0, 0x8b, H_RAX, H_RCX);
@@ -117,7 +122,7 @@ static bool popf(struct translation *t) {
   change(t, 4, FIELD(rflags), ~(changes & ~FL_ARITH));
   em_mem(e, 0, 0x09, H_RAX, FIELD(rflags)); /* or */
   split_flags(e);
-  em_lea(e, T_HOME(RSP), EM_AT(T_HOME(RSP), 8));
+  t_lea(t, T_HOME(RSP), EM_AT(T_HOME(RSP), (s32)t->word));
   t_stored_flags(t);
   t_goto(t, t->start + t->i->next);
   return t->ended = true;
@@ -186,14 +191,31 @@ static bool from_control(struct translation *t) {
   return true;
 }
 
+static bool is_segment(const ZydisDecodedOperand *op) {
+  return op->type == ZYDIS_OPERAND_TYPE_REGISTER && ZydisRegisterGetClass(op->reg.value) == ZYDIS_REGCLASS_SEGMENT;
+}
+static struct em_mem selector(const ZydisDecodedOperand *op) {
+  unsigned seg = (unsigned)ZydisRegisterGetId(op->reg.value);
+  return EM_GS(offsetof(struct x86_vcpu, seg) + seg * sizeof(struct x86_seg) + offsetof(struct x86_seg, sel));
+}
+
+/* Intel's processors write two bytes of a 32-bit slot. */
+static bool push_segment(struct translation *t) {
+  struct emitter *e = &t->e;
+  struct em_mem m;
+  if (!is_segment(&t->ops[0]) || !is_word(t) || x86_is_amd(t->c) || !t_access(t, 0, &m)) return false;
+  em_mem(e, 0, 0x0fb7, H_RAX, selector(&t->ops[0])); /* movzx */
+  if (t->m32) em8(e, 0x66);
+  em_mem(e, !t->m32, 0x89, H_RAX, m);
+  t_lea(t, T_HOME(RSP), EM_AT(T_HOME(RSP), -(s32)t->word));
+  return true;
+}
+
 /* MOV from a segment register. */
 static bool from_segment(struct translation *t) {
   const ZydisDecodedOperand *to = &t->ops[0], *from = &t->ops[1];
-  if (to->type != ZYDIS_OPERAND_TYPE_REGISTER || to->size < 32 || from->type != ZYDIS_OPERAND_TYPE_REGISTER ||
-      ZydisRegisterGetClass(from->reg.value) != ZYDIS_REGCLASS_SEGMENT)
-    return false;
-  unsigned seg = (unsigned)ZydisRegisterGetId(from->reg.value);
-  em_mem(&t->e, 0, 0x0fb7, H_RAX, EM_GS(offsetof(struct x86_vcpu, seg) + seg * sizeof(struct x86_seg) + offsetof(struct x86_seg, sel)));
+  if (to->type != ZYDIS_OPERAND_TYPE_REGISTER || to->size < 32 || !is_segment(from)) return false;
+  em_mem(&t->e, 0, 0x0fb7, H_RAX, selector(from));
   t_write(t, x86_plan_general(to->reg.value), H_RAX);
   return true;
 }
@@ -310,7 +332,9 @@ static const struct {
     {ZYDIS_MNEMONIC_STD, direction},
     {ZYDIS_MNEMONIC_PUSHFD, pushf},
     {ZYDIS_MNEMONIC_PUSHFQ, pushf},
+    {ZYDIS_MNEMONIC_POPFD, popf},
     {ZYDIS_MNEMONIC_POPFQ, popf},
+    {ZYDIS_MNEMONIC_PUSH, push_segment},
 };
 
 bool t_system(struct translation *t) {
