@@ -1,8 +1,9 @@
 /* MOVS, STOS and LODS, repeated CMPS and SCAS, with addresses as wide as the mode has them.
  *
- * A repeated one runs the host's over what lies in the page of each operand, page after page; between two pages it looks at the gate.  Where a page is not in
- * the TLB, where somebody wants the vCPU, and with DF set the interpreter goes on from the registers as they are then.  While the host's runs, RSI and RDI are host
- * addresses and RCX counts what is left of this page (MOVED_*).
+ * A repeated one runs the host's over what lies in the page of each operand, page after page; between two pages it looks at the
+ * gate.  Where a page is not in the TLB, where somebody wants the vCPU, and with DF set the interpreter goes on from the
+ * registers as they are then.  While the host's runs, RSI and RDI are host addresses and RCX counts what is left of this page
+ * (MOVED_*).
  */
 #include "x86/translate/private.h"
 
@@ -10,7 +11,9 @@
 
 enum { ADD = 0x03, SUB = 0x2b, CMP = 0x3b, TEST = 0x85, CMOVB = 0x0f42, CMOVA = 0x0f47 };
 
-static bool repeated(const struct translation *t) { return t->i->iflags & (X86_I_REP | X86_I_REPNE); }
+static bool repeated(const struct translation *t) {
+  return t->i->iflags & (X86_I_REP | X86_I_REPNE);
+}
 
 /* Flags are lost already. */
 static void slow_if_down(struct translation *t) {
@@ -70,8 +73,8 @@ static void host_string(struct translation *t, const struct kind *k) {
   if (t->i->opsize == 8) em8(e, 0x48);
   em8(e, k->opcode | (t->i->opsize != 1));
   if (k->compare) {
-    em8(e, 0x9f);                                                                   /* lahf */
-    em8(e, 0x0f), em8(e, 0x90), em8(e, 0xc0);                                       /* seto al */
+    em8(e, 0x9f);                                                                 /* lahf */
+    em8(e, 0x0f), em8(e, 0x90), em8(e, 0xc0);                                     /* seto al */
     em_lea(e, T_HOME(RCX), (struct em_mem){.base = T_HOME(RCX), .index = H_RCX}); /* those that it did not come to */
   }
   if (k->source) em_mem(e, 1, SUB, H_RSI, FIELD(code.from)), keep_low(t, H_RSI);
