@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
-"""The table of docs/performance.md: made from figures, and put between the two marks, which are there."""
+"""The tables of docs/performance.md: made from figures, and put between their marks, which are there."""
 import argparse
 import os
 import sys
 import tempfile
 
 import bench
+import memory
+import qemu_boot
 
 UVIRT = {"boot-to-init": 2.5e9, "integer": 2.0, "syscall": 1500.0, "pio-exit": 250000.0}
 TCG = {"boot-to-init": 5e9, "integer": 8.0, "syscall": 3000.0}
@@ -22,7 +24,14 @@ def main():
     assert "100 blocks, 2 KiB of guest code into 20 KiB (10.0 host bytes per guest byte), in 250 ms (10.0% of the boot)" in table, table
     empty = bench.summary({"boot-to-init": 1e9}, {}, {}, {})
     assert empty["mean_to_tcg"] is None and "means" not in bench.markdown(empty, argparse.Namespace(no_tcg=True, cpus=1))
+    runs = {2: {"uvirt": [(1.0, 0.5), (2.0, 1.0), (4.0, 2.0)], "tcg": [(3.0, 2.0), (5.0, 4.0), (9.0, 6.0)]}}
+    table = qemu_boot.markdown(runs, argparse.Namespace(machine="q35", repeat=3))
+    assert "| 2 | 1.00 s | 3.00 s | 3.00 | 2.50 | 0.50 s | 2.00 s | 4.00 | 4.00 |" in table, table
+    table = memory.markdown([(1, {"guest": 1 << 20, "malloc": 3072, "stack": 0}, {"guest": 1 << 20, "malloc": 1024, "stack": 512})])
+    assert "| 1 | 1.0 | 0.5 | **1.5 MiB** | 3.0 MiB |" in table, table
     document = open(os.path.join(os.path.dirname(__file__), "../docs/performance.md")).read()
+    for mark in bench.MARKS + memory.MARKS + qemu_boot.MARKS:
+        assert document.count(mark) == 1, mark
     with tempfile.TemporaryDirectory() as tmp:
         path = os.path.join(tmp, "performance.md")
         for text in ("one\n", "two\n"):
