@@ -53,8 +53,9 @@ static int exit_keeping(struct x86_vcpu *c, u64 rest) {
   return X86_EXIT;
 }
 
+/* REQ_SYNC, too: whoever waits for it may be whom this vCPU is waiting for. */
 void x86_drop_stale(struct x86_vcpu *c) {
-  u64 stale = BIT(REQ_TLB_FLUSH) | BIT(REQ_PROTECT);
+  u64 stale = BIT(REQ_TLB_FLUSH) | BIT(REQ_PROTECT) | BIT(REQ_SYNC);
   if (likely(!(atomic_load_explicit(&c->core.requests, memory_order_relaxed) & stale))) return;
   u64 req = atomic_fetch_and_explicit(&c->core.requests, ~stale, memory_order_acq_rel);
   if (req & BIT(REQ_TLB_FLUSH)) x86_mmu_flush_all(c, true);
