@@ -41,7 +41,7 @@ struct x86_blocks {
   struct x86_block *dead;
   _Atomic unsigned n_dead;
   struct region memory; /* lock; holds the blocks, dead ones too */
-  bool closed;          /* lock; but for single instructions no block is published while all are thrown away, so that the region gets empty */
+  bool closed;          /* lock; no block is published while all are thrown away, so that the region gets empty */
 };
 
 static u64 page_of(const void *host) { return (u64)(uintptr_t)host >> PAGE_SHIFT; }
@@ -347,8 +347,7 @@ static struct x86_block *publish(struct x86_vcpu *c, u32 mode, const struct fetc
                                  unsigned n) {
   struct x86_blocks *bs = x86_vm_of(c)->blocks;
   pthread_mutex_lock(&bs->lock);
-  /* One of a single instruction is needed at once: x86_run_one() waits for it and passes no requests but REQ_TLB_FLUSH, which the one who closed may wait for. */
-  struct x86_block *b = bs->closed && !(mode & X86_MODE_SINGLE) ? NULL : region_alloc(&bs->memory, size_of(n, len));
+  struct x86_block *b = bs->closed ? NULL : region_alloc(&bs->memory, size_of(n, len));
   if (!b) {
     pthread_mutex_unlock(&bs->lock);
     return NULL;
