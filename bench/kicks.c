@@ -11,6 +11,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
+#include <sys/timerfd.h>
 #include <time.h>
 #include <unistd.h>
 #include "guest/lapic.h"
@@ -280,6 +282,24 @@ static void timers(const char *name, bool halted) {
   print_ticks(name, TIMERS);
 }
 
+/* A thread of the host that waits for its timer with epoll, as the one does that runs guests' timers: what lateness there is without a guest. */
+static void native_timers(void) {
+  int fd = timerfd_create(CLOCK_MONOTONIC, 0), set = epoll_create1(0);
+  struct epoll_event e = {.events = EPOLLIN};
+  epoll_ctl(set, EPOLL_CTL_ADD, fd, &e);
+  for (unsigned n = 0; n < TIMERS; n++) {
+    u64 at = now() + 100000 + (u64)rand() % 500000, expirations;
+    struct itimerspec when = {.it_value = {(time_t)(at / 1000000000), (long)(at % 1000000000)}};
+    timerfd_settime(fd, TFD_TIMER_ABSTIME, &when, NULL);
+    epoll_wait(set, &e, 1, -1);
+    took[n] = now() - at;
+    if (read(fd, &expirations, sizeof(expirations)) < 0) perror("timerfd");
+  }
+  close(set);
+  close(fd);
+  print("timer-native", TIMERS);
+}
+
 static char **names; /* of what is wanted; none: all */
 static bool wanted(const char *name) {
   for (char **n = names; *n; n++)
@@ -302,6 +322,7 @@ int main(int argc, char **argv) {
   both_engines(true);
   if (wanted("interrupt-halted")) interrupts("interrupt-halted", true, false);
   if (wanted("ipi-round-trip")) round_trips();
+  if (wanted("timer-native")) native_timers();
   if (wanted("timer-running")) timers("timer-running", false);
   if (wanted("timer-halted")) timers("timer-halted", true);
   return 0;
