@@ -344,9 +344,9 @@ static void *slots_thread(void *arg) {
   struct pair *p = arg;
   time_t from = time(NULL);
   for (u32 n = 0; n < 100 && (n < 5 || time(NULL) < from + 3); n++) {
-    u32 before = calls;
     set_slot(p->g, 8, SLOT_GPA, 0x1000, backing, n & 1 ? 0 : KVM_MEM_LOG_DIRTY_PAGES);
     set_slot(p->g, 9, SLOT_GPA + 0x2000, n & 1 ? 0 : 0x1000, backing + 0x2000, 0);
+    u32 before = calls; /* from now on every call is logged */
     wait_host(&calls, before + 2);
     if (n & 1) continue;
     u64 bitmap = 0;

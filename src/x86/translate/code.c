@@ -310,7 +310,7 @@ __attribute__((used)) const void *x86_code_next(struct x86_vcpu *c, int flow) {
   c->code.page = c->rip & PAGE_MASK;
   if (!sti && !resumed) return t->code;
   /* Nothing waits.  What comes now must not come before the instruction behind STI, or find that it was not resumed: it is reached without another look. */
-  if (*t->owner->epoch + atomic_load_explicit(&c->core.vm->write_epoch, memory_order_acquire)) return NULL;
+  if (__atomic_load_n(t->owner->epoch, __ATOMIC_RELAXED) + atomic_load_explicit(&c->core.vm->write_epoch, memory_order_acquire)) return NULL;
   c->int_shadow = 0;
   c->rflags &= ~(u64)FL_RF;
   return t->owner->behind_gate;
