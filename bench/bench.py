@@ -10,6 +10,7 @@ import math
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -132,7 +133,7 @@ def duration(ns):
 def host(no_tcg):
     """Where and with what this was measured."""
     model = re.search(r"^model name\s*: (.*)$", open("/proc/cpuinfo").read(), re.M)
-    qemu = "" if no_tcg else "; " + subprocess.run([QEMU, "--version"], stdout=subprocess.PIPE, check=True).stdout.decode().splitlines()[0]
+    qemu = "" if no_tcg or not shutil.which(QEMU) else "; " + subprocess.run([QEMU, "--version"], stdout=subprocess.PIPE, check=True).stdout.decode().splitlines()[0]
     return (f"{time.strftime('%Y-%m-%d')}: {model.group(1) if model else platform.machine()}, {len(os.sched_getaffinity(0))} processors, Linux {platform.release()}"
             f"{qemu}")
 
