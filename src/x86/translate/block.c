@@ -287,8 +287,8 @@ static void place(struct translation *t) {
 }
 
 /* Before anything but another push or pop. */
-static void move_rsp(struct translation *t) {
-  if (t->rsp) t_lea(t, T_HOME(RSP), EM_AT(T_HOME(RSP), t->rsp));
+static void settle_rsp(struct translation *t) {
+  if (t->rsp) t_move_rsp(t, t->rsp);
   t->rsp = 0;
 }
 
@@ -298,7 +298,7 @@ static bool translate_insns(struct translation *t, const struct x86_decoded_insn
     t->z = &d[t->k].insn;
     t->ops = d[t->k].ops;
     t->p = t->scattered ? &t->alone.insn[t->k] : &t->plan.insn[t->copy * t->b->n + t->k];
-    if (!t_special_delays_rsp(t)) move_rsp(t);
+    if (!t_special_delays_rsp(t)) settle_rsp(t);
     place(t);
     t->at_insn[t->k].start = t->e.p;
     t->at_insn[t->k].host = t->f.host;
@@ -320,7 +320,7 @@ static bool translate_insns(struct translation *t, const struct x86_decoded_insn
     }
   }
   t->k = t->b->n;
-  move_rsp(t);
+  settle_rsp(t);
   t_flush_x87_pointer(t);
   if (!t->ended) t_goto(t, t->start + t->b->len);
   return true;

@@ -43,7 +43,7 @@ void t_indirect(struct translation *t, s32 add_to_rsp) {
   t_find_target(t, miss);
   s->from[s->n_from++] = miss[0];
   s->from[s->n_from++] = miss[1];
-  if (add_to_rsp) t_lea(t, T_HOME(RSP), EM_AT(T_HOME(RSP), add_to_rsp));
+  if (add_to_rsp) t_move_rsp(t, add_to_rsp);
   t_enter_target(t);
 }
 
@@ -64,8 +64,7 @@ static void open_frame(struct translation *t) {
   struct emitter *e = &t->e;
   tag(t, H_RAX);
   em_mem(e, 1, 0x3b, H_RSP, EM_GS(offsetof(struct x86_vcpu, code.host_rsp_min))); /* cmp rsp */
-  u8 **from = t->scattered ? &t->deep[1].from : &t->deep[0].from;
-  *from = em_jcc(e, CC_B);
+  t->deep[t->scattered].from = em_jcc(e, CC_B);
   t->deep[t->scattered].back = e->p;
   em8(e, 0x50); /* push rax */
 }
@@ -88,7 +87,7 @@ static void close_frame(struct translation *t) {
   tag(t, reg);
   em_mem(e, 1, 0x3b, reg, EM_AT(H_RSP, 8)); /* cmp reg */
   u8 *other = em_jcc(e, CC_NE);
-  t_lea(t, T_HOME(RSP), EM_AT(T_HOME(RSP), (s32)t->word));
+  t_move_rsp(t, (s32)t->word);
   em8(e, 0xc3);
   em_here(e, other);
   em_load(e, H_RSP, EM_GS(offsetof(struct x86_vcpu, code.host_rsp)));
@@ -181,7 +180,7 @@ static bool push_return(struct translation *t, unsigned n) {
 
 static bool call_direct(struct translation *t) {
   if (!push_return(t, 0)) return false;
-  t_lea(t, T_HOME(RSP), EM_AT(T_HOME(RSP), -(s32)t->word));
+  t_move_rsp(t, -(s32)t->word);
   t_store_flags(t);
   open_frame(t);
   go(t, branch_target(t), em_call);
@@ -218,7 +217,7 @@ static bool call_indirect(struct translation *t) {
   em_load(e, H_RCX, TARGET(code));
   em_store(e, EM_GS(offsetof(struct x86_vcpu, code.callee)), H_RCX);
   if (!push_return(t, t->ops[0].type == ZYDIS_OPERAND_TYPE_MEMORY)) return false;
-  t_lea(t, T_HOME(RSP), EM_AT(T_HOME(RSP), -(s32)t->word));
+  t_move_rsp(t, -(s32)t->word);
   open_frame(t);
   em_load(e, H_RAX, EM_GS(offsetof(struct x86_vcpu, code.scratch)));
   enter_target(t, 2, EM_GS(offsetof(struct x86_vcpu, code.callee)));

@@ -182,8 +182,15 @@ static inline void t_load_word(struct translation *t, unsigned dst, struct em_me
 static inline void t_store_word(struct translation *t, struct em_mem m, unsigned src) {
   em_mem(&t->e, !t->m32, 0x89, src, m);
 }
+/* The instruction's operand and the stack are as wide as the mode has them. */
+static inline bool t_is_word(const struct translation *t) {
+  return t->z->operand_width == 8 * t->word && t->z->stack_width == 8 * t->word;
+}
 static inline bool t_mapped(unsigned guest) {
   return T_HOME(guest) != H_NONE;
+}
+static inline void t_move_rsp(struct translation *t, s32 by) {
+  t_lea(t, T_HOME(RSP), EM_AT(T_HOME(RSP), by));
 }
 static inline struct em_mem t_slot(unsigned guest) {
   return EM_GS(offsetof(struct x86_vcpu, regs) + 8 * guest);

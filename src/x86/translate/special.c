@@ -257,14 +257,6 @@ static bool widen_into_rdx(struct translation *t) { /* CWD, CDQ, CQO */
 
 /* ---- the stack, as wide as the mode has it ---- */
 
-static void move_rsp(struct translation *t, s32 by) {
-  t_lea(t, T_HOME(RSP), EM_AT(T_HOME(RSP), by));
-}
-
-static bool wide(const struct translation *t) {
-  return t->z->operand_width == 8 * t->word && t->z->stack_width == 8 * t->word;
-}
-
 /* A general register of that width. */
 static bool is_word(const struct translation *t, const ZydisDecodedOperand *op) {
   return usable(op) && ZydisRegisterGetClass(op->reg.value) == (t->m32 ? ZYDIS_REGCLASS_GPR32 : ZYDIS_REGCLASS_GPR64);
@@ -277,7 +269,7 @@ static bool is_known(const struct translation *t) {
 
 bool t_special_delays_rsp(const struct translation *t) {
   const ZydisDecodedOperand *op = &t->ops[0];
-  if ((t->z->mnemonic != ZYDIS_MNEMONIC_PUSH && t->z->mnemonic != ZYDIS_MNEMONIC_POP) || !wide(t) || !is_known(t)) return false;
+  if ((t->z->mnemonic != ZYDIS_MNEMONIC_PUSH && t->z->mnemonic != ZYDIS_MNEMONIC_POP) || !t_is_word(t) || !is_known(t)) return false;
   if (op->type == ZYDIS_OPERAND_TYPE_IMMEDIATE) return true;
   return is_word(t, op) && number(op) != RSP;
 }
@@ -298,7 +290,7 @@ static bool push_memory(struct translation *t) {
   if (!t_access(t, 1, &m)) return false;
   em_load(e, H_RAX, EM_GS(offsetof(struct x86_vcpu, code.scratch)));
   t_store_word(t, m, H_RAX);
-  move_rsp(t, -(s32)t->word);
+  t_move_rsp(t, -(s32)t->word);
   return true;
 }
 
@@ -306,7 +298,7 @@ static bool push(struct translation *t) {
   const ZydisDecodedOperand *src = &t->ops[0];
   struct emitter *e = &t->e;
   struct em_mem m;
-  if (!wide(t)) return false;
+  if (!t_is_word(t)) return false;
   if (src->type == ZYDIS_OPERAND_TYPE_MEMORY) return push_memory(t);
   bool imm = src->type == ZYDIS_OPERAND_TYPE_IMMEDIATE, delay = t_special_delays_rsp(t);
   if (!imm && !is_word(t, src)) return false;
@@ -315,7 +307,7 @@ static bool push(struct translation *t) {
     em_mem(e, !t->m32, 0xc7, 0, m), em32(e, (u32)t->i->imm);
   else
     t_store_word(t, m, t_read(t, number(src), H_RAX));
-  if (!delay) move_rsp(t, -(s32)t->word);
+  if (!delay) t_move_rsp(t, -(s32)t->word);
   t->keeps_rax = imm || t_mapped(number(src));
   return t->keeps_rcx = true;
 }
@@ -323,12 +315,12 @@ static bool push(struct translation *t) {
 static bool pop(struct translation *t) {
   const ZydisDecodedOperand *dst = &t->ops[0];
   struct em_mem m;
-  if (!wide(t) || !is_word(t, dst)) return false;
+  if (!t_is_word(t) || !is_word(t, dst)) return false;
   bool delay = t_special_delays_rsp(t);
   if (!stack(t, (s32)t->word, delay, &m)) return false;
   unsigned guest = number(dst), host = t_mapped(guest) && guest != RSP ? T_HOME(guest) : H_RAX;
   t_load_word(t, host, m);
-  if (!delay) move_rsp(t, (s32)t->word);
+  if (!delay) t_move_rsp(t, (s32)t->word);
   if (host == H_RAX) t_write(t, guest, H_RAX);
   t->keeps_rax = host != H_RAX;
   return t->keeps_rcx = true;
@@ -336,7 +328,7 @@ static bool pop(struct translation *t) {
 
 static bool leave(struct translation *t) {
   struct em_mem m;
-  if (!wide(t) || !t_access(t, 0, &m)) return false;
+  if (!t_is_word(t) || !t_access(t, 0, &m)) return false;
   t_load_word(t, H_RAX, m);
   t_lea(t, T_HOME(RSP), EM_AT(T_HOME(RBP), (s32)t->word));
   em_mov(&t->e, T_HOME(RBP), H_RAX);

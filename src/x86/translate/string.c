@@ -148,23 +148,14 @@ static bool move(struct translation *t) {
   return true;
 }
 
-static bool store(struct translation *t) {
+/* STOS or LODS: the host's MOV in one direction or the other. */
+static bool accumulator(struct translation *t, u8 opcode, unsigned pointer) {
   struct em_mem m;
   t_lose_flags(t);
   if (!t_access(t, 0, &m)) return false;
   slow_if_down(t);
-  sized(t, 0x88, T_HOME(RAX), m);
-  advance(t, H_RDI);
-  return true;
-}
-
-static bool load(struct translation *t) {
-  struct em_mem m;
-  t_lose_flags(t);
-  if (!t_access(t, 0, &m)) return false;
-  slow_if_down(t);
-  sized(t, 0x8a, T_HOME(RAX), m);
-  advance(t, H_RSI);
+  sized(t, opcode, T_HOME(RAX), m);
+  advance(t, pointer);
   return true;
 }
 
@@ -180,5 +171,5 @@ bool t_string(struct translation *t) {
   for (size_t k = 0; repeated(t) && k < ARRAY_SIZE(kinds); k++)
     if (kinds[k].opcode == opcode) return repeat(t, &kinds[k]);
   if (repeated(t)) return false;
-  return opcode == 0xa4 ? move(t) : opcode == 0xaa ? store(t) : opcode == 0xac && load(t);
+  return opcode == 0xa4 ? move(t) : opcode == 0xaa ? accumulator(t, 0x88, H_RDI) : opcode == 0xac && accumulator(t, 0x8a, H_RSI);
 }

@@ -54,16 +54,11 @@ static bool direction(struct translation *t) {
   return true;
 }
 
-/* On the stack as the mode has it. */
-static bool is_word(const struct translation *t) {
-  return t->z->operand_width == 8 * t->word && t->z->stack_width == 8 * t->word;
-}
-
 /* The arithmetic flags come from where LAHF and SETO have left them. */
 static bool pushf(struct translation *t) {
   struct emitter *e = &t->e;
   struct em_mem m;
-  if (!is_word(t)) return false;
+  if (!t_is_word(t)) return false;
   t_store_flags(t);
   t->rcx = PLAN_ALONE;
   em_mem(e, 0, 0x0fb7, H_RAX, FIELD(code.flags)); /* AH: five flags in their places, AL: OF */
@@ -79,7 +74,7 @@ static bool pushf(struct translation *t) {
   if (!t_access(t, 0, &m)) return false;
   em_load(e, H_RAX, FIELD(code.scratch));
   t_store_word(t, m, H_RAX);
-  t_lea(t, T_HOME(RSP), EM_AT(T_HOME(RSP), -(s32)t->word));
+  t_move_rsp(t, -(s32)t->word);
   return true;
 }
 
@@ -104,7 +99,7 @@ static bool popf(struct translation *t) {
       others = FL_TF | FL_IF | FL_IOPL | FL_NT | FL_RF | FL_VM | FL_AC | FL_VIF | FL_VIP;
   struct emitter *e = &t->e;
   struct em_mem m;
-  if (!is_word(t) || !t_access(t, 0, &m)) return false;
+  if (!t_is_word(t) || !t_access(t, 0, &m)) return false;
   t_lose_flags(t);
   em_mem(e, 0, 0x8b, H_RCX, m);
   em_reg(e, 0, 0x8b, H_RAX, H_RCX);
@@ -122,7 +117,7 @@ static bool popf(struct translation *t) {
   change(t, 4, FIELD(rflags), ~(changes & ~FL_ARITH));
   em_mem(e, 0, 0x09, H_RAX, FIELD(rflags)); /* or */
   split_flags(e);
-  t_lea(t, T_HOME(RSP), EM_AT(T_HOME(RSP), (s32)t->word));
+  t_move_rsp(t, (s32)t->word);
   t_stored_flags(t);
   t_goto(t, t->start + t->i->next);
   return t->ended = true;
@@ -203,11 +198,11 @@ static struct em_mem selector(const ZydisDecodedOperand *op) {
 static bool push_segment(struct translation *t) {
   struct emitter *e = &t->e;
   struct em_mem m;
-  if (!is_segment(&t->ops[0]) || !is_word(t) || x86_is_amd(t->c) || !t_access(t, 0, &m)) return false;
+  if (!is_segment(&t->ops[0]) || !t_is_word(t) || x86_is_amd(t->c) || !t_access(t, 0, &m)) return false;
   em_mem(e, 0, 0x0fb7, H_RAX, selector(&t->ops[0])); /* movzx */
   if (t->m32) em8(e, 0x66);
   em_mem(e, !t->m32, 0x89, H_RAX, m);
-  t_lea(t, T_HOME(RSP), EM_AT(T_HOME(RSP), -(s32)t->word));
+  t_move_rsp(t, -(s32)t->word);
   return true;
 }
 
