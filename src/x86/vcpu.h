@@ -121,6 +121,8 @@ struct x86_code_state {
   bool on;           /* GS is ours */
   bool once;         /* exceptions are the caller's: for tests */
   struct x86_code_target targets[1u << X86_TARGET_BITS];
+  u64 cs_key;        /* of 16-bit code: what makes an instruction pointer the key of targets[]: the base and limit of CS */
+  void (*interpret_at)(void);
 };
 
 /* What a descriptor of the GDT comes to (cpu/fast64.c): the descriptor is read each time. */

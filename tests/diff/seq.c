@@ -108,13 +108,13 @@ static enum verdict run(void) {
   blame(interpreter.ip);
   judged = interpreter;
   if (!compare_placed(&seq.k, &host, &judged)) return HOST_DIFFERS;
-  for (unsigned n = 0; n < TRIALS && seq.k.mode != 16; n++) {
+  for (unsigned n = 0; n < TRIALS; n++) {
     engine_cool(n < COLD ? 0 : seq.cold >> 8 * (n - COLD) & 0xff);
     if (!translation_same()) return TRANSLATION_DIFFERS;
     engine_warm(seq.k.at, seq.len);
   }
   faults += interpreter.vector >= 0;
-  if (seq.k.mode != 16 && seq.hole && !hole_same()) return HOLE_DIFFERS;
+  if (seq.hole && !hole_same()) return HOLE_DIFFERS;
   host_on_crash = NULL;
   return SAME;
 }
@@ -256,7 +256,7 @@ u64 seq_run(const struct seq_options *o) {
     make_case(number, o->mode);
     enum verdict v = run();
     endless += v == ENDLESS;
-    if (o->mode != 16 && v == SAME) translations += engine_translated(seq.k.at, seq.len);
+    if (v == SAME) translations += engine_translated(seq.k.at, seq.len);
     if (v != SAME && v != ENDLESS) {
       differences++;
       shorten(v);
@@ -272,6 +272,6 @@ u64 seq_run(const struct seq_options *o) {
          (unsigned long long)o->cases, now() - begin, (unsigned long long)differences, (unsigned long long)faults,
          (unsigned long long)holes, (unsigned long long)endless, (unsigned long long)translations);
   print_undefined();
-  if (o->mode != 16 && !translations) puts("nothing was translated");
-  return differences + (o->mode != 16 && !translations && o->cases);
+  if (!translations) puts("nothing was translated");
+  return differences + (!translations && o->cases);
 }

@@ -34,12 +34,14 @@ static void call(struct emitter *e, s32 pointer) {
 
 static void at_insn(struct translation *t, unsigned k) {
   em_mov_imm64(&t->e, H_RCX, (u64)(uintptr_t)&t->b->insn[k]);
-  em_mov_imm32(&t->e, H_RAX, (u32)t->start);
+  em_mov_imm32(&t->e, H_RAX, t->m16 ? t_ip(t, t->start) : (u32)t->start);
 }
+
+static s32 interpret_routine(const struct translation *t) { return t->m16 ? GS_OF(code.interpret_at) : GS_OF(code.interpret); }
 
 static void call_interpreter(struct translation *t, unsigned k) {
   at_insn(t, k);
-  call(&t->e, GS_OF(code.interpret));
+  call(&t->e, interpret_routine(t));
 }
 
 void t_interpret_by(struct translation *t, s32 routine) {
@@ -53,7 +55,7 @@ void t_interpret_by(struct translation *t, s32 routine) {
 void t_interpret(struct translation *t) {
   t->interpreted |= 1u << t->k;
   t->ready = 0;
-  t_interpret_by(t, GS_OF(code.interpret));
+  t_interpret_by(t, interpret_routine(t));
 }
 
 static void compare_level(struct emitter *e, unsigned level) {
@@ -140,6 +142,10 @@ static void load_rip(struct translation *t, s32 target) {
 
 static void set_rip(struct translation *t, s32 target) {
   struct emitter *e = &t->e;
+  if (t->m16) {
+    em_mem(e, 1, 0xc7, 0, EM_GS(offsetof(struct x86_vcpu, regs) + 8 * X86_REG_RIP)), em32(e, t_ip(t, target));
+    return;
+  }
   load_rip(t, target);
   em_store(e, EM_GS(offsetof(struct x86_vcpu, regs) + 8 * X86_REG_RIP), H_RAX);
 }
@@ -153,7 +159,12 @@ static void leave(struct translation *t, u32 link) {
 static void leave_page(struct translation *t, s32 target) {
   struct emitter *e = &t->e;
   u8 *miss[2];
-  load_rip(t, target);
+  if (t->m16) {
+    em_mov_imm32(e, H_RAX, t_ip(t, target));
+    t_make_key(t);
+  } else {
+    load_rip(t, target);
+  }
   t_find_target(t, miss);
   t_enter_target(t);
   em_here(e, miss[0]);
@@ -178,6 +189,11 @@ static void emit_exit(struct translation *t, const struct t_exit *x) {
     from = em_jmp(e);
   }
   if (!x->saved) t_emit_save_flags(e);
+  if (t->m16 && t_ip(t, x->target) > t->limit) { /* nobody goes on there */
+    set_rip(t, x->target);
+    leave(t, 0);
+    return;
+  }
   /* The last bytes may be an instruction that goes on in the next page: another mapping to ask for. */
   if (x->target < 0 || x->target > PAGE_SIZE - 15) {
     leave_page(t, x->target);
@@ -418,8 +434,11 @@ static void begin(struct translation *t, struct x86_vcpu *c, struct jit_arena *a
   t->b = b;
   t->code = code;
   t->right = right;
-  t->m32 = code->m32;
-  t->word = t->m32 ? 4 : 8;
+  t->m32 = (b->mode & X86_MODE_SIZE) != X86_MODE_64;
+  t->m16 = code->m16;
+  t->page = code->page;
+  t->limit = code->limit;
+  t->word = t->m16 ? 2 : t->m32 ? 4 : 8;
   t->start = (s32)(b->gpa & (PAGE_SIZE - 1));
   t->e = (struct emitter){.p = a->rw + a->used, .end = a->rw + a->used + CODE_MAX, .to_rx = a->rx - a->rw};
   code->n_places = 0;
@@ -451,6 +470,7 @@ static bool translate(struct translation *t, unsigned copies, struct x86_vcpu *c
 /* How often the block is there.  One that jumps to itself looks at the gate once in a few rounds. */
 static unsigned copies_of(const struct x86_block *b, const struct x86_decoded_insn *d) {
   const struct x86_decoded_insn *last = &d[b->n - 1];
+  if ((b->mode & X86_MODE_SIZE) == X86_MODE_16 && t_is_counting(last->insn.mnemonic)) return 1;
   bool itself = last->insn.meta.category == ZYDIS_CATEGORY_COND_BR && last->ops[0].type == ZYDIS_OPERAND_TYPE_IMMEDIATE &&
                 (s64)b->insn[b->n - 1].imm == 0;
   return !itself ? 1 : b->n <= 8 ? 5 : b->n <= 16 ? 3 : 2;
@@ -468,7 +488,10 @@ struct x86_code *x86_translate_block(struct x86_vcpu *c, struct jit_arena *a, st
   code->block = b;
   code->gpa = b->gpa;
   code->right = (u8)right;
-  code->m32 = (b->mode & X86_MODE_SIZE) == X86_MODE_32;
+  code->mode = b->mode;
+  code->m16 = (b->mode & X86_MODE_SIZE) == X86_MODE_16;
+  code->page = code->m16 ? x86_code_page(c, b) : 0;
+  code->limit = code->m16 ? x86_code_limit(c) : 0;
   code->epoch = (u64 *)(void *)(a->rw + a->size - a->words - 8);
   if (!translate(&t, copies, c, a, b, right, code, d)) {
     region_free(records, code, size);

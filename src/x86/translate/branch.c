@@ -24,16 +24,20 @@ void t_find_target(struct translation *t, u8 *miss[2]) {
   miss[1] = em_jcc(e, CC_NE);
 }
 
+void t_make_key(struct translation *t) { em_mem(&t->e, 1, 0x0b, H_RAX, EM_GS(offsetof(struct x86_vcpu, code.cs_key))); } /* or rax */
+
 /* RAX: the address.  how: 2 call, 4 jmp */
 static void enter_target(struct translation *t, unsigned how, struct em_mem code) {
   struct emitter *e = &t->e;
-  em8(e, 0x48), em8(e, 0x25), em32(e, 0xfffff000); /* and rax, -4096 */
-  em_store(e, EM_GS(offsetof(struct x86_vcpu, code.page)), H_RAX);
+  if (!t->m16) { /* 16-bit code knows where it is */
+    em8(e, 0x48), em8(e, 0x25), em32(e, 0xfffff000); /* and rax, -4096 */
+    em_store(e, EM_GS(offsetof(struct x86_vcpu, code.page)), H_RAX);
+  }
   em_mem(e, 0, 0xff, how, code);
 }
 
 void t_enter_target(struct translation *t) {
-  em_load(&t->e, H_RAX, TARGET(lin));
+  if (!t->m16) em_load(&t->e, H_RAX, TARGET(lin));
   enter_target(t, 4, TARGET(code));
 }
 
@@ -74,6 +78,10 @@ static void land(struct translation *t) {
   struct emitter *e = &t->e;
   s32 next = t->start + t->i->next;
   em8(e, 0x48), em8(e, 0x83), em8(e, 0xc4), em8(e, 8); /* add rsp, 8 */
+  if (t->m16) {
+    t_goto(t, next);
+    return;
+  }
   t_lea(t, H_RAX, EM_AT(H_RAX, -next));
   em_store(e, EM_GS(offsetof(struct x86_vcpu, code.page)), H_RAX);
   t_goto(t, next);
@@ -87,7 +95,7 @@ static void close_frame(struct translation *t) {
   tag(t, reg);
   em_mem(e, 1, 0x3b, reg, EM_AT(H_RSP, 8)); /* cmp reg */
   u8 *other = em_jcc(e, CC_NE);
-  t_move_rsp(t, (s32)t->word);
+  t_move_rsp(t, t_slot_size(t));
   em8(e, 0xc3);
   em_here(e, other);
   em_load(e, H_RSP, EM_GS(offsetof(struct x86_vcpu, code.host_rsp)));
@@ -123,7 +131,14 @@ void t_goto(struct translation *t, s32 target) {
   go(t, target, em_jmp);
 }
 
+/* 16-bit code: a branch with operands of 16 bits goes round at 64 KiB. */
+static u32 target_ip(const struct translation *t) {
+  u32 ip = t_ip(t, t->start) + (u32)t->i->imm;
+  return t->z->operand_width == 16 ? (u16)ip : ip;
+}
+
 static s32 branch_target(const struct translation *t) {
+  if (t->m16) return (s32)(target_ip(t) - t->page);
   return (s32)((u32)t->start + (u32)t->i->imm);
 }
 
@@ -164,12 +179,62 @@ static bool conditional(struct translation *t) {
   return true;
 }
 
+bool t_is_counting(unsigned mnemonic) {
+  switch (mnemonic) {
+  case ZYDIS_MNEMONIC_JCXZ:
+  case ZYDIS_MNEMONIC_JECXZ:
+  case ZYDIS_MNEMONIC_JRCXZ:
+  case ZYDIS_MNEMONIC_LOOP:
+  case ZYDIS_MNEMONIC_LOOPE:
+  case ZYDIS_MNEMONIC_LOOPNE: return true;
+  default: return false;
+  }
+}
+
+/* LOOP, JCXZ and JECXZ of 16-bit code.  Flags stay where they are. */
+static bool counting(struct translation *t) {
+  struct emitter *e = &t->e;
+  bool loop = t->z->mnemonic == ZYDIS_MNEMONIC_LOOP, half = t->i->adsize == 2;
+  s32 target = branch_target(t), next = t->start + t->i->next;
+  if (!loop && t->z->mnemonic != ZYDIS_MNEMONIC_JCXZ && t->z->mnemonic != ZYDIS_MNEMONIC_JECXZ) return false;
+  if (!t->f.host) t_save_flags(t);
+  if (loop) {
+    if (half) em8(e, 0x66);
+    em_mem(e, 0, 0x8d, T_HOME(RCX), EM_AT(T_HOME(RCX), -1));
+  }
+  em_reg(e, 0, half ? 0x0fb7 : 0x8b, H_RCX, T_HOME(RCX));
+  em_align_displacement(e, 3);
+  em8(e, 0xe3), em8(e, 5); /* jrcxz over the jump */
+  u8 *rel32 = em_jmp(e);
+  s32 where = loop ? target : next;
+  if (!to_itself(t, rel32, where)) t_exit_to(t, rel32, where);
+  go(t, loop ? next : target, em_jmp);
+  return true;
+}
+
 /* ---- calls ---- */
+
+/* RAX: the key of the return address. */
+static bool push_return16(struct translation *t, unsigned n) {
+  struct emitter *e = &t->e;
+  u32 ip = t_ip(t, t->start + t->i->next);
+  bool half = t_slot_size(t) == 2;
+  struct em_mem m;
+  if (ip > t->limit || !t_access(t, n, &m)) return false;
+  t_lose_flags(t);
+  if (half) em8(e, 0x66);
+  em_mem(e, 0, 0xc7, 0, m), em8(e, ip & 0xff), em8(e, ip >> 8);
+  if (!half) em8(e, 0), em8(e, 0);
+  em_mov_imm32(e, H_RAX, ip);
+  t_make_key(t);
+  return true;
+}
 
 /* n: which memory access of the instruction it is.  RAX: the return address. */
 static bool push_return(struct translation *t, unsigned n) {
   struct emitter *e = &t->e;
   struct em_mem m;
+  if (t->m16) return push_return16(t, n);
   if (!t_access(t, n, &m)) return false;
   t_lose_flags(t);
   em_load(e, H_RAX, EM_GS(offsetof(struct x86_vcpu, code.page)));
@@ -180,12 +245,22 @@ static bool push_return(struct translation *t, unsigned n) {
 
 static bool call_direct(struct translation *t) {
   if (!push_return(t, 0)) return false;
-  t_move_rsp(t, -(s32)t->word);
+  t_move_rsp(t, -t_slot_size(t));
   t_store_flags(t);
   open_frame(t);
   go(t, branch_target(t), em_call);
   land(t);
   return true;
+}
+
+/* 16-bit code: RAX is an instruction pointer, of 32 bits too. */
+static void key_of_ip(struct translation *t) {
+  if (!t->m16) return;
+  if (t_slot_size(t) == 4) {
+    em8(&t->e, 0x3d), em32(&t->e, 0xffff); /* cmp eax */
+    t_slow_if(t, CC_A);
+  }
+  t_make_key(t);
 }
 
 /* RAX: where to. */
@@ -195,12 +270,13 @@ static bool indirect_target(struct translation *t) {
     struct em_mem m;
     if (!t_access(t, 0, &m)) return false;
     t_store_flags(t);
-    t_load_word(t, H_RAX, m);
+    t_load_slot(t, H_RAX, m);
   } else {
     if (op->type != ZYDIS_OPERAND_TYPE_REGISTER) return false;
     t_store_flags(t);
-    em_reg(&t->e, !t->m32, 0x8b, H_RAX, t_read(t, (unsigned)ZydisRegisterGetId(op->reg.value), H_RAX));
+    em_reg(&t->e, !t->m32, t_slot_size(t) == 2 ? 0x0fb7 : 0x8b, H_RAX, t_read(t, (unsigned)ZydisRegisterGetId(op->reg.value), H_RAX));
   }
+  key_of_ip(t);
   return true;
 }
 
@@ -217,7 +293,7 @@ static bool call_indirect(struct translation *t) {
   em_load(e, H_RCX, TARGET(code));
   em_store(e, EM_GS(offsetof(struct x86_vcpu, code.callee)), H_RCX);
   if (!push_return(t, t->ops[0].type == ZYDIS_OPERAND_TYPE_MEMORY)) return false;
-  t_move_rsp(t, -(s32)t->word);
+  t_move_rsp(t, -t_slot_size(t));
   open_frame(t);
   em_load(e, H_RAX, EM_GS(offsetof(struct x86_vcpu, code.scratch)));
   enter_target(t, 2, EM_GS(offsetof(struct x86_vcpu, code.callee)));
@@ -236,9 +312,10 @@ static bool near_return(struct translation *t) {
   struct em_mem m;
   if (!t_access(t, 0, &m)) return false;
   t_store_flags(t);
-  t_load_word(t, H_RAX, m);
+  t_load_slot(t, H_RAX, m);
+  key_of_ip(t);
   if (!more) close_frame(t);
-  t_indirect(t, (s32)t->word + more);
+  t_indirect(t, t_slot_size(t) + more);
   return true;
 }
 
@@ -246,7 +323,7 @@ bool t_branch(struct translation *t) {
   const ZydisDecodedInstruction *z = t->z;
   bool direct = z->operand_count_visible && t->ops[0].type == ZYDIS_OPERAND_TYPE_IMMEDIATE;
   if (z->meta.branch_type == ZYDIS_BRANCH_TYPE_FAR || z->meta.branch_type == ZYDIS_BRANCH_TYPE_NONE) return false;
-  if (z->attributes & ZYDIS_ATTRIB_HAS_OPERANDSIZE) return false;
+  if (t->m16 ? direct && target_ip(t) > t->limit : (z->attributes & ZYDIS_ATTRIB_HAS_OPERANDSIZE) != 0) return false;
   switch (z->mnemonic) {
   case ZYDIS_MNEMONIC_JMP:
     return direct ? jump(t) : jump_indirect(t);
@@ -254,14 +331,8 @@ bool t_branch(struct translation *t) {
     return direct ? call_direct(t) : call_indirect(t);
   case ZYDIS_MNEMONIC_RET:
     return near_return(t);
-  case ZYDIS_MNEMONIC_JCXZ:
-  case ZYDIS_MNEMONIC_JECXZ:
-  case ZYDIS_MNEMONIC_JRCXZ:
-  case ZYDIS_MNEMONIC_LOOP:
-  case ZYDIS_MNEMONIC_LOOPE:
-  case ZYDIS_MNEMONIC_LOOPNE:
-    return false;
   default:
+    if (t_is_counting(z->mnemonic)) return t->m16 && counting(t);
     return z->meta.category == ZYDIS_CATEGORY_COND_BR && conditional(t);
   }
 }

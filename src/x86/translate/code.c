@@ -81,6 +81,7 @@ static bool keeps_x87(void) {
 void x86_code_vcpu_init(struct x86_vcpu *c) {
   c->code.self = c;
   c->code.interpret = x86_code_interpret;
+  c->code.interpret_at = x86_code_interpret_at;
   c->code.syscall = x86_code_syscall;
   c->code.sysret = x86_code_sysret;
   c->code.load_vectors = x86_code_load_vectors;
@@ -183,12 +184,35 @@ static unsigned right_of(const struct x86_vcpu *c) {
   return c->cpl == 1 || c->cpl == 2 ? TLB_COUNT : (unsigned)(c->tlb - c->mmu.tables) / X86_TLB_SIZE;
 }
 
+/* 16-bit code with a stack of 16 bits.  Translations look at the limits of segments, but in real and virtual-8086 mode take for granted that ES to DS have 64 KiB: what
+ * loads one there leaves it so. */
+static __attribute__((noinline)) bool is_mode16(const struct x86_vcpu *c, u32 mode) {
+  if (c->seg[SEG_SS].db) return false;
+  for (unsigned n = 0; n < 6; n++) {
+    const struct x86_seg *s = &c->seg[n];
+    bool whole = s->limit >= 0xffff && !(s->s && (s->type & 12) == 4) && !s->unusable && !s->l;
+    if (n < SEG_FS && (mode & X86_MODE_REAL ? !whole : s->unusable && s->present)) return false;
+  }
+  return true;
+}
+
 /* 64-bit code; 32-bit code of protected mode whose segments, but FS and GS, start at 0 and are 4 GiB: nothing but the interpreter changes that, and leaves. */
 static bool is_mode(const struct x86_vcpu *c, u32 mode) {
   const struct x86_seg *s = c->seg, *cs = &s[SEG_CS];
   if (likely(mode == X86_MODE_64)) return true;
+  if (!(mode & ~X86_MODE_REAL)) return is_mode16(c, mode);
   return mode == X86_MODE_32 && s[SEG_SS].flat == X86_SEG_FLAT && s[SEG_SS].db && s[SEG_DS].flat == X86_SEG_FLAT &&
          s[SEG_ES].flat == X86_SEG_FLAT && !cs->base && cs->limit == 0xffffffffu;
+}
+
+/* 16-bit code is translated for where its page lies in the code segment, and for the segment's limit. */
+static bool fits(const struct x86_vcpu *c, const struct x86_code *code) {
+  return code->page == x86_code_page(c, code->block) && code->limit == x86_code_limit(c);
+}
+
+/* And not under SMAP, whose calls share frames with others (branch.c). */
+static bool may_make(const struct x86_vcpu *c, const struct x86_block *b, unsigned right) {
+  return (b->mode & X86_MODE_SIZE) != X86_MODE_16 || (right != TLB_SUPER_SMAP && c->rip + b->len - 1 <= x86_code_limit(c));
 }
 
 struct x86_code *x86_code_for(struct x86_vcpu *c, struct x86_block *b) {
@@ -196,7 +220,8 @@ struct x86_code *x86_code_for(struct x86_vcpu *c, struct x86_block *b) {
   unsigned right = right_of(c);
   if (right >= TLB_COUNT) return NULL;
   struct x86_code *code = atomic_load_explicit(&b->code[right], memory_order_acquire);
-  if (likely(code != NULL)) return code;
+  if (likely(code != NULL)) return likely(!code->m16) || fits(c, code) ? code : NULL;
+  if (!may_make(c, b, right)) return NULL;
   if (__atomic_add_fetch(&b->runs, 1, __ATOMIC_RELAXED) < HOT) return NULL;
   __atomic_store_n(&b->runs, 0, __ATOMIC_RELAXED);
   return make(c, b, right);
@@ -220,19 +245,25 @@ static struct x86_code *code_at(struct x86_code_cache *k, const u8 *rx) {
  * again, which others still jump to: it leads to what took its place. */
 static bool may_link(const struct x86_code *from, const u8 *jump, const struct x86_code *code, u32 link) {
   unsigned right = from->right ^ (link & 2 ? TLB_SUPER ^ TLB_SUPER_SMAP : 0);
-  if (right != code->right || from->m32 != code->m32 || from->gpa >> PAGE_SHIFT != code->gpa >> PAGE_SHIFT || code->block->gpa2 != ~0ull) return false;
+  if (from->page != code->page || from->limit != code->limit) return false;
+  if (right != code->right || from->mode != code->mode || from->gpa >> PAGE_SHIFT != code->gpa >> PAGE_SHIFT || code->block->gpa2 != ~0ull) return false;
   return jump != from->gate || (from != code && __atomic_load_n(from->epoch, __ATOMIC_RELAXED) == EPOCH_NEVER);
 }
 
 /* Others may be about to run it (em_align_displacement()). */
 static void put_at_once(u8 *at, s32 displacement) { __asm__ volatile("movl %1, %0" : "=m"(*(s32 (*)[1])(void *)at) : "r"(displacement) : "memory"); }
 
+static bool is_16(const struct x86_vcpu *c) { return (c->mode & X86_MODE_SIZE) == X86_MODE_16; }
+
+/* What an address is looked up by in targets[]: 16-bit code counts where its segment begins and ends, which decide what it was translated for. */
+static u64 target_key(const struct x86_vcpu *c) { return unlikely(is_16(c)) ? c->rip | c->code.cs_key : c->rip; }
+
 /* The jump that left last time goes to `code` by itself from now on. */
 static void link_jump(struct x86_vcpu *c, struct x86_code *code) {
   struct x86_code_cache *k = x86_vm_of(c)->code;
   u32 link = c->code.link, at = link >> 2;
   c->code.link = 0;
-  if (c->code.link_to != c->rip || c->code.link_resets != atomic_load(&k->resets)) return; /* something else ran in between */
+  if (c->code.link_to != target_key(c) || c->code.link_resets != atomic_load(&k->resets)) return; /* something else ran in between */
   const u8 *rx = k->arena.rx + at;
   struct x86_code *from = code_at(k, rx);
   if (!from || !may_link(from, rx, code, link)) return;
@@ -243,7 +274,9 @@ static void link_jump(struct x86_vcpu *c, struct x86_code *code) {
 
 static void set_generation(struct x86_vcpu *c, unsigned right) {
   u64 generation = x86_code_generation(c);
-  c->code.generation = generation << 2 | right | (c->code64 ? 0 : BIT(63));
+  u64 kind = likely(c->code64) ? 0 : is_16(c) ? BIT(62) | (c->mode & X86_MODE_REAL ? BIT(61) : 0) : BIT(63);
+  c->code.generation = generation << 2 | right | kind;
+  if (unlikely(is_16(c))) c->code.cs_key = c->seg[SEG_CS].base << 32 | (u64)x86_code_limit(c) << 16;
   c->code.salt = right == TLB_USER ? ((u32)generation * X86_CODE_SALT) >> 16 : 0;
 }
 
@@ -267,13 +300,14 @@ void x86_code_end(struct x86_vcpu *c) {
 int x86_code_run(struct x86_vcpu *c, struct x86_code *code) {
   if (unlikely(!c->code.on)) own_gs(c);
   set_generation(c, code->right);
-  *target_of(c, c->rip) = (struct x86_code_target){.lin = c->rip, .generation = c->code.generation, .code = code->saved, .owner = code};
+  u64 key = target_key(c);
+  *target_of(c, key) = (struct x86_code_target){.lin = key, .generation = c->code.generation, .code = code->saved, .owner = code};
   if (c->code.link) link_jump(c, code);
   c->code.page = c->rip & PAGE_MASK;
   vcpu_open_gate(&c->core);
   if (unlikely(atomic_load(&c->core.requests))) return X86_OK;
   int r = x86_code_enter(c, code->saved);
-  c->code.link_to = c->rip;
+  c->code.link_to = target_key(c);
   c->code.link_resets = atomic_load_explicit(&x86_vm_of(c)->code->resets, memory_order_relaxed);
   const struct x86_insn *last = c->cur;
   if (!last) return r;
@@ -305,8 +339,10 @@ __attribute__((used)) const void *x86_code_next(struct x86_vcpu *c, int flow) {
   bool resumed = c->rflags & FL_RF;
   if (c->code.result || c->stop || !is_mode(c, c->mode) || right >= TLB_COUNT || atomic_load_explicit(&c->core.requests, memory_order_relaxed)) return NULL;
   set_generation(c, right);
-  const struct x86_code_target *t = target_of(c, c->rip);
-  if (t->lin != c->rip || t->generation != c->code.generation) return NULL;
+  if (unlikely(is_16(c)) && c->rip > x86_code_limit(c)) return NULL;
+  u64 key = target_key(c);
+  const struct x86_code_target *t = target_of(c, key);
+  if (t->lin != key || t->generation != c->code.generation) return NULL;
   c->code.page = c->rip & PAGE_MASK;
   if (!sti && !resumed) return t->code;
   /* Nothing waits.  What comes now must not come before the instruction behind STI, or find that it was not resumed: it is reached without another look. */
@@ -325,7 +361,7 @@ bool x86_code_run_once(struct x86_vcpu *c, struct x86_block *b, int *flow) {
     x86_mmu_flush_all(c, true);
   }
   memset(b->code, 0, sizeof(b->code));
-  struct x86_code *code = make(c, b, right);
+  struct x86_code *code = may_make(c, b, right) ? make(c, b, right) : NULL;
   if (!code) return false;
   set_epoch(code, -atomic_load(&c->core.vm->write_epoch));
   c->code.once = true;
@@ -400,6 +436,12 @@ static void recover_moved(struct x86_vcpu *c, u8 moved, const greg_t *g) {
   if (moved & MOVED_RDI) c->regs[RDI] -= c->code.to;
 }
 
+static u64 recover_rsp(const struct x86_vcpu *c, const struct x86_code *code, s16 by) {
+  u64 rsp = c->regs[RSP] + (u64)(s64)by;
+  if (code->m16) return (c->regs[RSP] & ~0xffffull) | (rsp & 0xffff);
+  return (code->mode & X86_MODE_SIZE) == X86_MODE_64 ? rsp : (u32)rsp;
+}
+
 void x86_code_recover(void *vcpu, void *ucontext) {
   static const u8 gregs[16] = {[H_RDX] = REG_RDX, [H_RBX] = REG_RBX, [H_RBP] = REG_RBP, [H_RSI] = REG_RSI, [H_RDI] = REG_RDI,
                                [H_R8] = REG_R8,   [H_R9] = REG_R9,   [H_R10] = REG_R10, [H_R11] = REG_R11, [H_R12] = REG_R12,
@@ -417,11 +459,11 @@ void x86_code_recover(void *vcpu, void *ucontext) {
   unsigned n = 0, offset = (unsigned)(at - code->start);
   while (n + 2 < code->n_places && code->place[n + 1].at <= offset) n++;
   unsigned insn = code->place[n].insn;
-  c->regs[RSP] += (u64)(s64)code->place[n].rsp;
-  if (code->m32) c->regs[RSP] = (u32)c->regs[RSP];
+  c->regs[RSP] = recover_rsp(c, code, code->place[n].rsp);
   recover_moved(c, code->place[n].moved, g);
   c->rflags = (c->rflags & ~(u64)FL_ARITH) | recover_flags(c, code, code->place[n].flags, (u64)g[REG_EFL]);
-  c->rip = c->code.page + (code->block->gpa & (PAGE_SIZE - 1));
+  c->rip = (code->block->gpa & (PAGE_SIZE - 1)) + (code->m16 ? code->page : c->code.page);
+  if (code->m16) c->rip = (u32)c->rip;
   c->cur = &code->block->insn[insn];
   if (c->code.vectors && uc->uc_mcontext.fpregs) recover_vectors(c, (const u8 *)uc->uc_mcontext.fpregs);
   c->code.vectors = VECTORS_NONE;

@@ -79,7 +79,7 @@ static void encode(struct translation *t, const struct parts *f) {
   }
   if (opcode == 0x82 && z->opcode_map == ZYDIS_OPCODE_MAP_DEFAULT) opcode = 0x80; /* not in 64-bit mode */
   if (t->i->iflags & X86_I_LOCK) em8(&t->e, 0xf0);
-  if (z->attributes & ZYDIS_ATTRIB_HAS_OPERANDSIZE) em8(&t->e, 0x66);
+  if (t->m16 ? z->operand_width == 16 : (z->attributes & ZYDIS_ATTRIB_HAS_OPERANDSIZE) != 0) em8(&t->e, 0x66);
   if (z->opcode_map == ZYDIS_OPCODE_MAP_0F) em8(&t->e, 0x0f);
   em8(&t->e, in_opcode ? (opcode & 0xf8) | rm : opcode);
   if (!in_opcode && f->memory)

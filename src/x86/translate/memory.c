@@ -24,9 +24,80 @@ bool t_address(struct translation *t, struct em_mem *m) {
   return m->disp == disp;
 }
 
-static struct em_mem segment_base(unsigned seg) {
-  return EM_GS(offsetof(struct x86_vcpu, seg) + seg * sizeof(struct x86_seg) + offsetof(struct x86_seg, base));
+static struct em_mem segment_field(unsigned seg, size_t field) {
+  return EM_GS(offsetof(struct x86_vcpu, seg) + (seg & ~(unsigned)PLAN_SEGMENT) * sizeof(struct x86_seg) + field);
 }
+static struct em_mem segment_base(unsigned seg) { return segment_field(seg, offsetof(struct x86_seg, base)); }
+
+/* ---- 16-bit code ---- */
+
+/* EAX: the offset.  Flags stay. */
+static void offset16(struct translation *t, const struct plan_address *a) {
+  struct em_mem m = {.base = H_NONE, .index = H_NONE, .shift = a->shift, .disp = a->disp};
+  if (a->base != X86_REG_NONE) m.base = T_HOME(a->base);
+  if (a->index != X86_REG_NONE) m.index = T_HOME(a->index);
+  if (m.base == H_NONE && m.index == H_NONE) {
+    em_mov_imm32(&t->e, H_RAX, (u32)a->disp & (a->size == 2 ? 0xffffu : 0xffffffffu));
+  } else if (m.index == H_NONE && !m.disp) {
+    em_reg(&t->e, 0, a->size == 2 ? 0x0fb7 : 0x8b, H_RAX, m.base); /* movzx or mov */
+  } else {
+    em_mem(&t->e, 0, 0x8d, H_RAX, m);
+    if (a->size == 2) em_reg(&t->e, 0, 0x0fb7, H_RAX, H_RAX);
+  }
+}
+
+static void linear16(struct translation *t, const struct plan_address *a) {
+  offset16(t, a);
+  em_mem(&t->e, 0, 0x03, H_RAX, segment_base(a->seg));
+}
+
+_Static_assert(offsetof(struct x86_seg, s) == offsetof(struct x86_seg, type) + 1 && offsetof(struct x86_seg, dpl) == offsetof(struct x86_seg, type) + 2 &&
+                   offsetof(struct x86_seg, present) == offsetof(struct x86_seg, type) + 3,
+               "check_type16()");
+enum { S_PRESENT = 0x01000100 };
+
+/* Data that grows upwards, or through CS code that may be read: everything else is the interpreter's. */
+static unsigned check_type16(struct translation *t, unsigned seg, bool write, u8 **miss) {
+  struct emitter *e = &t->e;
+  unsigned n = 0;
+  u32 mask = seg == SEG_CS ? 10 : write ? 14 : 12, type = seg == SEG_CS ? 10 : write ? 2 : 0;
+  em_mem(e, 0, 0x8b, H_RCX, segment_field(seg, offsetof(struct x86_seg, type)));
+  em_reg(e, 0, 0x81, 4, H_RCX), em32(e, S_PRESENT | mask); /* and ecx */
+  em_reg(e, 0, 0x81, 7, H_RCX), em32(e, S_PRESENT | type); /* cmp ecx */
+  miss[n++] = em_jcc(e, CC_NE);
+  if (seg < SEG_FS) return n; /* code.c has looked at these */
+  em_mem(e, 0, 0x80, 7, segment_field(seg, offsetof(struct x86_seg, unusable))), em8(e, 0);
+  miss[n++] = em_jcc(e, CC_NE);
+  return n;
+}
+
+/* The offset in EAX lies within the segment, and so do the bytes behind it.  In real and virtual-8086 mode code.c has seen to it that ES, CS, SS and DS have all
+ * of 64 KiB.  Jumps to *miss where not; returns how many. */
+static unsigned check_limit16(struct translation *t, const struct plan_address *a, s32 bytes, bool write, u8 **miss) {
+  struct emitter *e = &t->e;
+  unsigned seg = a->seg & ~(unsigned)PLAN_SEGMENT, n = 0;
+  if (t->b->mode & X86_MODE_REAL && seg < SEG_FS) {
+    if (a->size == 2 && bytes == 1) return 0;
+    em8(e, 0x3d), em32(e, 0x10000u - (u32)bytes); /* cmp eax */
+    miss[n++] = em_jcc(e, CC_A);
+    return n;
+  }
+  if (seg == SEG_CS && write) {
+    miss[n++] = em_jmp(e);
+    return n;
+  }
+  n += check_type16(t, seg, write, &miss[n]);
+  em_mem(e, 0, 0x8b, H_RCX, segment_field(seg, offsetof(struct x86_seg, limit)));
+  if (bytes > 1) {
+    em_reg(e, 0, 0x81, 5, H_RCX), em32(e, (u32)bytes - 1); /* sub ecx */
+    miss[n++] = em_jcc(e, CC_B);
+  }
+  em_reg(e, 0, 0x3b, H_RAX, H_RCX);
+  miss[n++] = em_jcc(e, CC_A);
+  return n;
+}
+
+/* ---- all modes ---- */
 
 /* The base: its host register, or `scratch` with it; H_NONE where there is none. */
 static unsigned base_register(struct translation *t, const struct plan_address *a, unsigned scratch) {
@@ -39,6 +110,10 @@ static unsigned base_register(struct translation *t, const struct plan_address *
 /* RAX: the linear address.  Returns where else its lower half is, or RAX.  Flags are lost. */
 static unsigned linear(struct translation *t, const struct plan_address *a) {
   struct em_mem m = {.index = H_NONE, .shift = a->shift, .disp = a->disp};
+  if (t->m16) {
+    linear16(t, a);
+    return H_RAX;
+  }
   m.base = (u8)base_register(t, a, H_RAX);
   if (a->index != X86_REG_NONE) m.index = (u8)t_read(t, a->index, H_RCX);
   bool plain = m.index == H_NONE && !m.disp && m.base != H_NONE;
@@ -138,6 +213,18 @@ static unsigned check_segment(struct translation *t, const struct plan_address *
   return n;
 }
 
+/* RAX: the linear address, of bytes that the segment has; jumps to *miss, *n of them, where it has not.  Returns as linear() does. */
+static unsigned checked_linear(struct translation *t, const struct plan_address *a, s32 bytes, bool write, u8 **miss, unsigned *n) {
+  if (!t->m16) {
+    *n += check_segment(t, a, bytes, miss + *n);
+    return linear(t, a);
+  }
+  offset16(t, a);
+  *n += check_limit16(t, a, bytes, write, miss + *n);
+  em_mem(&t->e, 0, 0x03, H_RAX, segment_base(a->seg));
+  return H_RAX;
+}
+
 /* RCX: the host address, from what is to be added to the linear one. */
 static void add_linear(struct translation *t, const struct plan_address *a) {
   if (!t->m32) return;
@@ -158,8 +245,7 @@ static void check_group(struct translation *t, struct t_slow *s, unsigned group,
   const struct plan_group *g = &t->plan.group[group];
   struct plan_address at = g->at;
   at.disp = (s32)((u32)at.disp - (u32)moved);
-  s->n_scattered += check_segment(t, &at, g->span, s->scattered + s->n_scattered);
-  unsigned copy = linear(t, &at);
+  unsigned copy = checked_linear(t, &at, g->span, g->write, s->scattered, &s->n_scattered);
   s->scattered[s->n_scattered++] = look_up(t, copy, g->span, align, g->write);
   add_linear(t, &at);
   em_store(&t->e, t_delta(group), H_RCX);
@@ -172,8 +258,7 @@ static void check(struct translation *t, const struct plan_access *a) {
   t->lost_plan |= a->group != PLAN_ALONE && !a->leads;
   if (a->group == PLAN_ALONE || a->last) {
     unsigned align = a->size & t->align ? 0 : t->align;
-    s->n_from += check_segment(t, &a->at, a->size, s->from + s->n_from);
-    unsigned copy = linear(t, &a->at);
+    unsigned copy = checked_linear(t, &a->at, a->size, a->write, s->from, &s->n_from);
     s->from[s->n_from++] = look_up(t, copy, a->size, align, a->write);
     add_linear(t, &a->at);
     t->align ^= align;
@@ -234,7 +319,7 @@ bool t_access_bit(struct translation *t, unsigned bit, struct em_mem *m) {
   struct em_mem scratch = EM_GS(offsetof(struct x86_vcpu, code.scratch));
   struct emitter *e = &t->e;
   unsigned shift = a->size == 8 ? 3 : a->size == 4 ? 2 : 1;
-  if (t->i->adsize != t->word || !t->p->n_access || (t->m32 && a->at.seg)) return false;
+  if (t->m16 || t->i->adsize != t->word || !t->p->n_access || (t->m32 && a->at.seg)) return false;
   struct t_slow *s = t_slow(t);
   t_lose_flags(t);
   linear(t, &a->at);

@@ -44,16 +44,18 @@ static void add(struct plan_insn *p, struct plan_address at, unsigned size, bool
 }
 
 static bool is_32(const struct x86_block *b) { return (b->mode & X86_MODE_SIZE) == X86_MODE_32; }
-static unsigned word_of(const struct x86_block *b) { return is_32(b) ? 4 : 8; }
+static bool is_16(const struct x86_block *b) { return (b->mode & X86_MODE_SIZE) == X86_MODE_16; }
+static unsigned word_of(const struct x86_block *b) { return is_16(b) ? 2 : is_32(b) ? 4 : 8; }
 
 static void add_operand(struct plan_insn *p, const struct x86_block *b, const struct x86_insn *i,
                         const struct x86_decoded_insn *d) {
   const ZydisDecodedOperand *m = memory_operand(d);
   s64 disp = i->disp + (i->base == X86_REG_RIP ? (s64)(b->gpa & (PAGE_SIZE - 1)) : 0);
-  if (!m || !(i->iflags & X86_I_MEM) || is_hint(d->insn.mnemonic) || i->adsize != word_of(b)) return;
+  if (!m || !(i->iflags & X86_I_MEM) || is_hint(d->insn.mnemonic) || (!is_16(b) && i->adsize != word_of(b))) return;
   if (is_32(b) ? i->seg == SEG_CS : disp != (s32)disp) return; /* CS has rights of its own */
   struct plan_address at = {
       .seg = i->seg >= SEG_FS ? i->seg : 0, .base = i->base, .index = i->index, .shift = i->shift, .disp = (s32)disp};
+  if (is_16(b)) at.seg = i->seg | PLAN_SEGMENT, at.size = i->adsize;
   if (x86_vector_is_plain(i)) {
     const struct x86_vector *v = i->aux;
     add(p, at, v->mem_size, v->store);
@@ -75,8 +77,10 @@ bool x86_plan_is_bit_string(const struct x86_decoded_insn *d) {
   }
 }
 
-static void add_stack(struct plan_insn *p, unsigned word, unsigned reg, s32 disp, bool write) {
-  add(p, (struct plan_address){.base = (u8)reg, .index = X86_REG_NONE, .disp = disp}, word, write);
+static void add_stack(struct plan_insn *p, const struct x86_block *b, unsigned word, unsigned reg, s32 disp, bool write) {
+  struct plan_address at = {.base = (u8)reg, .index = X86_REG_NONE, .disp = disp};
+  if (is_16(b)) at.seg = SEG_SS | PLAN_SEGMENT, at.size = 2;
+  add(p, at, word, write);
 }
 
 bool x86_plan_is_string(const struct x86_decoded_insn *d) {
@@ -87,7 +91,7 @@ bool x86_plan_is_string(const struct x86_decoded_insn *d) {
 static void add_string(struct plan_insn *p, const struct x86_block *b, const struct x86_insn *i, const struct x86_decoded_insn *d) {
   struct plan_address source = {.seg = i->seg >= SEG_FS ? i->seg : 0, .base = RSI, .index = X86_REG_NONE},
                       destination = {.base = RDI, .index = X86_REG_NONE};
-  if (i->adsize != word_of(b) || (is_32(b) && i->seg == SEG_CS) || (i->iflags & (X86_I_REP | X86_I_REPNE))) return;
+  if (is_16(b) || i->adsize != word_of(b) || (is_32(b) && i->seg == SEG_CS) || (i->iflags & (X86_I_REP | X86_I_REPNE))) return;
   switch (d->insn.opcode & 0xfe) {
   case 0xa4: /* MOVS */
     add(p, source, i->opsize, false);
@@ -103,7 +107,7 @@ static void add_string(struct plan_insn *p, const struct x86_block *b, const str
 }
 
 static void accesses(struct plan_insn *p, const struct x86_block *b, const struct x86_insn *i, const struct x86_decoded_insn *d) {
-  unsigned word = word_of(b);
+  unsigned word = is_16(b) ? d->insn.operand_width / 8u : word_of(b);
   p->n_access = 0;
   if (x86_plan_is_string(d)) {
     add_string(p, b, i, d);
@@ -115,19 +119,20 @@ static void accesses(struct plan_insn *p, const struct x86_block *b, const struc
   case ZYDIS_MNEMONIC_PUSH:
   case ZYDIS_MNEMONIC_CALL:
     add_operand(p, b, i, d);
-    add_stack(p, word, RSP, -(s32)word, true);
+    add_stack(p, b, word, RSP, -(s32)word, true);
     break;
   case ZYDIS_MNEMONIC_POP:
   case ZYDIS_MNEMONIC_POPFD:
   case ZYDIS_MNEMONIC_POPFQ:
   case ZYDIS_MNEMONIC_RET:
-    add_stack(p, word, RSP, 0, false);
+    add_stack(p, b, word, RSP, 0, false);
     break;
   case ZYDIS_MNEMONIC_LEAVE:
-    add_stack(p, word, RBP, 0, false);
+    add_stack(p, b, word, RBP, 0, false);
     break;
   default:
     add_operand(p, b, i, d);
+    if (d->insn.mnemonic == ZYDIS_MNEMONIC_PUSHF && is_16(b)) add_stack(p, b, word, RSP, -(s32)word, true);
   }
 }
 
@@ -159,20 +164,22 @@ static u32 written(const struct x86_decoded_insn *d) {
 /* How far the instruction moves the register, when that is a constant. */
 static bool moves(unsigned word, const struct x86_insn *i, const struct x86_decoded_insn *d, unsigned reg, s32 *by) {
   const ZydisDecodedOperand *a = &d->ops[0];
-  bool same = a->type == ZYDIS_OPERAND_TYPE_REGISTER && ZydisRegisterGetClass(a->reg.value) == (word == 8 ? ZYDIS_REGCLASS_GPR64 : ZYDIS_REGCLASS_GPR32) &&
-              x86_plan_general(a->reg.value) == reg;
+  unsigned bits = a->type == ZYDIS_OPERAND_TYPE_REGISTER ? ZydisRegisterGetWidth(ZYDIS_MACHINE_MODE_LONG_64, a->reg.value) : 0;
+  bool fits = bits == 8 * word || (word == 2 && bits == 32); /* what is in the upper half does not matter */
+  bool same = fits && x86_plan_general(a->reg.value) == reg;
   bool imm = d->insn.operand_count_visible == 2 && d->ops[1].type == ZYDIS_OPERAND_TYPE_IMMEDIATE;
   s64 n;
   switch (d->insn.mnemonic) {
   case ZYDIS_MNEMONIC_PUSH:
+  case ZYDIS_MNEMONIC_PUSHF:
   case ZYDIS_MNEMONIC_PUSHFD:
   case ZYDIS_MNEMONIC_PUSHFQ:
-    n = -(s64)word;
-    same = reg == RSP && d->insn.operand_width == 8 * word;
+    n = -(s64)(word == 2 ? d->insn.operand_width / 8u : word);
+    same = reg == RSP && d->insn.operand_width == 8 * (u64)-n && (word == 2 || d->insn.stack_width == 8 * word);
     break;
   case ZYDIS_MNEMONIC_POP:
-    same = reg == RSP && d->insn.operand_width == 8 * word && !same;
-    n = word;
+    n = word == 2 ? d->insn.operand_width / 8u : word;
+    same = reg == RSP && d->insn.operand_width == 8 * (u64)n && (word == 2 || d->insn.stack_width == 8 * word) && !same;
     break;
   case ZYDIS_MNEMONIC_ADD:
     same &= imm;
@@ -230,7 +237,7 @@ struct open_group {
 };
 
 static bool same_registers(const struct plan_address *a, const struct plan_address *b) {
-  if (a->seg != b->seg || a->base != b->base || a->index != b->index || a->shift != b->shift) return false;
+  if (a->seg != b->seg || a->base != b->base || a->index != b->index || a->shift != b->shift || a->size != b->size) return false;
   return a->base != X86_REG_RIP || (a->disp >> PAGE_SHIFT) == (b->disp >> PAGE_SHIFT);
 }
 
@@ -271,7 +278,7 @@ static void moved(struct plan *p, unsigned word, struct open_group *open, const 
     s32 by = 0;
     if (open[n].closed) continue;
     bool base = a->base < 16 && (mask >> a->base & 1), index = a->index < 16 && (mask >> a->index & 1);
-    if (index || (base && !moves(word, i, d, a->base, &by)) ||
+    if (index || (base && !moves(a->size ? a->size : word, i, d, a->base, &by)) ||
         (base && (open[n].moved + by > 4 * MOVE_MAX || open[n].moved + by < -4 * MOVE_MAX))) {
       open[n].closed = true;
       continue;
@@ -346,7 +353,7 @@ static bool may_refuse(const struct x86_decoded_insn *d) {
 
 /* Whether somebody may find the state between this instruction and the one before. */
 static bool may_stop(const struct plan_insn *p, const struct x86_insn *i, const struct x86_decoded_insn *d) {
-  if (i->iflags & (X86_I_END | X86_I_MAYBE) || p->loads || i->op == ZYDIS_MNEMONIC_PUSHFQ || i->op == ZYDIS_MNEMONIC_PUSHFD || may_refuse(d)) return true;
+  if (i->iflags & (X86_I_END | X86_I_MAYBE) || p->loads || i->op == ZYDIS_MNEMONIC_PUSHFQ || i->op == ZYDIS_MNEMONIC_PUSHFD || i->op == ZYDIS_MNEMONIC_PUSHF || may_refuse(d)) return true;
   if (x86_vector_is_plain(i) && ((const struct x86_vector *)i->aux)->align) return true;
   for (unsigned k = 0; k < p->n_access; k++)
     if (p->access[k].group == PLAN_ALONE || p->access[k].leads) return true;

@@ -5,6 +5,7 @@
 #include <Zydis/Zydis.h>
 #include "x86/block.h"
 
+enum { PLAN_SEGMENT = 8 };
 enum { PLAN_GROUPS = X86_CODE_DELTAS, PLAN_ALONE = 0xff, PLAN_INSNS = 2 * X86_BLOCK_MAX };
 
 struct x86_decoded_insn {
@@ -27,8 +28,9 @@ bool x86_plan_is_bit_string(const struct x86_decoded_insn *d);
 
 /* How an address is formed.  RIP: page-relative, only accesses to the same page share a key. */
 struct plan_address {
-  u8 seg; /* SEG_FS, SEG_GS, or 0 */
+  u8 seg; /* SEG_FS, SEG_GS, or 0; in 16-bit code any, with PLAN_SEGMENT */
   u8 base, index, shift;
+  u8 size; /* of 16-bit code: bytes of the offset */
   s32 disp;
 };
 

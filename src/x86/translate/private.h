@@ -23,7 +23,7 @@ enum { MAX_SLOW = PLAN_INSNS + X86_BLOCK_MAX + 2, MAX_EXITS = X86_BLOCK_MAX * 6 
 
 /* Out of line: the interpreter runs the instruction whose fast way failed. */
 struct t_slow {
-  u8 *from[6]; /* jumps that lead here */
+  u8 *from[12]; /* jumps that lead here */
   unsigned n_from;
   unsigned insn;
   u8 *back;                  /* NULL: does not come back */
@@ -31,7 +31,7 @@ struct t_slow {
   struct t_producer again;   /* what makes the flags again when it is taken; none: memory has them */
   u8 rcx, rax;               /* as struct translation has them, there */
   u8 vectors;                /* vector level expected there */
-  u8 *scattered[6];          /* jumps of checks for several accesses that failed: to this instruction in the scattered copy */
+  u8 *scattered[12];          /* jumps of checks for several accesses that failed: to this instruction in the scattered copy */
   unsigned n_scattered;
   u8 *load_from, *load_back; /* vector registers have to be loaded: from where, and back when they are */
   u8 load_level;
@@ -54,7 +54,9 @@ struct translation {
   const struct x86_block *b;
   struct x86_code *code;
   unsigned right; /* enum x86_tlb_index */
-  bool m32;       /* 32-bit code, with flat CS, DS, ES and SS; else 64-bit code */
+  bool m32;       /* not 64-bit code: that of 32 bits has flat CS, DS, ES and SS */
+  bool m16;       /* 16-bit code */
+  u32 page, limit; /* of 16-bit code: the instruction pointer where the page starts; that of the last byte it may have */
   unsigned word;  /* bytes of an address, and of what the stack holds */
   s32 start;      /* the block's offset in its page */
 
@@ -148,6 +150,7 @@ bool t_rewrite(struct translation *t);
 bool t_special(struct translation *t);
 bool t_special_delays_rsp(const struct translation *t); /* a push or pop that needs RSP as it is no more than in its address */
 bool t_branch(struct translation *t);
+bool t_is_counting(unsigned mnemonic); /* LOOP and its kin */
 bool t_x87(struct translation *t);
 bool t_system(struct translation *t);
 bool t_high_byte(struct translation *t);
@@ -163,6 +166,8 @@ void t_compare_x87(struct emitter *e);
 
 /* Jump to the linear address in RAX; commit: emitted when it is known to succeed.  Flags are saved. */
 void t_indirect(struct translation *t, s32 add_to_rsp);
+/* 16-bit code: RAX, an instruction pointer, becomes the key of c->code.targets.  Flags are lost. */
+void t_make_key(struct translation *t);
 /* The target's entry for RAX into RCX (c->code.targets); jumps to *miss where there is none.  Then: goes there. */
 void t_find_target(struct translation *t, u8 *miss[2]);
 void t_enter_target(struct translation *t);
@@ -184,13 +189,33 @@ static inline void t_store_word(struct translation *t, struct em_mem m, unsigned
 }
 /* The instruction's operand and the stack are as wide as the mode has them. */
 static inline bool t_is_word(const struct translation *t) {
+  if (t->m16) return (t->z->operand_width == 16 || t->z->operand_width == 32) && t->z->stack_width == 16;
   return t->z->operand_width == 8 * t->word && t->z->stack_width == 8 * t->word;
+}
+/* Bytes that the instruction at hand pushes or pops; 16-bit code has both sizes. */
+static inline s32 t_slot_size(const struct translation *t) {
+  return t->m16 ? t->z->operand_width / 8 : (s32)t->word;
+}
+static inline void t_load_slot(struct translation *t, unsigned dst, struct em_mem m) {
+  if (t_slot_size(t) == 2)
+    em_mem(&t->e, 0, 0x0fb7, dst, m);
+  else
+    t_load_word(t, dst, m);
+}
+static inline void t_store_slot(struct translation *t, struct em_mem m, unsigned src) {
+  if (t_slot_size(t) == 2) em8(&t->e, 0x66);
+  t_store_word(t, m, src);
 }
 static inline bool t_mapped(unsigned guest) {
   return T_HOME(guest) != H_NONE;
 }
 static inline void t_move_rsp(struct translation *t, s32 by) {
+  if (t->m16) em8(&t->e, 0x66); /* SP alone */
   t_lea(t, T_HOME(RSP), EM_AT(T_HOME(RSP), by));
+}
+/* 16-bit code: the instruction pointer so many bytes into the page. */
+static inline u32 t_ip(const struct translation *t, s32 offset) {
+  return t->page + (u32)offset;
 }
 static inline struct em_mem t_slot(unsigned guest) {
   return EM_GS(offsetof(struct x86_vcpu, regs) + 8 * guest);
@@ -210,7 +235,7 @@ static inline void t_write(struct translation *t, unsigned guest, unsigned host)
 
 /* ---- entry.c ---- */
 int x86_code_enter(struct x86_vcpu *c, const void *code);
-void x86_code_stray(void), x86_code_leave(void), x86_code_interpret(void), x86_code_load_vectors(void), x86_code_load_x87(void);
+void x86_code_stray(void), x86_code_leave(void), x86_code_interpret(void), x86_code_interpret_at(void), x86_code_load_vectors(void), x86_code_load_x87(void);
 
 /* ---- syscall.c ---- */
 void x86_code_syscall(void), x86_code_sysret(void);
@@ -232,7 +257,9 @@ struct x86_code {
   u8 *gate;   /* displacement of the jump at the gate of `saved`, taken when it is closed */
   u64 *epoch; /* the word at the gate: minus the epoch */
   u8 right;
-  bool m32;
+  bool m16;
+  u32 mode;        /* of the block */
+  u32 page, limit; /* as struct translation has them */
   u8 *start;
   /* Each instruction's code, in each copy of the block: offset from the start, and where a fault finds the flags (t_flags_end()).  The last: the slow paths. */
   unsigned n_places;
@@ -244,6 +271,9 @@ struct x86_code {
   } place[];
 };
 struct jit_arena *x86_code_arena(struct x86_vcpu *c);
+/* 16-bit code: the instruction pointer where the page of the block at RIP starts; the last one that translated code may have. */
+static inline u32 x86_code_page(const struct x86_vcpu *c, const struct x86_block *b) { return (u32)(c->rip - (b->gpa & (PAGE_SIZE - 1))); }
+static inline u32 x86_code_limit(const struct x86_vcpu *c) { return MIN(c->seg[SEG_CS].limit, 0xffffu); }
 /* Translates into the arena; NULL: no room there or for the record of it. */
 struct x86_code *x86_translate_block(struct x86_vcpu *c, struct jit_arena *a, struct region *records, struct x86_block *b, unsigned right);
 

@@ -232,8 +232,11 @@ static void encode_legacy(struct translation *t, const struct fields *f, bool re
   static const u16 maps[] = {[ZYDIS_OPCODE_MAP_0F] = 0x0f, [ZYDIS_OPCODE_MAP_0F38] = 0x0f38, [ZYDIS_OPCODE_MAP_0F3A] = 0x0f3a};
   const ZydisDecodedInstruction *z = t->z;
   unsigned opcode = z->opcode, reg = reg_is_operand ? f->reg : z->raw.modrm.reg;
+  bool sized = t->m16 && is_plain(z->mnemonic); /* operands of 16 bits have a prefix where they had none, and the other way round */
+  if (sized && z->operand_width == 16) em8(&t->e, 0x66);
   for (unsigned k = 0; k < z->raw.prefix_count; k++) {
     u8 p = z->raw.prefixes[k].value;
+    if (p == 0x66 && sized) continue;
     if (p == 0x66 || p == 0xf2 || p == 0xf3 || p == 0xf0) em8(&t->e, p);
   }
   bool opcode_register = false, short_step = t->m32 && z->opcode_map == ZYDIS_OPCODE_MAP_DEFAULT && (opcode & 0xf0) == 0x40;
@@ -360,7 +363,7 @@ static bool rewrite(struct translation *t, unsigned align) {
     encode_evex(t, &f, reg_is_operand);
   else
     return false;
-  if (t->m32 && z->encoding != ZYDIS_INSTRUCTION_ENCODING_LEGACY && !em_overflow(&t->e) && !means_the_same(t, code)) return false;
+  if (t->m32 && (t->m16 || z->encoding != ZYDIS_INSTRUCTION_ENCODING_LEGACY) && !em_overflow(&t->e) && !means_the_same(t, code)) return false;
   store_generals(t, &f);
   if (t->i->flags_written) t_wrote_flags(t);
   return true;
@@ -388,8 +391,19 @@ static bool rewrite_vector(struct translation *t) {
   return rewrite(t, v->align);
 }
 
+/* 16-bit code: addresses of 16 and 32 bits, into registers of both sizes. */
+static bool rewrite_lea16(struct translation *t) {
+  const struct x86_insn *i = t->i;
+  struct em_mem m = {.base = i->base == X86_REG_NONE ? H_NONE : T_HOME(i->base), .index = i->index == X86_REG_NONE ? H_NONE : T_HOME(i->index), .shift = i->shift, .disp = (s32)i->disp};
+  em_mem(&t->e, 0, 0x8d, H_RAX, m);
+  if (i->adsize == 2) em_reg(&t->e, 0, 0x0fb7, H_RAX, H_RAX); /* movzx */
+  em_sized_reg(&t->e, 8u * i->opsize, 0x8b, T_HOME(i->reg), H_RAX);
+  return t->keeps_rcx = true;
+}
+
 static bool rewrite_lea(struct translation *t) {
   struct em_mem m;
+  if (t->m16) return rewrite_lea16(t);
   if (t->i->opsize == 2 || !t_address(t, &m)) return false;
   bool home = t_mapped(t->i->reg);
   t->keeps_rcx = t->i->index == X86_REG_NONE || t_mapped(t->i->index);

@@ -259,7 +259,7 @@ static bool widen_into_rdx(struct translation *t) { /* CWD, CDQ, CQO */
 
 /* A general register of that width. */
 static bool is_word(const struct translation *t, const ZydisDecodedOperand *op) {
-  return usable(op) && ZydisRegisterGetClass(op->reg.value) == (t->m32 ? ZYDIS_REGCLASS_GPR32 : ZYDIS_REGCLASS_GPR64);
+  return usable(op) && ZydisRegisterGetClass(op->reg.value) == (t_slot_size(t) == 2 ? ZYDIS_REGCLASS_GPR16 : t->m32 ? ZYDIS_REGCLASS_GPR32 : ZYDIS_REGCLASS_GPR64);
 }
 
 static bool is_known(const struct translation *t) {
@@ -285,29 +285,39 @@ static bool push_memory(struct translation *t) {
   struct emitter *e = &t->e;
   struct em_mem m;
   if (!t_access(t, 0, &m)) return false;
-  t_load_word(t, H_RAX, m);
+  t_load_slot(t, H_RAX, m);
   em_store(e, EM_GS(offsetof(struct x86_vcpu, code.scratch)), H_RAX);
   if (!t_access(t, 1, &m)) return false;
   em_load(e, H_RAX, EM_GS(offsetof(struct x86_vcpu, code.scratch)));
-  t_store_word(t, m, H_RAX);
-  t_move_rsp(t, -(s32)t->word);
+  t_store_slot(t, m, H_RAX);
+  t_move_rsp(t, -t_slot_size(t));
   return true;
+}
+
+static void push_immediate(struct translation *t, struct em_mem m) {
+  struct emitter *e = &t->e;
+  bool half = t_slot_size(t) == 2;
+  if (half) em8(e, 0x66);
+  em_mem(e, !t->m32, 0xc7, 0, m);
+  if (half)
+    em8(e, t->i->imm & 0xff), em8(e, t->i->imm >> 8 & 0xff);
+  else
+    em32(e, (u32)t->i->imm);
 }
 
 static bool push(struct translation *t) {
   const ZydisDecodedOperand *src = &t->ops[0];
-  struct emitter *e = &t->e;
   struct em_mem m;
   if (!t_is_word(t)) return false;
   if (src->type == ZYDIS_OPERAND_TYPE_MEMORY) return push_memory(t);
   bool imm = src->type == ZYDIS_OPERAND_TYPE_IMMEDIATE, delay = t_special_delays_rsp(t);
   if (!imm && !is_word(t, src)) return false;
-  if (!stack(t, -(s32)t->word, delay, &m)) return false;
+  if (!stack(t, -t_slot_size(t), delay, &m)) return false;
   if (imm)
-    em_mem(e, !t->m32, 0xc7, 0, m), em32(e, (u32)t->i->imm);
+    push_immediate(t, m);
   else
-    t_store_word(t, m, t_read(t, number(src), H_RAX));
-  if (!delay) t_move_rsp(t, -(s32)t->word);
+    t_store_slot(t, m, t_read(t, number(src), H_RAX));
+  if (!delay) t_move_rsp(t, -t_slot_size(t));
   t->keeps_rax = imm || t_mapped(number(src));
   return t->keeps_rcx = true;
 }
@@ -317,10 +327,12 @@ static bool pop(struct translation *t) {
   struct em_mem m;
   if (!t_is_word(t) || !is_word(t, dst)) return false;
   bool delay = t_special_delays_rsp(t);
-  if (!stack(t, (s32)t->word, delay, &m)) return false;
+  if (t->m16 && number(dst) == RSP) return false;
+  if (!stack(t, t_slot_size(t), delay, &m)) return false;
   unsigned guest = number(dst), host = t_mapped(guest) && guest != RSP ? T_HOME(guest) : H_RAX;
+  if (t_slot_size(t) == 2) em8(&t->e, 0x66); /* the rest of the register stays */
   t_load_word(t, host, m);
-  if (!delay) t_move_rsp(t, (s32)t->word);
+  if (!delay) t_move_rsp(t, t_slot_size(t));
   if (host == H_RAX) t_write(t, guest, H_RAX);
   t->keeps_rax = host != H_RAX;
   return t->keeps_rcx = true;
@@ -329,9 +341,13 @@ static bool pop(struct translation *t) {
 static bool leave(struct translation *t) {
   struct em_mem m;
   if (!t_is_word(t) || !t_access(t, 0, &m)) return false;
-  t_load_word(t, H_RAX, m);
-  t_lea(t, T_HOME(RSP), EM_AT(T_HOME(RBP), (s32)t->word));
-  em_mov(&t->e, T_HOME(RBP), H_RAX);
+  t_load_slot(t, H_RAX, m);
+  if (t->m16) em8(&t->e, 0x66); /* SP alone */
+  t_lea(t, T_HOME(RSP), EM_AT(T_HOME(RBP), t_slot_size(t)));
+  if (t_slot_size(t) == 2)
+    em_sized_reg(&t->e, 16, 0x8b, T_HOME(RBP), H_RAX);
+  else
+    em_mov(&t->e, T_HOME(RBP), H_RAX);
   return true;
 }
 

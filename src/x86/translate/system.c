@@ -54,11 +54,14 @@ static bool direction(struct translation *t) {
   return true;
 }
 
+/* Where IOPL decides. */
+static bool is_v86(const struct translation *t) { return t->b->mode & X86_MODE_REAL && t->right == TLB_USER; }
+
 /* The arithmetic flags come from where LAHF and SETO have left them. */
 static bool pushf(struct translation *t) {
   struct emitter *e = &t->e;
   struct em_mem m;
-  if (!t_is_word(t)) return false;
+  if (!t_is_word(t) || is_v86(t)) return false;
   t_store_flags(t);
   t->rcx = PLAN_ALONE;
   em_mem(e, 0, 0x0fb7, H_RAX, FIELD(code.flags)); /* AH: five flags in their places, AL: OF */
@@ -73,8 +76,8 @@ static bool pushf(struct translation *t) {
   em_store(e, FIELD(code.scratch), H_RAX);
   if (!t_access(t, 0, &m)) return false;
   em_load(e, H_RAX, FIELD(code.scratch));
-  t_store_word(t, m, H_RAX);
-  t_move_rsp(t, -(s32)t->word);
+  t_store_slot(t, m, H_RAX);
+  t_move_rsp(t, -t_slot_size(t));
   return true;
 }
 
@@ -99,7 +102,7 @@ static bool popf(struct translation *t) {
       others = FL_TF | FL_IF | FL_IOPL | FL_NT | FL_RF | FL_VM | FL_AC | FL_VIF | FL_VIP;
   struct emitter *e = &t->e;
   struct em_mem m;
-  if (!t_is_word(t) || !t_access(t, 0, &m)) return false;
+  if (t->m16 || !t_is_word(t) || !t_access(t, 0, &m)) return false;
   t_lose_flags(t);
   em_mem(e, 0, 0x8b, H_RCX, m);
   em_reg(e, 0, 0x8b, H_RAX, H_RCX);
@@ -144,7 +147,7 @@ static void other_rights(struct translation *t, unsigned right) {
 _Static_assert((TLB_SUPER ^ TLB_SUPER_SMAP) == 1 && TLB_COUNT <= 4, "x86_code_state.generation, link_jump()");
 
 static bool stac(struct translation *t) {
-  if (!supervisor(t)) return false;
+  if (!supervisor(t) || t->m16) return false;
   t_store_flags(t);
   change(t, 1, FIELD(rflags), FL_AC);
   if (t->right == TLB_SUPER_SMAP) other_rights(t, TLB_SUPER);
@@ -152,7 +155,7 @@ static bool stac(struct translation *t) {
 }
 
 static bool clac(struct translation *t) {
-  if (!supervisor(t)) return false;
+  if (!supervisor(t) || t->m16) return false;
   if (t->right == TLB_SUPER_SMAP) return true; /* AC is 0 */
   t_store_flags(t);
   slow_if_bit(t, FIELD(cr4), CR4_SMAP, false);
@@ -202,16 +205,19 @@ static bool push_segment(struct translation *t) {
   em_mem(e, 0, 0x0fb7, H_RAX, selector(&t->ops[0])); /* movzx */
   if (t->m32) em8(e, 0x66);
   em_mem(e, !t->m32, 0x89, H_RAX, m);
-  t_move_rsp(t, -(s32)t->word);
+  t_move_rsp(t, -t_slot_size(t));
   return true;
 }
 
 /* MOV from a segment register. */
 static bool from_segment(struct translation *t) {
   const ZydisDecodedOperand *to = &t->ops[0], *from = &t->ops[1];
-  if (to->type != ZYDIS_OPERAND_TYPE_REGISTER || to->size < 32 || !is_segment(from)) return false;
+  if (to->type != ZYDIS_OPERAND_TYPE_REGISTER || (to->size < 32 && !t->m16) || !is_segment(from)) return false;
   em_mem(&t->e, 0, 0x0fb7, H_RAX, selector(from));
-  t_write(t, x86_plan_general(to->reg.value), H_RAX);
+  if (to->size == 16)
+    em_sized_reg(&t->e, 16, 0x8b, T_HOME(x86_plan_general(to->reg.value)), H_RAX);
+  else
+    t_write(t, x86_plan_general(to->reg.value), H_RAX);
   return true;
 }
 
@@ -325,6 +331,7 @@ static const struct {
     {ZYDIS_MNEMONIC_SYSRET, system_return},
     {ZYDIS_MNEMONIC_CLD, direction},
     {ZYDIS_MNEMONIC_STD, direction},
+    {ZYDIS_MNEMONIC_PUSHF, pushf},
     {ZYDIS_MNEMONIC_PUSHFD, pushf},
     {ZYDIS_MNEMONIC_PUSHFQ, pushf},
     {ZYDIS_MNEMONIC_POPFD, popf},
