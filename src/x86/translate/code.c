@@ -365,7 +365,9 @@ bool x86_code_run_once(struct x86_vcpu *c, struct x86_block *b, int *flow) {
   if (!code) return false;
   set_epoch(code, -atomic_load(&c->core.vm->write_epoch));
   c->code.once = true;
+  u64 start = c->rip;
   *flow = x86_code_run(c, code);
+  memset(target_of(c, unlikely(is_16(c)) ? start | c->code.cs_key : start), 0, sizeof(struct x86_code_target)); /* nobody gets there by a branch of a later one */
   c->code.once = false;
   x86_code_end(c);
   return true;

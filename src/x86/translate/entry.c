@@ -94,10 +94,9 @@ __attribute__((used)) static void sequences(void) {
                /* The interpreter runs the instruction RCX of the block that starts EAX bytes into the page.  Called; flags in
                 * memory before and after. A result that ends the block goes to whoever entered; so does a block that was
                 * invalidated, and a request. */
+               ".globl x86_code_interpret_at\n\t.hidden x86_code_interpret_at\nx86_code_interpret_at:\n\tjmp 1f\n\t" /* the block's instruction pointer is in RAX */
                ".globl x86_code_interpret\n\t.hidden x86_code_interpret\nx86_code_interpret:\n\t" CFI_CALLED
-               "addq %%gs:%c[page], %%rax\n"
-               /* The same with the block's instruction pointer in RAX. */
-               ".globl x86_code_interpret_at\n\t.hidden x86_code_interpret_at\nx86_code_interpret_at:\n\t" SAVE_GUEST
+               "addq %%gs:%c[page], %%rax\n1:\t" SAVE_GUEST
                "movq %%rax, %%gs:%c[rip_]\n\t" SAVE_VECTORS SAVE_X87 MERGE_FLAGS
                "movq %%rcx, %%gs:%c[cur]\n\tmovq %%gs:%c[self], %%rdi\n\tmovq %%rcx, %%rsi\n\t" ALIGN_RSP "callq *(%%rcx)\n\t"
                "movzbl %%gs:%c[stop], %%edx\n\torl %%eax, %%edx\n\tjne 6f\n\t"
