@@ -14,17 +14,12 @@
 #include <sys/timerfd.h>
 #include <unistd.h>
 #include "base/evloop.h"
+#include "base/lead.h"
 #include "base/log.h"
 #include "base/ownfd.h"
 #include "base/process.h"
 
 #define NEVER (~0ull)
-
-/* A host whose processor sleeps comes tens of microseconds late.  So the thread has itself woken before a timer is due, by as much as it has been late
- * lately, and looks after its descriptors until the time has come.  The lead is such that one time in eight it comes later than that all the same;
- * on average it waits a few microseconds. */
-#define LEAD_MAX_NS  100000u
-#define LEAD_STEP_NS 500u /* down when it came in time; up seven times as much when not */
 
 /* epoll's user data: a serial number that is never used again, so that an event fetched before a removal finds nothing. */
 enum { SERIAL_TIMER = 0, SERIAL_WAKE = 1, SERIAL_FIRST_WATCH = 2 };
@@ -48,7 +43,7 @@ struct evloop {
   struct evtimer **heap;         /* [lock] least deadline first */
   unsigned n, room;              /* [lock] */
   u64 programmed;                /* [lock] deadline that the timerfd is set for, less lead_ns */
-  u32 lead_ns;                   /* [lock] */
+  u32 lead_ns;                   /* [lock] base/lead.h: until the time has come the thread looks after its descriptors */
   bool expiring;                 /* [lock] the thread runs timers and programs the timerfd afterwards */
   struct evtimer *running_timer; /* [lock] */
   u64 running_watch;             /* [lock] serial */
@@ -126,23 +121,13 @@ static void program(struct evloop *loop, u64 deadline) {
   timerfd_settime(loop->timer, TFD_TIMER_ABSTIME, &its, NULL);
 }
 
-/* The timerfd has gone off.  lock held */
-static void learn_lead(struct evloop *loop, u64 now) {
-  bool early = now < loop->programmed;
-  if (!early && now - loop->programmed > 1000000) return; /* the thread was not let run: says nothing of sleep */
-  if (early)
-    loop->lead_ns -= MIN(loop->lead_ns, LEAD_STEP_NS);
-  else
-    loop->lead_ns = MIN(loop->lead_ns + 7 * LEAD_STEP_NS, LEAD_MAX_NS);
-}
-
 /* What is due.  Returns whether the next one is so near that it is waited for. */
 static bool run_timers(struct evloop *loop) {
   u64 expirations;
   bool woken = read(loop->timer, &expirations, sizeof(expirations)) > 0;
   pthread_mutex_lock(&loop->lock);
   u64 now = clock_now_ns();
-  if (woken && loop->programmed != NEVER) learn_lead(loop, now);
+  if (woken && loop->programmed != NEVER) lead_learn(&loop->lead_ns, now, loop->programmed);
   loop->expiring = true;
   while (loop->n && loop->heap[0]->deadline_ns <= now && !loop->stopping) {
     struct evtimer *t = loop->heap[0];
