@@ -14,6 +14,7 @@
 #include <sys/timerfd.h>
 #include <unistd.h>
 #include "base/evloop.h"
+#include "base/lead.h"
 #include "base/log.h"
 #include "base/ownfd.h"
 #include "base/process.h"
@@ -41,7 +42,8 @@ struct evloop {
   int epoll, timer, wake;        /* (o) once started */
   struct evtimer **heap;         /* [lock] least deadline first */
   unsigned n, room;              /* [lock] */
-  u64 programmed;                /* [lock] deadline the timerfd is set to */
+  u64 programmed;                /* [lock] deadline that the timerfd is set for, less lead_ns */
+  u32 lead_ns;                   /* [lock] base/lead.h: until the time has come the thread looks after its descriptors */
   bool expiring;                 /* [lock] the thread runs timers and programs the timerfd afterwards */
   struct evtimer *running_timer; /* [lock] */
   u64 running_watch;             /* [lock] serial */
@@ -114,18 +116,19 @@ static bool heap_insert(struct evloop *loop, struct evtimer *t) {
 /* lock held */
 static void program(struct evloop *loop, u64 deadline) {
   loop->programmed = deadline;
-  u64 at = deadline == NEVER ? 0 : MAX(deadline, 1ull); /* 0 disarms a timerfd */
+  u64 at = deadline == NEVER ? 0 : deadline > loop->lead_ns ? deadline - loop->lead_ns : 1; /* 0 disarms a timerfd */
   struct itimerspec its = {.it_value = {.tv_sec = (time_t)(at / 1000000000ull), .tv_nsec = (long)(at % 1000000000ull)}};
   timerfd_settime(loop->timer, TFD_TIMER_ABSTIME, &its, NULL);
 }
 
-static void run_timers(struct evloop *loop) {
+/* What is due.  Returns whether the next one is so near that it is waited for. */
+static bool run_timers(struct evloop *loop) {
   u64 expirations;
-  ssize_t got = read(loop->timer, &expirations, sizeof(expirations));
-  (void)got; /* EAGAIN: somebody armed it anew meanwhile */
+  bool woken = read(loop->timer, &expirations, sizeof(expirations)) > 0;
   pthread_mutex_lock(&loop->lock);
-  loop->expiring = true;
   u64 now = clock_now_ns();
+  if (woken && loop->programmed != NEVER) lead_learn(&loop->lead_ns, now, loop->programmed);
+  loop->expiring = true;
   while (loop->n && loop->heap[0]->deadline_ns <= now && !loop->stopping) {
     struct evtimer *t = loop->heap[0];
     heap_remove(loop, t);
@@ -137,9 +140,12 @@ static void run_timers(struct evloop *loop) {
     pthread_cond_broadcast(&loop->idle);
     if (loop->n && loop->heap[0]->deadline_ns > now) now = clock_now_ns();
   }
-  loop->expiring = false;
-  program(loop, loop->n ? loop->heap[0]->deadline_ns : NEVER);
+  u64 next = loop->n ? loop->heap[0]->deadline_ns : NEVER;
+  bool near = next != NEVER && next - MIN(next, now) <= loop->lead_ns && !loop->stopping;
+  loop->expiring = near; /* nobody need set the timerfd: this looks again */
+  if (!near) program(loop, next);
   pthread_mutex_unlock(&loop->lock);
+  return near;
 }
 
 static void run_watch(struct evloop *loop, u64 serial, u32 events) {
@@ -164,12 +170,13 @@ static void *loop_thread(void *arg) {
   struct evloop *loop = arg;
   struct epoll_event ev[16];
   pthread_setname_np(pthread_self(), loop->name);
-  for (;;) {
-    int n = epoll_wait(loop->epoll, ev, ARRAY_SIZE(ev), -1);
+  for (bool near = false;;) {
+    int n = epoll_wait(loop->epoll, ev, ARRAY_SIZE(ev), near ? 0 : -1);
+    if (near) near = run_timers(loop);
     for (int i = 0; i < n; i++) {
       if (ev[i].data.u64 == SERIAL_WAKE) return NULL; /* written only by evloop_stop() */
       if (ev[i].data.u64 == SERIAL_TIMER)
-        run_timers(loop);
+        near = run_timers(loop);
       else
         run_watch(loop, ev[i].data.u64, ev[i].events);
     }

@@ -49,6 +49,8 @@ struct arch_ops {
   int (*vcpu_complete_io)(struct vcpu *vcpu);
   /* Whether a halted vCPU has a reason to run (interrupt, NMI, SMI, INIT, SIPI, ...).  Called on its thread. */
   bool (*vcpu_runnable)(struct vcpu *vcpu);
+  /* It goes to sleep, on its thread.  Who knows when it will be woken may say so a little before (vcpu_wake_near()).  May be NULL. */
+  void (*vcpu_sleeps)(struct vcpu *vcpu);
 
   /* Memory slots.  prepare may refuse (arch limits) before anything changed; commit follows the publication of the new
    * slots and must not fail.  After commit, core makes every vCPU handle REQ_TLB_FLUSH and waits (vm_request_all).

@@ -25,6 +25,7 @@
 #include "base/evloop.h"
 #include "base/ownfd.h"
 #include "base/signals.h"
+#include "base/lead.h"
 #include "core/stats.h"
 #include "core/vm.h"
 
@@ -84,6 +85,11 @@ void vm_memory_changed(struct vm *vm) {
 void vcpu_wake(struct vcpu *vcpu) {
   atomic_thread_fence(memory_order_seq_cst); /* what makes it runnable was stored before; see hand-shake 2 */
   wake_if_halted(vcpu);
+}
+
+void vcpu_wake_near(struct vcpu *vcpu, u64 ns) {
+  atomic_store_explicit(&vcpu->near_ns, ns, memory_order_release);
+  vcpu_wake(vcpu);
 }
 
 void vcpu_enter(struct vcpu *vcpu) {
@@ -208,12 +214,12 @@ static int open_wake_fd(struct vcpu *vcpu) {
   return fd;
 }
 
-/* One sleep with the client's signals let in only while asleep.  ppoll by number: libc's is a cancellation point.  0, or -EINTR
+/* One sleep with the client's signals let in only while asleep; `near`: only a look.  ppoll by number: libc's is a cancellation point.  0, or -EINTR
  * for a signal. */
-static int sleep_once(int fd, const sigset_t *mask) {
+static int sleep_once(int fd, const sigset_t *mask, bool near) {
   struct pollfd p = {.fd = fd, .events = POLLIN};
-  struct timespec millisecond = {.tv_nsec = 1000000};
-  long n = syscall(SYS_ppoll, &p, fd >= 0 ? 1 : 0, fd >= 0 ? NULL : &millisecond, mask, 8 /* bytes in the kernel's sigset_t */);
+  struct timespec timeout = {.tv_nsec = near ? 0 : 1000000};
+  long n = syscall(SYS_ppoll, &p, fd >= 0 ? 1 : 0, fd >= 0 && !near ? NULL : &timeout, mask, 8 /* bytes in the kernel's sigset_t */);
   if (n < 0) return errno == EINTR ? -EINTR : 0;
   if (n > 0) {
     u64 count;
@@ -223,11 +229,26 @@ static int sleep_once(int fd, const sigset_t *mask) {
   return 0;
 }
 
+#define NEAR_AFTER_NS 20000u /* who was to come may be late */
+
+/* Whether to stay awake.  *last: the time that it was told of when it looked last. */
+static bool is_near(struct vcpu *vcpu, u64 *last) {
+  u64 near = atomic_load_explicit(&vcpu->near_ns, memory_order_acquire);
+  if (!near) return false;
+  u64 now = clock_now_ns();
+  if (near != *last) lead_learn(&vcpu->wake_lead_ns, now, near);
+  *last = near;
+  if (now < near + NEAR_AFTER_NS) return true;
+  atomic_compare_exchange_strong(&vcpu->near_ns, &near, 0);
+  return false;
+}
+
 /* Signals are blocked from before the last look at the reasons to wake until ppoll() lets them in: none can slip between. */
 static int halt_sleep(struct vcpu *vcpu) {
   int fd = open_wake_fd(vcpu); /* no descriptor left: sleep_once() looks every millisecond */
   sigset_t all, mask;
   int r = 0;
+  u64 near = 0;
   sigfillset(&all);
   pthread_sigmask(SIG_SETMASK, &all, &mask);
   signal_gate.sleep_mask = &mask;
@@ -235,9 +256,10 @@ static int halt_sleep(struct vcpu *vcpu) {
     if (fd >= 0) atomic_store(&vcpu->halted, true); /* hand-shake 2 */
     if (interrupted(vcpu)) r = -EINTR;
     if (r || must_wake(vcpu)) break;
-    r = sleep_once(fd, &mask);
+    r = sleep_once(fd, &mask, is_near(vcpu, &near));
   }
   atomic_store(&vcpu->halted, false);
+  is_near(vcpu, &near); /* learns from what has ended the sleep */
   signal_gate.sleep_mask = NULL;
   pthread_sigmask(SIG_SETMASK, &mask, NULL); /* one that was put back comes at once, and is put back blocked */
   return r;
@@ -263,12 +285,14 @@ int vcpu_halt(struct vcpu *vcpu) {
     vcpu_stat_set(vcpu, blocking, 1);
     u64 slept = clock_now_ns();
     atomic_store_explicit(&vcpu->asleep_since, slept, memory_order_relaxed);
+    if (vcpu->vm->arch->vcpu_sleeps) vcpu->vm->arch->vcpu_sleeps(vcpu);
     r = halt_sleep(vcpu);
     u64 now = clock_now_ns();
     vcpu_stat_set(vcpu, blocking, 0);
     atomic_store_explicit(&vcpu->asleep_since, 0, memory_order_relaxed);
     __atomic_store_n(&vcpu->stats->halt_wait_ns[0], vcpu->stats->halt_wait_ns[0] + (now - slept), __ATOMIC_RELEASE);
     vcpu_stat_hist(vcpu, halt_wait_hist, now - slept);
+    vcpu->slept_ns = now - slept;
     halt_adapt(vcpu, now - start);
   } else if (interrupted(vcpu)) {
     r = -EINTR;

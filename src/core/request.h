@@ -40,6 +40,8 @@ void vcpu_open_gate(struct vcpu *vcpu);
 void vm_memory_changed(struct vm *vm);
 /* Wakes the vCPU if it is halted and leaves it to vcpu_runnable() what happens. */
 void vcpu_wake(struct vcpu *vcpu);
+/* Wakes it if it is halted, to wait for what comes at `ns` (clock_now_ns(), some 100 us ahead at most) without sleeping. */
+void vcpu_wake_near(struct vcpu *vcpu, u64 ns);
 
 /* Sets `req` on every vCPU but `self` (may be NULL) and, with wait, returns only when each of them has handled requests or is
  * outside.  self must be VCPU_OUTSIDE or NULL where wait is set: it marks itself so (vcpu_leave) first, so that two waiters

@@ -67,6 +67,9 @@ struct vcpu {
   _Atomic u64 asleep_since;         /* when it went to sleep there (clock_now_ns), 0: it did not */
   _Atomic int wake_fd;              /* eventfd that vcpu_halt() sleeps on; -1 until the first halt */
   u32 halt_poll_ns;                 /* own thread: how long the next halt spins first */
+  u32 wake_lead_ns;                 /* own thread: how long it takes to come out of a sleep (base/lead.h) */
+  u64 slept_ns;                     /* own thread: in its last sleep */
+  _Atomic u64 near_ns;              /* a reason to end its sleep comes at this time; 0: nobody knows */
   pthread_t thread;                 /* of the last KVM_RUN */
   bool sigset_active;               /* KVM_SET_SIGNAL_MASK given */
   sigset_t sigset;

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <urcu-bp.h>
 #include "core/memslot.h"
+#include "x86/irqchip/lapic.h"
 #include "x86/api/api.h"
 #include "x86/block.h"
 #include "x86/mmu/access.h"
@@ -70,6 +71,11 @@ static int vcpu_create_x86(struct vcpu *v) {
 
 static bool vcpu_runnable_x86(struct vcpu *v) { return x86_runnable(x86_vcpu(v)); }
 
+static void vcpu_sleeps_x86(struct vcpu *v) {
+  struct x86_vcpu *c = x86_vcpu(v);
+  if (c->lapic) lapic_timer_sleeps(c->lapic);
+}
+
 /* Blocks hold host addresses of the slots they were decoded from, so any change of place drops them.  Flag changes do not move memory. */
 static void slot_commit_x86(struct vm *v, const struct memslot *old, const struct memslot *new, enum slot_change change) {
   if (change == SLOT_DELETE || change == SLOT_MOVE) x86_blocks_flush(x86_vm(v));
@@ -111,6 +117,7 @@ const struct arch_ops x86_arch = {
     .vcpu_run = x86_vcpu_run,
     .vcpu_complete_io = x86_vcpu_complete_io,
     .vcpu_runnable = vcpu_runnable_x86,
+    .vcpu_sleeps = vcpu_sleeps_x86,
     .slot_prepare = slot_prepare_x86,
     .slot_commit = slot_commit_x86,
     .memory_written = memory_written_x86,

@@ -97,6 +97,7 @@ struct x86_code_state {
   u64 generation;    /* x86_code_generation() and what else decides what a linear address leads to */
   u64 scratch;
   u64 from, to, room; /* a string instruction: from linear to host addresses, the larger of two offsets in pages */
+  const u64 *deltas[TLB_COUNT]; /* where the deltas of the first entry of each table of the software TLB are, by enum x86_tlb_index */
   const void *callee; /* within a call */
   u64 delta[X86_CODE_DELTAS]; /* within a block: from linear to host address, of a page that was checked */
   u64 link_to;       /* RIP when it left ... */

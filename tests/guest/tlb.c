@@ -30,6 +30,8 @@ static u64 frame(unsigned n) {
 
 /* ---- guest side ---- */
 
+#define AT_LAST(access) ((access) == NO_FAULT ? NO_FAULT : (access)) /* tries again: more rights may take a second time (4.10.4.3) */
+
 static u64 *entry(u64 lin, unsigned level) {
   u64 *table = (u64 *)(uintptr_t)(read_cr3() & 0xffffffffff000);
   for (unsigned n = 4; n > level; n--) table = (u64 *)(uintptr_t)(table[lin >> (3 + 9 * n) & 511] & 0xffffffffff000);
@@ -88,6 +90,53 @@ static void guest_large(void) {
   done();
 }
 
+/* What is cached of the tables above (4.10.3) goes with INVLPG of any address, with MOV CR3, and with a page fault at an address that they lead to
+ * (4.10.4.1).  Two tables for the same 2 MiB, two directories for the same 1 GiB: their pages show which one a walk went through. */
+#define TABLED 0x40400000ul
+#define WIDE   0xc0000000ul
+enum { TABLE_1 = 20, TABLE_2, DIRECTORY_1, DIRECTORY_2 }; /* frames */
+
+static void guest_structures(void) {
+  for (unsigned n = 0; n < 512; n++) {
+    ((u64 *)(uintptr_t)frame(TABLE_1))[n] = frame(1) | P | W | U;
+    ((u64 *)(uintptr_t)frame(TABLE_2))[n] = frame(2) | P | W | U;
+    ((u64 *)(uintptr_t)frame(DIRECTORY_1))[n] = frame(TABLE_1) | P | W | U;
+    ((u64 *)(uintptr_t)frame(DIRECTORY_2))[n] = frame(TABLE_2) | P | W | U;
+  }
+  u64 next = 0; /* each access is to a page that no translation is cached of */
+#define NEXT(start) ((start) + (next++ << 12))
+  for (unsigned k = 0; k < 4; k++) {
+    set(TABLED, 2, frame(k & 1 ? TABLE_2 : TABLE_1) | P | W);
+    k & 2 ? (void)write_cr3(read_cr3()) : invlpg(PAGE);
+    EXPECT_EQ(at(NEXT(TABLED)), k & 1 ? 2 : 1);
+    EXPECT_EQ(at(NEXT(TABLED)), k & 1 ? 2 : 1);
+    set(WIDE, 3, frame(k & 1 ? DIRECTORY_2 : DIRECTORY_1) | P | W);
+    k & 2 ? (void)write_cr3(read_cr3()) : invlpg(PAGE);
+    for (unsigned n = 0; n < 3; n++) EXPECT_EQ(at(WIDE + (n << 21) + (next++ << 12)), k & 1 ? 2 : 1);
+  }
+  set(TABLED, 2, frame(TABLE_1) | P); /* rights from above */
+  invlpg(PAGE);
+  EXPECT_EQ(at(NEXT(TABLED)), 1);
+  EXPECT_EQ(try_write(NEXT(TABLED) + 0x800), PF(ERR_P | ERR_W));
+  EXPECT_EQ(user_run(GUEST_USER, NEXT(TABLED)), PF(ERR_P | ERR_U));
+  set(TABLED, 2, frame(TABLE_1) | P | W | U);
+  EXPECT_EQ(AT_LAST(try_write(TABLED + (next << 12) + 0x800)), NO_FAULT);
+  EXPECT_EQ(AT_LAST(user_run(GUEST_USER, TABLED + (next << 12))), NO_FAULT);
+  EXPECT_EQ(at(NEXT(TABLED)), 1);
+  set(TABLED, 2, frame(TABLE_1) | P | W | NX);
+  invlpg(PAGE);
+  EXPECT_EQ(at(NEXT(TABLED)), 1);
+  EXPECT_EQ(try_call(NEXT(TABLED) + RET_OFF), PF(ERR_P | ERR_I));
+  ((u64 *)(uintptr_t)frame(TABLE_1))[next] = 0; /* a fault */
+  EXPECT_EQ(try_read(NEXT(TABLED)), PF(0));
+  set(TABLED, 2, frame(TABLE_2) | P | W);
+  EXPECT_EQ(at(NEXT(TABLED)), 2);
+  set(TABLED, 2, 0);
+  invlpg(PAGE);
+  EXPECT_EQ(try_read(NEXT(TABLED)), PF(0));
+  done();
+}
+
 /* MOV CR3 drops what is not global, changing CR4.PGE everything. */
 static void guest_global(void) {
   u64 cr3 = read_cr3(), cr4 = read_cr4();
@@ -119,7 +168,6 @@ static void guest_global(void) {
 }
 
 /* More rights need no invalidation: an access may fault once more, but not twice (4.10.4.3). */
-#define AT_LAST(access) ((access) == NO_FAULT ? NO_FAULT : (access)) /* tries again */
 static void guest_upgrade(void) {
   set(PAGE, 1, 0);
   invlpg(PAGE);
@@ -495,6 +543,7 @@ static struct guest *start(void (*f)(void)) {
   }
 INSIDE(invlpg)
 INSIDE(large)
+INSIDE(structures)
 INSIDE(global)
 INSIDE(upgrade)
 INSIDE(downgrade)
@@ -612,6 +661,6 @@ static void key_drops(void) {
   CHECK(exactly);
 }
 
-GUEST_MAIN({"invlpg", run_invlpg}, {"large", run_large}, {"global", run_global}, {"upgrade", run_upgrade},
+GUEST_MAIN({"invlpg", run_invlpg}, {"large", run_large}, {"structures", run_structures}, {"global", run_global}, {"upgrade", run_upgrade},
            {"downgrade", run_downgrade}, {"controls", run_controls}, {"smap", run_smap}, {"implicit", run_implicit},
            {"io-bitmap", run_io_bitmap}, {"keys", run_keys}, {"dirty", run_dirty}, {"pcid", run_pcid}, {"away", run_away}, {"key-drops", key_drops})

@@ -193,5 +193,7 @@ void lapic_timer_divide_changed(struct x86_lapic *l);
 void lapic_timer_restore(struct x86_lapic *l, u32 current);
 u32 lapic_timer_current(struct x86_lapic *l);
 void lapic_timer_expire(struct x86_lapic *l);
+/* The vCPU is about to sleep. */
+void lapic_timer_sleeps(struct x86_lapic *l);
 
 #endif

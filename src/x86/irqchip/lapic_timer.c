@@ -6,6 +6,7 @@
  *
  * Lock order: timer->lock is innermost except for the service loop's own.
  */
+#include "base/lead.h"
 #include "x86/irqchip/lapic.h"
 
 #define MIN_PERIOD_NS 200000ull /* shorter periods would starve the host, as KVM's min_timer_period_us */
@@ -25,7 +26,9 @@ static void woken(struct evtimer *ev) {
   struct x86_lapic *l = container_of(t, struct x86_lapic, timer);
   pthread_mutex_lock(&t->lock);
   t->wake_ns = 0;
-  bool due = t->target_ns && clock_now_ns() >= t->target_ns;
+  u64 now = clock_now_ns();
+  bool due = t->target_ns && now >= t->target_ns;
+  if (t->target_ns && t->target_ns <= now + LEAD_MAX_NS) vcpu_wake_near(&l->c->core, t->target_ns);
   if (due)
     t->target_ns = 0;
   else
@@ -34,6 +37,21 @@ static void woken(struct evtimer *ev) {
   if (!due) return;
   atomic_store_explicit(&t->fired, true, memory_order_release);
   lapic_posted(l);
+}
+
+/* To set the service thread's timer anew is a system call: not for one that is far off when sleeps are short, which something else will end. */
+void lapic_timer_sleeps(struct x86_lapic *l) {
+  struct lapic_timer *t = &l->timer;
+  const struct vcpu *v = &l->c->core;
+  u64 lead = v->wake_lead_ns, far = clock_now_ns() + lead + 8 * v->slept_ns;
+  if (!lead) return;
+  pthread_mutex_lock(&t->lock);
+  u64 early = t->target_ns > lead && t->target_ns < far ? t->target_ns - lead : 0;
+  if (early && t->wake_ns > early) {
+    t->wake_ns = early;
+    evtimer_arm(&t->ev, early);
+  }
+  pthread_mutex_unlock(&t->lock);
 }
 
 /* When the timer is due next; 0: not at all. */

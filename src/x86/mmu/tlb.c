@@ -36,6 +36,7 @@ int x86_mmu_create(struct x86_vcpu *c) {
     return -ENOMEM;
   }
   for (unsigned n = 0; n < TABLE_ENTRIES; n++) entry_clear(m, n);
+  m->structures_epoch = 1;
   c->tlb = m->tables;
   return 0;
 }
@@ -163,6 +164,7 @@ static void flush_entries(struct x86_vcpu *c, bool globals) {
   struct x86_mmu *m = &c->mmu;
   vcpu_stat_inc(&c->core, tlb_flush);
   m->pcid = (u16)current_pcid(c);
+  m->structures_epoch++;
   flush_kind(m, false);
   if (!globals) return;
   flush_kind(m, true);
@@ -264,6 +266,7 @@ static void bring_back(struct x86_mmu *m, unsigned pcid) {
 
 void x86_mmu_flush_page(struct x86_vcpu *c, u64 lin) {
   struct x86_mmu *m = &c->mmu;
+  m->structures_epoch++; /* SDM Vol. 3A 4.10.4.1: INVLPG invalidates all of them, whatever the address */
   if (may_be_large(m, lin)) { /* INVLPG of any address in a large page drops all of it */
     x86_mmu_flush_all(c, true);
     return;

@@ -73,6 +73,18 @@ struct x86_generations {
   u64 executed[2][2][(1u << X86_EXECUTED_BITS) / 64]; /* [CPL == 3][address bit 63] pages on which code was found, hashed: INVLPG of any other matters to no code */
 };
 
+/* Paging-structure caches (SDM Vol. 3A 4.10.3): where the walk of a linear address may begin, with the rights of the entries above.  PDE says which table
+ * maps the pages of 2 MiB (4 MiB in 32-bit paging), PDPTE which directory those of 1 GiB, so a page of 2 MiB is one entry away, too.  They are of the
+ * current address space alone. */
+enum x86_structure { STRUCTURE_PDE, STRUCTURE_PDPTE, STRUCTURES };
+#define X86_STRUCTURE_BITS 6
+struct x86_structure_entry {
+  u64 lin;   /* shifted, so that all its addresses are one */
+  u64 epoch; /* counts if it is x86_mmu.structures_epoch */
+  gpa_t table;
+  bool writable, user, nx;
+};
+
 /* Filters by hash: host pages that translations let be written; regions of 1 GiB of linear addresses in which large guest pages were seen. */
 #define X86_WRITTEN_BITS 15
 #define X86_LARGE_BITS   12
@@ -87,6 +99,8 @@ struct x86_mmu {
   u64 large[(1u << X86_LARGE_BITS) / 64];     /* INVLPG of any address there flushes all */
   u32 keys;                       /* bits by meta.key: those that entries may have, put aside ones included */
   struct x86_generations gen;
+  struct x86_structure_entry structures[STRUCTURES][1u << X86_STRUCTURE_BITS];
+  u64 structures_epoch;           /* counts up with whatever invalidates any of them; never 0 */
   u8 right;                       /* enum x86_tlb_index that TLB_SLOW stands for */
   u8 paging;                      /* enum x86_paging, kept by x86_mmu_mode_changed() */
   u64 rsvd_high;                  /* physical-address bits beyond MAXPHYADDR, up to bit 51 */

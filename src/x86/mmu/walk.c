@@ -142,19 +142,62 @@ static bool only_host_could(struct x86_vcpu *c, enum x86_paging mode, unsigned l
 }
 
 struct walk_state {
-  u64 table;   /* gpa of the current table */
+  gpa_t table; /* the current one */
   bool writable, user, nx;
 };
 
-static int walk_once(struct x86_vcpu *c, u64 lin, enum x86_access acc, struct x86_rights rights, bool set_ad, struct x86_walk *out, bool *again) {
+/* ---- paging-structure caches ---- */
+
+/* The entry for the address, and in *key what its `lin` is when it is that. */
+static struct x86_structure_entry *structure(struct x86_vcpu *c, enum x86_structure kind, u64 lin, u64 *key) {
+  *key = lin >> (kind == STRUCTURE_PDPTE ? 30 : c->mmu.paging == PAGING_32 ? 22 : 21);
+  return &c->mmu.structures[kind][(*key ^ *key >> X86_STRUCTURE_BITS) % (1u << X86_STRUCTURE_BITS)];
+}
+
+/* The level at which the walk may begin, with the state there; 0: at the top. */
+static unsigned structures_find(struct x86_vcpu *c, u64 lin, struct walk_state *s) {
+  for (enum x86_structure kind = 0; kind < STRUCTURES; kind++) {
+    u64 key;
+    const struct x86_structure_entry *e = structure(c, kind, lin, &key);
+    if (e->epoch != c->mmu.structures_epoch || e->lin != key) continue;
+    *s = (struct walk_state){.table = e->table, .writable = e->writable, .user = e->user, .nx = e->nx};
+    return kind + 1;
+  }
+  return 0;
+}
+
+/* 4.10.4.1: a page fault invalidates what is cached for its address. */
+static void structures_drop(struct x86_vcpu *c, u64 lin) {
+  u64 key;
+  for (enum x86_structure kind = 0; kind < STRUCTURES; kind++) structure(c, kind, lin, &key)->epoch = 0;
+}
+
+/* After a walk from level `first` that set the accessed bits: states[level] is what it had before the entry of that level, `last` the one that maps the
+ * page.  The top's is CR3 or a PDPTE register. */
+static void structures_note(struct x86_vcpu *c, u64 lin, unsigned first, unsigned last, const struct walk_state *states) {
+  for (unsigned level = last; level <= STRUCTURES && level < first; level++) {
+    u64 key;
+    struct x86_structure_entry *e = structure(c, level - 1, lin, &key);
+    const struct walk_state *s = &states[level];
+    *e = (struct x86_structure_entry){key, c->mmu.structures_epoch, s->table, s->writable, s->user, s->nx};
+  }
+}
+
+/* ---- the walk ---- */
+
+/* From level `first` on, with *start; 0: from the top. */
+static int walk_once(struct x86_vcpu *c, u64 lin, enum x86_access acc, struct x86_rights rights, bool set_ad, unsigned first, const struct walk_state *start,
+                     struct x86_walk *out, bool *again) {
   enum x86_paging mode = c->mmu.paging;
   const struct format *f = &formats[mode];
   u32 err = access_bits(c, acc, rights.user);
-  struct entry used[6], *top = &used[f->levels];
-  struct walk_state s = {.writable = true, .user = true};
+  struct entry used[6];
+  struct walk_state s = {.writable = true, .user = true}, states[6];
   *again = false;
 
-  if (mode == PAGING_PAE) { /* 4.4.1: the PDPTEs are registers; reserved bits were checked when they were loaded */
+  if (first) {
+    s = *start;
+  } else if (mode == PAGING_PAE) { /* 4.4.1: the PDPTEs are registers; reserved bits were checked when they were loaded */
     u64 pdpte = c->pdptr[(lin >> 30) & 3];
     if (!(pdpte & PTE_P)) return page_fault(c, lin, err);
     s.table = pdpte & PTE_ADDR;
@@ -162,12 +205,15 @@ static int walk_once(struct x86_vcpu *c, u64 lin, enum x86_access acc, struct x8
     s.table = mode == PAGING_32 ? c->cr3 & 0xfffff000u : c->cr3 & PTE_ADDR;
   }
 
-  for (unsigned level = f->levels;; level--) {
+  if (!first) first = f->levels;
+
+  for (unsigned level = first;; level--) {
     unsigned shift = PAGE_SHIFT + f->index_bits * (level - 1);
     gpa_t gpa = s.table + ((lin >> shift) & ((1u << f->index_bits) - 1)) * f->entry_size;
     const struct memslot *slot;
     void *host = entry_host(c, gpa, &slot);
     if (!host) return page_fault(c, lin, err);
+    states[level] = s;
     u64 e = f->entry_size == 8 ? __atomic_load_n((u64 *)host, __ATOMIC_RELAXED) : __atomic_load_n((u32 *)host, __ATOMIC_RELAXED);
     if (!(e & PTE_P)) return page_fault(c, lin, err);
     bool pse = mode == PAGING_32 ? (c->cr4 & CR4_PSE) != 0 : true;
@@ -191,7 +237,8 @@ static int walk_once(struct x86_vcpu *c, u64 lin, enum x86_access acc, struct x8
     unsigned pk, need = acc == ACC_READ ? PERM_R : acc == ACC_EXEC ? PERM_X : PERM_W;
     if (!(x86_page_perms(c, out, rights, &pk) & need)) return page_fault(c, lin, err | PF_P | (pk & need ? PF_PK : 0));
     bool write = acc == ACC_WRITE || acc == ACC_RMW;
-    *again = set_ad && !set_accessed_dirty(c, top, &used[level], f->entry_size, write);
+    *again = set_ad && !set_accessed_dirty(c, &used[first], &used[level], f->entry_size, write);
+    if (set_ad && !*again) structures_note(c, lin, first, level, states);
     if (write) out->dirty = true;
     return X86_OK;
   }
@@ -202,10 +249,14 @@ static int walk_page(struct x86_vcpu *c, u64 lin, enum x86_access acc, struct x8
     *out = (struct x86_walk){.gpa = lin & 0xffffffffull, .page_bits = 30, .writable = true, .user = true, .dirty = true};
     return X86_OK;
   }
+  struct walk_state start;
+  unsigned first = set_ad ? structures_find(c, lin, &start) : 0;
   bool again;
   int r;
-  do r = walk_once(c, lin, acc, rights, set_ad, out, &again);
+  if (first && !walk_once(c, lin, acc, rights, set_ad, first, &start, out, &again) && !again) return X86_OK;
+  do r = walk_once(c, lin, acc, rights, set_ad, 0, NULL, out, &again);
   while (again);
+  if (r && first) structures_drop(c, lin);
   return r;
 }
 

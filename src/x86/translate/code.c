@@ -80,6 +80,7 @@ static bool keeps_x87(void) {
 
 void x86_code_vcpu_init(struct x86_vcpu *c) {
   c->code.self = c;
+  for (unsigned n = 0; n < TLB_COUNT; n++) c->code.deltas[n] = &c->mmu.tables[n * X86_TLB_SIZE].delta;
   c->code.interpret = x86_code_interpret;
   c->code.interpret_at = x86_code_interpret_at;
   c->code.syscall = x86_code_syscall;

@@ -36,6 +36,7 @@ static const struct field {
     FIELD(code.page),
     FIELD(code.generation),
     FIELD(code.scratch),
+    ARRAY(code.deltas, TLB_COUNT),
     FIELD(code.from),
     FIELD(code.to),
     FIELD(code.room),

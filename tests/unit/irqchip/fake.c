@@ -62,6 +62,9 @@ void fake_sleep(u64 ns) {
 
 /* ---- core ---- */
 
+/* Nothing sleeps here. */
+void vcpu_wake_near(struct vcpu *vcpu, u64 ns) {}
+
 void vcpu_request(struct vcpu *v, unsigned req) {
   atomic_fetch_or(&v->requests, BIT(req));
 }
