@@ -69,6 +69,7 @@ static inline unsigned diff_gprs(unsigned mode) {
 }
 
 extern u8 *engine_arena; /* the engine's copy */
+extern bool engine_v86;  /* 16-bit code runs in virtual-8086 mode, where the host cannot follow */
 
 /* ---- random numbers (main.c): xoshiro256** ---- */
 u64 rnd(void);
@@ -133,6 +134,7 @@ void engine_start_sequences(u8 *code, unsigned mode);
 void engine_run_placed(enum engine_kind kind, const struct diff_case *k, struct diff_state *out);
 /* The same while the client has taken a page of the arena away; where that is found (true), to the end when it is back. */
 bool engine_run_with_hole(enum engine_kind kind, const struct diff_case *k, unsigned hole, struct diff_state *stopped, struct diff_state *out);
+bool engine_same_segments(void); /* after both have run */
 void engine_cool(u32 pages); /* the translator's TLB has nothing of these pages of the arena; what a block has kept of pages leads nowhere */
 void engine_warm(u64 at, unsigned len);           /* the blocks of the code that just ran will be translated */
 unsigned engine_translated(u64 at, unsigned len); /* how many of them are */

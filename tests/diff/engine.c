@@ -16,9 +16,11 @@
 #include "x86/x86.h"
 
 #define TABLES_GPA 0x100000ull
-#define TABLES     5u
+#define TABLES     6u
+#define LOW_ARENA  0x30000u /* the arena once more, where selectors of virtual-8086 mode reach it */
 
 u8 *engine_arena;
+bool engine_v86;
 static u8 *guest_arena; /* the same pages, as the guest's memory has them */
 static struct x86_vcpu *cpu, *placed[ENGINE_KINDS];
 static struct x86_cpuid *cpuid;
@@ -83,15 +85,17 @@ static void map_slot(struct vm *vm, unsigned id, gpa_t gpa, u64 size, u8 *p) {
 /* Four-level tables: user pages, for the arena and (read-only) the code area. */
 static void make_tables(u64 *t) {
   enum { P = 1, W = 2, U = 4, A = 0x20, D = 0x40 };
-  u64 *pml4 = t, *pdpt = t + 512, *pd = t + 1024, *pt = t + 1536, *code = t + 2048;
+  u64 *pml4 = t, *pdpt = t + 512, *pd = t + 1024, *pt = t + 1536, *code = t + 2048, *low = t + 2560;
   pml4[0] = (TABLES_GPA + PAGE_SIZE) | P | W | U | A;
   pdpt[0] = (TABLES_GPA + 2 * PAGE_SIZE) | P | W | U | A;
   pd[ARENA_BASE >> 21] = (TABLES_GPA + 3 * PAGE_SIZE) | P | W | U | A;
   pd[CODE_BASE >> 21] = (TABLES_GPA + 4 * PAGE_SIZE) | P | W | U | A;
+  pd[0] = (TABLES_GPA + 5 * PAGE_SIZE) | P | W | U | A;
   for (unsigned p = 0; p < CODE_SIZE >> PAGE_SHIFT; p++) code[p] = (CODE_BASE + p * PAGE_SIZE) | P | U | A | D;
   for (unsigned p = 0; p < ARENA_PAGES; p++)
     if (arena_map[p] != PAGE_GONE)
       pt[p] = (ARENA_BASE + (ARENA_PAGES - 1 - p) * PAGE_SIZE) | P | U | A | D | (arena_map[p] == PAGE_RW ? W : 0) | BIT(63);
+  for (unsigned p = 0; p < ARENA_PAGES; p++) low[(LOW_ARENA >> PAGE_SHIFT) + p] = pt[p];
 }
 
 static void set_features(struct x86_vcpu *c) {
@@ -101,21 +105,28 @@ static void set_features(struct x86_vcpu *c) {
   cpuid = c->cpuid;
 }
 
-static void set_mode(struct x86_vcpu *c, unsigned mode) {
+static void set_segments(struct x86_vcpu *c, unsigned mode) {
   struct x86_seg data = {.limit = 0xffffffffu, .sel = 0x2b, .type = 3, .s = 1, .dpl = 3, .present = 1, .db = 1, .g = 1};
   if (mode == 16)
-    data = (struct x86_seg){.base = ARENA_BASE, .limit = ARENA_SIZE - 1, .sel = 0x0f, .type = 3, .s = 1, .dpl = 3, .present = 1};
-  for (unsigned n = 0; n < 6; n++) c->seg[n] = data;
+    data = (struct x86_seg){.base = ARENA_BASE, .limit = engine_v86 ? 0xffff : ARENA_SIZE - 1, .sel = 0x0f, .type = 3, .s = 1, .dpl = 3, .present = 1};
+  for (unsigned n = 0; n < 6; n++) {
+    c->seg[n] = data;
+    if (engine_v86) c->seg[n].sel = (u16)(LOW_ARENA / 16 + (n == SEG_SS || n == SEG_DS ? 0 : 5 * n)), c->seg[n].base = c->seg[n].sel * 16u;
+  }
   c->seg[SEG_CS].type = 11;
   c->seg[SEG_CS].sel = mode == 64 ? 0x33 : mode == 32 ? 0x23 : 0x07;
   c->seg[SEG_CS].db = mode == 32;
   c->seg[SEG_CS].l = mode == 64;
-  if (mode == 16) c->seg[SEG_CS].base = CODE_BASE, c->seg[SEG_CS].limit = CODE_LIMIT16;
-  if (mode != 64) c->seg[SEG_FS].unusable = 1;
-  c->seg[SEG_GS].unusable = mode == 16;
+  if (mode == 16) c->seg[SEG_CS].base = CODE_BASE, c->seg[SEG_CS].limit = engine_v86 ? 0xffff : CODE_LIMIT16;
+  c->seg[SEG_FS].unusable = mode != 64 && !engine_v86;
+  c->seg[SEG_GS].unusable = mode == 16 && !engine_v86;
   c->seg[SEG_GS].base = DIFF_GS_BASE;
   if (mode == 32) c->seg[SEG_GS].sel = DIFF_GS;
   for (unsigned n = 0; n < 6; n++) x86_seg_update(&c->seg[n]);
+}
+
+static void set_mode(struct x86_vcpu *c, unsigned mode) {
+  set_segments(c, mode);
   c->tr = (struct x86_seg){.unusable = 1, .type = 11};
   c->ldtr.unusable = 1;
   c->cr0 = CR0_PE | CR0_MP | CR0_ET | CR0_NE | CR0_WP | CR0_AM | CR0_PG;
@@ -123,7 +134,7 @@ static void set_mode(struct x86_vcpu *c, unsigned mode) {
   c->cr4 = CR4_PAE | CR4_PGE | CR4_OSFXSR | CR4_OSXMMEXCPT | CR4_OSXSAVE;
   c->efer = EFER_SCE | EFER_LME | EFER_LMA | EFER_NX;
   c->xcr0 = x86_xcr0_supported();
-  c->rflags = 2 | FL_IF;
+  c->rflags = 2 | FL_IF | (engine_v86 ? FL_VM | FL_IOPL : 0);
   x86_mmu_mode_changed(c);
   x86_mode_changed(c);
 }
@@ -192,7 +203,8 @@ static void load(struct x86_vcpu *c, const struct diff_case *k) {
   memcpy(c->regs, k->in.gpr, sizeof(k->in.gpr));
   c->rip = k->at - diff_code_base(k->mode);
   bool watch = (c->rflags ^ k->in.rflags) & (FL_AC | FL_TF);
-  c->rflags = k->in.rflags;
+  if (engine_v86) c->rflags = k->in.rflags | FL_VM | FL_IOPL, set_segments(c, 16);
+  else c->rflags = k->in.rflags;
   if (watch) x86_mode_changed(c);
   c->stop = 0;
   c->core.requests = 0; /* nobody acts on them here */
@@ -375,10 +387,19 @@ bool engine_run_with_hole(enum engine_kind kind, const struct diff_case *k, unsi
   return hit;
 }
 
+bool engine_same_segments(void) {
+  struct x86_seg s[2][6];
+  for (unsigned kind = 0; kind < ENGINE_KINDS; kind++) {
+    memcpy(s[kind], placed[kind]->seg, sizeof(s[kind]));
+    for (unsigned n = 0; n < 6; n++) s[kind][n].flat = 0; /* may say less than it could */
+  }
+  return !memcmp(s[0], s[1], sizeof(s[0]));
+}
+
 void engine_cool(u32 pages) {
   struct x86_vcpu *c = placed[ENGINE_TRANSLATOR];
   for (unsigned n = 0; n < ARENA_PAGES; n++)
-    if (pages >> n & 1) x86_mmu_flush_page(c, ARENA_BASE + n * PAGE_SIZE);
+    if (pages >> n & 1) x86_mmu_flush_page(c, ARENA_BASE + n * PAGE_SIZE), x86_mmu_flush_page(c, LOW_ARENA + n * PAGE_SIZE);
   memset(c->code.delta, 0x5a, sizeof(c->code.delta));
 }
 

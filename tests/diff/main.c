@@ -52,6 +52,7 @@ static void usage(FILE *f) {
         "  --encodings     instead: what the decoder refuses must be undefined on the host\n"
         "  --summary       a line per mnemonic at the end\n"
         "  --sequences     instead: sequences of instructions on the host CPU, in the interpreter and as translated code\n"
+        "  --v86           with --sequences: 16-bit code in virtual-8086 mode, in the two engines alone\n"
         "  --replay S      one sequence, by the number that a report names\n"
         "  --code HEX,...  with other instructions than its own\n",
         f);
@@ -70,7 +71,7 @@ struct options {
   const char *family, *mnemonic;
   unsigned mode;
   const char *replay, *code;
-  bool summary, encodings, flags, sequences;
+  bool summary, encodings, flags, sequences, v86;
 };
 
 static bool parse(int argc, char **argv, struct options *o) {
@@ -86,6 +87,11 @@ static bool parse(int argc, char **argv, struct options *o) {
     }
     if (!strcmp(a, "--sequences")) {
       o->sequences = true;
+      continue;
+    }
+    if (!strcmp(a, "--v86")) {
+      o->v86 = true;
+      o->mode = 16;
       continue;
     }
     if (!strcmp(a, "--summary")) {
@@ -159,6 +165,7 @@ int main(int argc, char **argv) {
   }
   if (!o.seed) o.seed = (u64)time(NULL);
   rnd_seed(o.seed);
+  engine_v86 = o.v86;
   u8 *code = host_init(o.mode);
   engine_init(code);
   engine_set_mode(o.mode);

@@ -95,6 +95,7 @@ static void written(const struct diff_case *k, u16 *named, u16 *all) {
 static bool unwanted(const struct diff_case *k) {
   const char *family = ext_family(&k->insn);
   unsigned m = k->insn.mnemonic;
+  if (engine_v86 && k->insn.encoding != ZYDIS_INSTRUCTION_ENCODING_LEGACY) return !rnd_chance(1); /* undefined there */
   if (family && !strcmp(family, "xsave"))
     return m != ZYDIS_MNEMONIC_FXSAVE && m != ZYDIS_MNEMONIC_FXRSTOR && m != ZYDIS_MNEMONIC_LDMXCSR &&
            m != ZYDIS_MNEMONIC_STMXCSR;
@@ -307,9 +308,41 @@ static void put_popf(struct writer *w) {
   put(w, (u8[]){0x9d}, 1); /* popfq */
 }
 
+/* Virtual-8086 mode: segment registers get other selectors that lead into the arena, and are read. */
+static void put_segment(struct writer *w) {
+  u16 sel = (u16)(0x3000 + rnd_below(rnd_chance(80) ? 64 : 0x800));
+  u8 low = sel & 0xff, high = sel >> 8, wide = rnd_chance(20), seg = rnd_chance(45) ? 0 : rnd_chance(80) ? 3 : rnd_below(6);
+  if (seg == 1) seg = 5;
+  switch (rnd_below(5)) {
+  case 0:
+    put(w, (u8[]){0xb8, low, high}, 3); /* mov ax, sel */
+    put(w, (u8[]){0x8e, (u8)(0xc0 | seg << 3)}, 2);
+    break;
+  case 1:
+    put(w, (u8[]){0x66, 0x68, low, high, 0, 0} + !wide, wide ? 6 : 3); /* push sel */
+    put(w, (u8[]){0x66, seg ? 0x1f : 0x07} + !wide, 1u + wide);        /* pop ds or es */
+    break;
+  case 2:
+    put(w, (u8[]){0x66, seg ? 0x06 : 0x1e} + !wide, 1u + wide);
+    put(w, (u8[]){0x66, seg ? 0x1f : 0x07} + !wide, 1u + wide);
+    break;
+  case 3:
+    put(w, (u8[]){0x66, 0x8c, (u8)(0xc0 | seg << 3)} + !wide, 2u + wide); /* mov ax or eax, seg */
+    break;
+  default:
+    put(w, (u8[]){0xc7, 0x47, wide ? 4 : 2, low, high}, 5);              /* mov word [bx + 2 or 4], sel */
+    put(w, (u8[]){0x66, seg ? 0xc5 : 0xc4, 0x07} + !wide, 2u + wide);    /* lds or les ax or eax, [bx] */
+    if (rnd_chance(30)) put(w, (u8[]){0x8e, (u8)(0x47 | (seg ? 3 : 0) << 3), wide ? 4 : 2}, 3); /* mov ds or es, [bx + ...] */
+  }
+}
+
 enum { PREPARED_MAX = 6 };
 static unsigned prepared(struct seq_insn *i, const struct roles *r, unsigned mode) {
   struct writer w = {.i = i};
+  if (engine_v86 && rnd_chance(70)) {
+    put_segment(&w);
+    return w.n;
+  }
   bool changed = (r->kept >> RDX & 1) || (r->kept >> RAX & 1);
   switch (mode == 64 && !changed ? rnd_below(6) : 0) {
   case 1: put_division(&w); break;
@@ -412,7 +445,7 @@ static void make_code(struct sequence *s, const struct roles *r) {
       unsigned more = forward(&s->insn[n], n, want, mode, called);
       called |= s->insn[n].code[0] == 0xe8;
       n += more;
-    } else if (rnd_chance(10) && left >= PREPARED_MAX) {
+    } else if (rnd_chance(engine_v86 ? 35 : 10) && left >= PREPARED_MAX) {
       n += prepared(&s->insn[n], r, mode);
     } else {
       plain(&s->insn[n++], s, r);

@@ -91,7 +91,12 @@ bool x86_plan_is_string(const struct x86_decoded_insn *d) {
 static void add_string(struct plan_insn *p, const struct x86_block *b, const struct x86_insn *i, const struct x86_decoded_insn *d) {
   struct plan_address source = {.seg = i->seg >= SEG_FS ? i->seg : 0, .base = RSI, .index = X86_REG_NONE},
                       destination = {.base = RDI, .index = X86_REG_NONE};
-  if (is_16(b) || i->adsize != word_of(b) || (is_32(b) && i->seg == SEG_CS) || (i->iflags & (X86_I_REP | X86_I_REPNE))) return;
+  if (is_16(b)) {
+    source.seg = i->seg | PLAN_SEGMENT;
+    destination.seg = SEG_ES | PLAN_SEGMENT;
+    source.size = destination.size = i->adsize;
+  }
+  if ((!is_16(b) && i->adsize != word_of(b)) || (is_32(b) && i->seg == SEG_CS) || (i->iflags & (X86_I_REP | X86_I_REPNE))) return;
   switch (d->insn.opcode & 0xfe) {
   case 0xa4: /* MOVS */
     add(p, source, i->opsize, false);
@@ -227,6 +232,15 @@ static bool is_system(unsigned mnemonic) {
   }
 }
 
+/* MOV, POP, LDS and LES where the translator does them: addresses mean something else afterwards. */
+static bool loads_segment(const struct x86_decoded_insn *d) {
+  for (unsigned k = 0; k < d->insn.operand_count; k++)
+    if (d->ops[k].type == ZYDIS_OPERAND_TYPE_REGISTER && ZydisRegisterGetClass(d->ops[k].reg.value) == ZYDIS_REGCLASS_SEGMENT &&
+        d->ops[k].actions & ZYDIS_OPERAND_ACTION_MASK_WRITE)
+      return true;
+  return false;
+}
+
 /* ---- groups ---- */
 
 struct open_group {
@@ -288,14 +302,14 @@ static void moved(struct plan *p, unsigned word, struct open_group *open, const 
 }
 
 /* Whether nobody in the block changes its registers: in a loop one look is enough for all rounds. */
-static bool is_constant(const struct plan *p, const struct plan_address *a, u32 interpreted) {
-  return !interpreted && !(a->base < 16 && (p->writes >> a->base & 1)) && !(a->index < 16 && (p->writes >> a->index & 1));
+static bool is_constant(const struct plan *p, const struct plan_address *a, bool constant) {
+  return constant && !(a->base < 16 && (p->writes >> a->base & 1)) && !(a->index < 16 && (p->writes >> a->index & 1));
 }
 
 /* The second copy is where a loop goes on: what the first one has looked at holds there only if it is constant. */
-static void begin_loop(struct plan *p, struct open_group *open, u32 interpreted) {
+static void begin_loop(struct plan *p, struct open_group *open, bool constant) {
   for (unsigned n = 0; n < p->n_groups; n++) {
-    if (!open[n].closed && is_constant(p, &p->group[n].at, interpreted)) {
+    if (!open[n].closed && is_constant(p, &p->group[n].at, constant)) {
       p->constant |= 1u << n;
       open[n].newest->last = false;
     } else {
@@ -306,10 +320,12 @@ static void begin_loop(struct plan *p, struct open_group *open, u32 interpreted)
 
 static void group(struct plan *p, const struct x86_block *b, const struct x86_decoded_insn *d, u32 interpreted, unsigned copies) {
   struct open_group open[PLAN_GROUPS];
+  bool constant = !interpreted;
+  for (unsigned k = 0; k < b->n; k++) constant &= !loads_segment(&d[k]);
   for (unsigned j = 0; j < copies * b->n; j++) {
     struct plan_insn *i = &p->insn[j];
     unsigned k = j % b->n;
-    if (j == b->n) begin_loop(p, open, interpreted);
+    if (j == b->n) begin_loop(p, open, constant);
     if ((interpreted >> k & 1) || is_system(d[k].insn.mnemonic)) { /* it may change what addresses mean */
       for (unsigned n = 0; n < p->n_groups; n++) open[n].closed = true;
       i->n_access = 0;
@@ -317,6 +333,7 @@ static void group(struct plan *p, const struct x86_block *b, const struct x86_de
     }
     for (unsigned n = 0; n < i->n_access && !x86_plan_is_bit_string(&d[k]); n++) place(p, open, &i->access[n]);
     moved(p, word_of(b), open, &b->insn[k], &d[k], i);
+    for (unsigned n = 0; n < p->n_groups && loads_segment(&d[k]); n++) open[n].closed = true;
   }
   for (unsigned n = 0; n < p->n_groups; n++) {
     if (p->constant >> n & 1) open[n].newest->last = false;

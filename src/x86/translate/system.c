@@ -221,7 +221,69 @@ static bool from_segment(struct translation *t) {
   return true;
 }
 
-static bool move(struct translation *t) { return from_control(t) || from_segment(t); }
+/* ---- loads of ES and DS in real and virtual-8086 mode: x86_seg_real() ---- */
+
+static bool loads_here(const struct translation *t, unsigned seg) { return t->m16 && t->b->mode & X86_MODE_REAL && (seg == SEG_ES || seg == SEG_DS); }
+
+_Static_assert(offsetof(struct x86_seg, type) == 14 && offsetof(struct x86_seg, dpl) == 16 && offsetof(struct x86_seg, flat) == 23, "load_segment()");
+
+/* EAX: the selector.  `flat` need not be what it could be: limits are looked at then.  Flags stay. */
+static void load_segment(struct translation *t, unsigned seg) {
+  struct emitter *e = &t->e;
+  s32 at = GS_OF(seg) + (s32)(seg * sizeof(struct x86_seg));
+  bool v86 = is_v86(t);
+  em8(e, 0x66), em_mem(e, 0, 0x89, H_RAX, EM_GS(at + (s32)offsetof(struct x86_seg, sel)));
+  if (v86) {
+    em_mem(e, 0, 0xc7, 0, EM_GS(at + (s32)offsetof(struct x86_seg, limit))), em32(e, 0xffff);
+    em8(e, 0x66), em_mem(e, 0, 0xc7, 0, EM_GS(at + 14)), em8(e, 3), em8(e, 1);  /* type, s */
+    em_mem(e, 1, 0xc7, 0, EM_GS(at + 16)), em32(e, 0x0103);                     /* dpl, present */
+  } else {
+    em_mem(e, 0, 0xc7, 0, EM_GS(at + 14)), em32(e, 0x01000103); /* type, s, dpl, present */
+    em_mem(e, 0, 0xc6, 0, EM_GS(at + (s32)offsetof(struct x86_seg, flat))), em8(e, X86_SEG_OTHER);
+  }
+  em_mem(e, 0, 0x8d, H_RAX, (struct em_mem){.base = H_NONE, .index = H_RAX, .shift = 3});
+  em_mem(e, 0, 0x8d, H_RAX, (struct em_mem){.base = H_RAX, .index = H_RAX});
+  em_store(e, EM_GS(at + (s32)offsetof(struct x86_seg, base)), H_RAX);
+}
+
+/* MOV to a segment register. */
+static bool to_segment(struct translation *t) {
+  const ZydisDecodedOperand *to = &t->ops[0], *from = &t->ops[1];
+  if (!is_segment(to) || !loads_here(t, t->i->sub)) return false;
+  if (from->type == ZYDIS_OPERAND_TYPE_MEMORY) {
+    struct em_mem m;
+    if (!t_access(t, 0, &m)) return false;
+    em_mem(&t->e, 0, 0x0fb7, H_RAX, m);
+  } else {
+    em_reg(&t->e, 0, 0x0fb7, H_RAX, T_HOME(t->i->rm));
+  }
+  load_segment(t, t->i->sub);
+  return true;
+}
+
+static bool pop_segment(struct translation *t) {
+  struct em_mem m;
+  if (!is_segment(&t->ops[0]) || !loads_here(t, t->i->sub) || !t_is_word(t) || !t_access(t, 0, &m)) return false;
+  em_mem(&t->e, 0, 0x0fb7, H_RAX, m);
+  load_segment(t, t->i->sub);
+  t_move_rsp(t, t_slot_size(t));
+  return true;
+}
+
+/* LDS, LES. */
+static bool load_pointer(struct translation *t) {
+  struct em_mem m, sel;
+  if (!loads_here(t, t->i->sub) || !t_access(t, 0, &m)) return false;
+  sel = m;
+  sel.disp += t->i->opsize;
+  em_mem(&t->e, 0, 0x0fb7, H_RAX, sel);
+  em_mem(&t->e, 0, t->i->opsize == 2 ? 0x0fb7 : 0x8b, H_RCX, m);
+  load_segment(t, t->i->sub);
+  em_sized_reg(&t->e, 8u * t->i->opsize, 0x8b, T_HOME(t->i->reg), H_RCX);
+  return true;
+}
+
+static bool move(struct translation *t) { return from_control(t) || from_segment(t) || to_segment(t); }
 
 /* RDFSBASE, RDGSBASE, WRFSBASE, WRGSBASE. */
 static struct em_mem base_named(const struct translation *t) {
@@ -337,6 +399,9 @@ static const struct {
     {ZYDIS_MNEMONIC_POPFD, popf},
     {ZYDIS_MNEMONIC_POPFQ, popf},
     {ZYDIS_MNEMONIC_PUSH, push_segment},
+    {ZYDIS_MNEMONIC_POP, pop_segment},
+    {ZYDIS_MNEMONIC_LDS, load_pointer},
+    {ZYDIS_MNEMONIC_LES, load_pointer},
 };
 
 bool t_system(struct translation *t) {
