@@ -281,12 +281,12 @@ static void moved(struct plan *p, unsigned word, struct open_group *open, const 
 }
 
 /* Whether nobody in the block changes its registers: in a loop one look is enough for all rounds. */
-static bool is_constant(const struct plan *p, const struct plan_address *a, u32 interpreted) {
+static bool is_constant(const struct plan *p, const struct plan_address *a, u64 interpreted) {
   return !interpreted && !(a->base < 16 && (p->writes >> a->base & 1)) && !(a->index < 16 && (p->writes >> a->index & 1));
 }
 
 /* The second copy is where a loop goes on: what the first one has looked at holds there only if it is constant. */
-static void begin_loop(struct plan *p, struct open_group *open, u32 interpreted) {
+static void begin_loop(struct plan *p, struct open_group *open, u64 interpreted) {
   for (unsigned n = 0; n < p->n_groups; n++) {
     if (!open[n].closed && is_constant(p, &p->group[n].at, interpreted)) {
       p->constant |= 1u << n;
@@ -297,7 +297,7 @@ static void begin_loop(struct plan *p, struct open_group *open, u32 interpreted)
   }
 }
 
-static void group(struct plan *p, const struct x86_block *b, const struct x86_decoded_insn *d, u32 interpreted, unsigned copies) {
+static void group(struct plan *p, const struct x86_block *b, const struct x86_decoded_insn *d, u64 interpreted, unsigned copies) {
   struct open_group open[PLAN_GROUPS];
   for (unsigned j = 0; j < copies * b->n; j++) {
     struct plan_insn *i = &p->insn[j];
@@ -354,7 +354,7 @@ static bool may_stop(const struct plan_insn *p, const struct x86_insn *i, const 
 }
 
 /* Instructions that may have to load the vector or x87 registers first. */
-static void loads(struct plan *p, const struct x86_block *b, const struct x86_decoded_insn *d, u32 interpreted, unsigned copies) {
+static void loads(struct plan *p, const struct x86_block *b, const struct x86_decoded_insn *d, u64 interpreted, unsigned copies) {
   unsigned loaded = 0;
   bool x87_loaded = false;
   for (unsigned j = 0; j < copies * b->n; j++) {
@@ -366,7 +366,7 @@ static void loads(struct plan *p, const struct x86_block *b, const struct x86_de
   }
 }
 
-static void flags(struct plan *p, const struct x86_block *b, const struct x86_decoded_insn *d, u32 interpreted, unsigned copies,
+static void flags(struct plan *p, const struct x86_block *b, const struct x86_decoded_insn *d, u64 interpreted, unsigned copies,
                   bool exact) {
   u8 live = ALL_FLAGS;
   for (unsigned j = copies * b->n; j-- > 0;) {
@@ -382,8 +382,8 @@ static void flags(struct plan *p, const struct x86_block *b, const struct x86_de
 }
 
 /* Those of system.c that may be left to the interpreter after all, or change what addresses mean. */
-static u32 system_insns(const struct x86_block *b, const struct x86_decoded_insn *d) {
-  u32 mask = 0;
+static u64 system_insns(const struct x86_block *b, const struct x86_decoded_insn *d) {
+  u64 mask = 0;
   for (unsigned k = 0; k < b->n; k++) {
     switch (d[k].insn.mnemonic) {
     case ZYDIS_MNEMONIC_STI:
@@ -395,7 +395,7 @@ static u32 system_insns(const struct x86_block *b, const struct x86_decoded_insn
     case ZYDIS_MNEMONIC_RDPKRU:
     case ZYDIS_MNEMONIC_RDTSC:
     case ZYDIS_MNEMONIC_RDTSCP:
-      mask |= 1u << k;
+      mask |= 1ull << k;
       break;
     default:
       break;
@@ -404,7 +404,7 @@ static u32 system_insns(const struct x86_block *b, const struct x86_decoded_insn
   return mask;
 }
 
-void x86_plan(struct plan *p, const struct x86_block *b, const struct x86_decoded_insn *d, u32 interpreted, bool grouped,
+void x86_plan(struct plan *p, const struct x86_block *b, const struct x86_decoded_insn *d, u64 interpreted, bool grouped,
               unsigned copies, bool exact) {
   p->n_groups = 0;
   p->constant = p->writes = 0;
