@@ -5,7 +5,7 @@
 #include "base/types.h"
 
 #define REGION_UNIT    64u   /* sizes are rounded up to this */
-#define REGION_MAX     4096u /* bytes of an object */
+#define REGION_MAX     8192u /* bytes of an object */
 #define REGION_CLASSES (REGION_MAX / REGION_UNIT + 1)
 
 struct region {

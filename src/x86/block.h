@@ -13,7 +13,7 @@
 
 #include "x86/insn.h"
 
-#define X86_BLOCK_MAX 32 /* instructions */
+#define X86_BLOCK_MAX 64 /* instructions */
 
 struct x86_block {
   struct x86_block *hash_next;

@@ -168,8 +168,8 @@ bool ext_equal(const struct diff_case *k, struct diff_state *host, struct diff_s
 void ext_report(const struct diff_case *k, const struct diff_state *host, const struct diff_state *engine);
 
 /* ---- seq_gen.c ---- */
-#define SEQ_MAX  16u  /* instructions, with those of the loop around them */
-#define SEQ_SIZE 256u /* bytes, with the way out */
+#define SEQ_MAX  64u  /* instructions, with those of the loop around them */
+#define SEQ_SIZE 1024u /* bytes, with the way out */
 
 /* Displacements and addresses of other instructions in the sequence. */
 enum seq_fix { FIX_NONE, FIX_RELATIVE, FIX_ABSOLUTE, FIX_DATA };

@@ -436,7 +436,7 @@ static void keep_addresses(struct sequence *s) {
 }
 
 static void make_code(struct sequence *s, const struct roles *r) {
-  unsigned want = 2 + rnd_below(11), n = 0, mode = s->k.mode;
+  unsigned want = rnd_chance(90) ? 2 + rnd_below(11) : 12 + rnd_below(46), n = 0, mode = s->k.mode;
   bool loop = rnd_chance(40), called = false;
   unsigned start = rnd_below(want), end = start + 1 + rnd_below(want - start);
   while (n < want) {

@@ -53,7 +53,7 @@ void t_interpret_by(struct translation *t, s32 routine) {
 }
 
 void t_interpret(struct translation *t) {
-  t->interpreted |= 1u << t->k;
+  t->interpreted |= 1ull << t->k;
   t->ready = 0;
   t_interpret_by(t, interpret_routine(t));
 }
@@ -450,7 +450,7 @@ enum { ATTEMPTS = 4 }; /* at what to leave to the interpreter */
 /* Which instructions are left to the interpreter is known when they have been tried; where the flags should be at the beginning, when all is done. */
 static bool translate(struct translation *t, unsigned copies, struct x86_vcpu *c, struct jit_arena *a, const struct x86_block *b, unsigned right, struct x86_code *code,
                       const struct x86_decoded_insn *d) {
-  u32 interpreted = 0;
+  u64 interpreted = 0;
   bool body_host = false;
   t->copies = copies;
   t->no_loop = false;
@@ -473,7 +473,7 @@ static unsigned copies_of(const struct x86_block *b, const struct x86_decoded_in
   if ((b->mode & X86_MODE_SIZE) == X86_MODE_16 && t_is_counting(last->insn.mnemonic)) return 1;
   bool itself = last->insn.meta.category == ZYDIS_CATEGORY_COND_BR && last->ops[0].type == ZYDIS_OPERAND_TYPE_IMMEDIATE &&
                 (s64)b->insn[b->n - 1].imm == 0;
-  return !itself ? 1 : b->n <= 8 ? 5 : b->n <= 16 ? 3 : 2;
+  return !itself ? 1 : b->n <= 16 ? 5 : 2;
 }
 
 struct x86_code *x86_translate_block(struct x86_vcpu *c, struct jit_arena *a, struct region *records, struct x86_block *b, unsigned right) {

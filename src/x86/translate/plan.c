@@ -318,7 +318,7 @@ static void begin_loop(struct plan *p, struct open_group *open, bool constant) {
   }
 }
 
-static void group(struct plan *p, const struct x86_block *b, const struct x86_decoded_insn *d, u32 interpreted, unsigned copies) {
+static void group(struct plan *p, const struct x86_block *b, const struct x86_decoded_insn *d, u64 interpreted, unsigned copies) {
   struct open_group open[PLAN_GROUPS];
   bool constant = !interpreted;
   for (unsigned k = 0; k < b->n; k++) constant &= !loads_segment(&d[k]);
@@ -378,7 +378,7 @@ static bool may_stop(const struct plan_insn *p, const struct x86_insn *i, const 
 }
 
 /* Instructions that may have to load the vector or x87 registers first. */
-static void loads(struct plan *p, const struct x86_block *b, const struct x86_decoded_insn *d, u32 interpreted, unsigned copies) {
+static void loads(struct plan *p, const struct x86_block *b, const struct x86_decoded_insn *d, u64 interpreted, unsigned copies) {
   unsigned loaded = 0;
   bool x87_loaded = false;
   for (unsigned j = 0; j < copies * b->n; j++) {
@@ -390,7 +390,7 @@ static void loads(struct plan *p, const struct x86_block *b, const struct x86_de
   }
 }
 
-static void flags(struct plan *p, const struct x86_block *b, const struct x86_decoded_insn *d, u32 interpreted, unsigned copies,
+static void flags(struct plan *p, const struct x86_block *b, const struct x86_decoded_insn *d, u64 interpreted, unsigned copies,
                   bool exact) {
   u8 live = ALL_FLAGS;
   for (unsigned j = copies * b->n; j-- > 0;) {
@@ -406,8 +406,8 @@ static void flags(struct plan *p, const struct x86_block *b, const struct x86_de
 }
 
 /* Those of system.c that may be left to the interpreter after all, or change what addresses mean. */
-static u32 system_insns(const struct x86_block *b, const struct x86_decoded_insn *d) {
-  u32 mask = 0;
+static u64 system_insns(const struct x86_block *b, const struct x86_decoded_insn *d) {
+  u64 mask = 0;
   for (unsigned k = 0; k < b->n; k++) {
     switch (d[k].insn.mnemonic) {
     case ZYDIS_MNEMONIC_STI:
@@ -419,7 +419,7 @@ static u32 system_insns(const struct x86_block *b, const struct x86_decoded_insn
     case ZYDIS_MNEMONIC_RDPKRU:
     case ZYDIS_MNEMONIC_RDTSC:
     case ZYDIS_MNEMONIC_RDTSCP:
-      mask |= 1u << k;
+      mask |= 1ull << k;
       break;
     default:
       break;
@@ -428,7 +428,7 @@ static u32 system_insns(const struct x86_block *b, const struct x86_decoded_insn
   return mask;
 }
 
-void x86_plan(struct plan *p, const struct x86_block *b, const struct x86_decoded_insn *d, u32 interpreted, bool grouped,
+void x86_plan(struct plan *p, const struct x86_block *b, const struct x86_decoded_insn *d, u64 interpreted, bool grouped,
               unsigned copies, bool exact) {
   p->n_groups = 0;
   p->constant = p->writes = 0;

@@ -70,7 +70,7 @@ struct plan {
 
 /* interpreted: bit n: instruction n is left to the interpreter.  grouped: whether accesses may share checks.  copies: how often the block is there, one after the other; the last is followed by the second.  exact: all flags
  * matter everywhere. */
-void x86_plan(struct plan *p, const struct x86_block *b, const struct x86_decoded_insn *d, u32 interpreted, bool grouped,
+void x86_plan(struct plan *p, const struct x86_block *b, const struct x86_decoded_insn *d, u64 interpreted, bool grouped,
               unsigned copies, bool exact);
 
 #endif

@@ -61,7 +61,7 @@ struct translation {
   s32 start;      /* the block's offset in its page */
 
   struct plan plan;
-  u32 interpreted; /* instructions left to the interpreter */
+  u64 interpreted; /* instructions left to the interpreter */
   unsigned align;  /* bits of the address of the access at hand that must be 0 and have not been looked at */
   u8 aligned[PLAN_GROUPS]; /* the same of ready groups' lowest byte: known to be 0 */
   u32 ready;       /* groups whose page has been checked */
