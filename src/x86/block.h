@@ -28,7 +28,7 @@ struct x86_block {
   _Atomic bool dead;
   bool interpreted;    /* never translated: the interpreter looks at its locked instructions */
   u32 runs;            /* of the interpreter, roughly: a block that runs often is translated */
-  struct x86_code *_Atomic code[TLB_COUNT]; /* translations, by the access rights of their memory accesses */
+  struct x86_code *_Atomic code[2 * TLB_COUNT]; /* translations, by the access rights of their memory accesses; then those that look at segments */
   u8 *bytes;           /* copy of the code */
   struct x86_insn insn[]; /* n of them, then one whose fn is x86_exec_fallthrough */
 };

@@ -424,7 +424,7 @@ unsigned engine_translated(u64 at, unsigned len) {
   unsigned n = 0;
   for (u64 lin = at; lin < at + len; lin++) {
     struct x86_block *b = block_at(lin);
-    for (unsigned right = 0; b && right < TLB_COUNT; right++) n += atomic_load(&b->code[right]) != NULL;
+    for (unsigned right = 0; b && right < 2 * TLB_COUNT; right++) n += atomic_load(&b->code[right]) != NULL;
   }
   return n;
 }

@@ -27,9 +27,9 @@ static bool umip_refuses(const struct x86_vcpu *c) { return (c->cr4 & CR4_UMIP) 
 
 static int exec_mov_from_sreg(struct x86_vcpu *c, const struct x86_insn *i) { return store_selector(c, i, c->seg[i->sub].sel); }
 
-/* 32-bit code is translated for flat segments; 16-bit code looks at them each time, but for the width of the stack. */
+/* 32-bit code is translated for flat segments, or looks at them each time, as 16-bit code does: but for the width of the stack. */
 static int flow_of(const struct x86_vcpu *c, unsigned seg) {
-  if ((c->mode & X86_MODE_SIZE) == X86_MODE_16 && seg != SEG_SS) return X86_OK;
+  if ((c->code.segmented || (c->mode & X86_MODE_SIZE) == X86_MODE_16) && seg != SEG_SS) return X86_OK;
   return c->code64 || seg >= SEG_FS || (seg != SEG_SS && c->seg[seg].flat == X86_SEG_FLAT) ? X86_OK : X86_END;
 }
 

@@ -34,10 +34,10 @@ static void call(struct emitter *e, s32 pointer) {
 
 static void at_insn(struct translation *t, unsigned k) {
   em_mov_imm64(&t->e, H_RCX, (u64)(uintptr_t)&t->b->insn[k]);
-  em_mov_imm32(&t->e, H_RAX, t->m16 ? t_ip(t, t->start) : (u32)t->start);
+  em_mov_imm32(&t->e, H_RAX, t->segmented ? t_ip(t, t->start) : (u32)t->start);
 }
 
-static s32 interpret_routine(const struct translation *t) { return t->m16 ? GS_OF(code.interpret_at) : GS_OF(code.interpret); }
+static s32 interpret_routine(const struct translation *t) { return t->segmented ? GS_OF(code.interpret_at) : GS_OF(code.interpret); }
 
 static void call_interpreter(struct translation *t, unsigned k) {
   at_insn(t, k);
@@ -142,11 +142,10 @@ static void load_rip(struct translation *t, s32 target) {
 
 static void set_rip(struct translation *t, s32 target) {
   struct emitter *e = &t->e;
-  if (t->m16) {
-    em_mem(e, 1, 0xc7, 0, EM_GS(offsetof(struct x86_vcpu, regs) + 8 * X86_REG_RIP)), em32(e, t_ip(t, target));
-    return;
-  }
-  load_rip(t, target);
+  if (t->segmented)
+    em_mov_imm32(e, H_RAX, t_ip(t, target));
+  else
+    load_rip(t, target);
   em_store(e, EM_GS(offsetof(struct x86_vcpu, regs) + 8 * X86_REG_RIP), H_RAX);
 }
 
@@ -159,7 +158,7 @@ static void leave(struct translation *t, u32 link) {
 static void leave_page(struct translation *t, s32 target) {
   struct emitter *e = &t->e;
   u8 *miss[2];
-  if (t->m16) {
+  if (t->segmented) {
     em_mov_imm32(e, H_RAX, t_ip(t, target));
     t_make_key(t);
   } else {
@@ -189,7 +188,7 @@ static void emit_exit(struct translation *t, const struct t_exit *x) {
     from = em_jmp(e);
   }
   if (!x->saved) t_emit_save_flags(e);
-  if (t->m16 && t_ip(t, x->target) > t->limit) { /* nobody goes on there */
+  if (t->segmented && t_ip(t, x->target) > t->limit) { /* nobody goes on there */
     set_rip(t, x->target);
     leave(t, 0);
     return;
@@ -388,7 +387,7 @@ static bool translate_scattered(struct translation *t, const struct x86_decoded_
   for (unsigned n = 0; n < t->n_slow; n++)
     if (t->slow[n].n_scattered && t->slow[n].insn < first) first = t->slow[n].insn;
   if (first == t->b->n) return true;
-  x86_plan(&t->alone, t->b, d, t->interpreted, false, 1, false);
+  x86_plan(&t->alone, t->b, t->segmented, d, t->interpreted, false, 1, false);
   t->scattered = true;
   t->f = (struct t_flags){.saved = true, .first = t->f.first};
   t->vectors = VECTORS_NONE;
@@ -435,7 +434,8 @@ static void begin(struct translation *t, struct x86_vcpu *c, struct jit_arena *a
   t->code = code;
   t->right = right;
   t->m32 = (b->mode & X86_MODE_SIZE) != X86_MODE_64;
-  t->m16 = code->m16;
+  t->m16 = (b->mode & X86_MODE_SIZE) == X86_MODE_16;
+  t->segmented = code->segmented;
   t->page = code->page;
   t->limit = code->limit;
   t->word = t->m16 ? 2 : t->m32 ? 4 : 8;
@@ -457,7 +457,7 @@ static bool translate(struct translation *t, unsigned copies, struct x86_vcpu *c
   for (unsigned n = 0; n <= ATTEMPTS; n++) {
     bool last = n == ATTEMPTS;
     if (last || t->no_loop) t->copies = 1;
-    x86_plan(&t->plan, b, d, interpreted, !last, t->copies, last);
+    x86_plan(&t->plan, b, code->segmented, d, interpreted, !last, t->copies, last);
     begin(t, c, a, b, right, code);
     if (!emit(t, d, body_host)) return false;
     if (last || (t->interpreted == interpreted && !t->lost_plan && !t->no_loop && body_host == (t->f.first == FIRST_READ))) return true;
@@ -468,20 +468,20 @@ static bool translate(struct translation *t, unsigned copies, struct x86_vcpu *c
 }
 
 /* How often the block is there.  One that jumps to itself looks at the gate once in a few rounds. */
-static unsigned copies_of(const struct x86_block *b, const struct x86_decoded_insn *d) {
+static unsigned copies_of(const struct x86_block *b, const struct x86_decoded_insn *d, bool segmented) {
   const struct x86_decoded_insn *last = &d[b->n - 1];
-  if ((b->mode & X86_MODE_SIZE) == X86_MODE_16 && t_is_counting(last->insn.mnemonic)) return 1;
+  if (segmented && (b->n > 16 || t_is_counting(last->insn.mnemonic))) return 1;
   bool itself = last->insn.meta.category == ZYDIS_CATEGORY_COND_BR && last->ops[0].type == ZYDIS_OPERAND_TYPE_IMMEDIATE &&
                 (s64)b->insn[b->n - 1].imm == 0;
   return !itself ? 1 : b->n <= 16 ? 5 : 2;
 }
 
-struct x86_code *x86_translate_block(struct x86_vcpu *c, struct jit_arena *a, struct region *records, struct x86_block *b, unsigned right) {
+struct x86_code *x86_translate_block(struct x86_vcpu *c, struct jit_arena *a, struct region *records, struct x86_block *b, unsigned right, bool segmented) {
   static __thread struct translation t;
   static __thread struct x86_decoded_insn d[X86_BLOCK_MAX];
   if (jit_arena_room(a) < CODE_MAX + 64) return NULL;
   decode(b, d);
-  unsigned copies = copies_of(b, d);
+  unsigned copies = copies_of(b, d, segmented);
   size_t size = sizeof(struct x86_code) + ((copies + 1) * b->n + 1) * sizeof(struct x86_code_place);
   struct x86_code *code = region_alloc(records, size);
   if (!code) return NULL;
@@ -489,9 +489,10 @@ struct x86_code *x86_translate_block(struct x86_vcpu *c, struct jit_arena *a, st
   code->gpa = b->gpa;
   code->right = (u8)right;
   code->mode = b->mode;
-  code->m16 = (b->mode & X86_MODE_SIZE) == X86_MODE_16;
-  code->page = code->m16 ? x86_code_page(c, b) : 0;
-  code->limit = code->m16 ? x86_code_limit(c) : 0;
+  code->segmented = segmented;
+  code->older = NULL;
+  code->page = segmented ? x86_code_page(c, b) : 0;
+  code->limit = segmented ? x86_code_limit(c) : 0;
   code->epoch = (u64 *)(void *)(a->rw + a->size - a->words - 8);
   if (!translate(&t, copies, c, a, b, right, code, d)) {
     region_free(records, code, size);

@@ -29,7 +29,7 @@ void t_make_key(struct translation *t) { em_mem(&t->e, 1, 0x0b, H_RAX, EM_GS(off
 /* RAX: the address.  how: 2 call, 4 jmp */
 static void enter_target(struct translation *t, unsigned how, struct em_mem code) {
   struct emitter *e = &t->e;
-  if (!t->m16) { /* 16-bit code knows where it is */
+  if (!t->segmented) { /* which knows where it is */
     em8(e, 0x48), em8(e, 0x25), em32(e, 0xfffff000); /* and rax, -4096 */
     em_store(e, EM_GS(offsetof(struct x86_vcpu, code.page)), H_RAX);
   }
@@ -37,7 +37,7 @@ static void enter_target(struct translation *t, unsigned how, struct em_mem code
 }
 
 void t_enter_target(struct translation *t) {
-  if (!t->m16) em_load(&t->e, H_RAX, TARGET(lin));
+  if (!t->segmented) em_load(&t->e, H_RAX, TARGET(lin));
   enter_target(t, 4, TARGET(code));
 }
 
@@ -78,7 +78,7 @@ static void land(struct translation *t) {
   struct emitter *e = &t->e;
   s32 next = t->start + t->i->next;
   em8(e, 0x48), em8(e, 0x83), em8(e, 0xc4), em8(e, 8); /* add rsp, 8 */
-  if (t->m16) {
+  if (t->segmented) {
     t_goto(t, next);
     return;
   }
@@ -131,14 +131,14 @@ void t_goto(struct translation *t, s32 target) {
   go(t, target, em_jmp);
 }
 
-/* 16-bit code: a branch with operands of 16 bits goes round at 64 KiB. */
+/* Where segments are looked at.  A branch with operands of 16 bits goes round at 64 KiB. */
 static u32 target_ip(const struct translation *t) {
   u32 ip = t_ip(t, t->start) + (u32)t->i->imm;
   return t->z->operand_width == 16 ? (u16)ip : ip;
 }
 
 static s32 branch_target(const struct translation *t) {
-  if (t->m16) return (s32)(target_ip(t) - t->page);
+  if (t->segmented) return (s32)(target_ip(t) - t->page);
   return (s32)((u32)t->start + (u32)t->i->imm);
 }
 
@@ -191,7 +191,7 @@ bool t_is_counting(unsigned mnemonic) {
   }
 }
 
-/* LOOP, JCXZ and JECXZ of 16-bit code.  Flags stay where they are. */
+/* LOOP, JCXZ and JECXZ of 16-bit code and its like.  Flags stay where they are. */
 static bool counting(struct translation *t) {
   struct emitter *e = &t->e;
   bool loop = t->z->mnemonic == ZYDIS_MNEMONIC_LOOP, half = t->i->adsize == 2;
@@ -215,7 +215,7 @@ static bool counting(struct translation *t) {
 /* ---- calls ---- */
 
 /* RAX: the key of the return address. */
-static bool push_return16(struct translation *t, unsigned n) {
+static bool push_return_ip(struct translation *t, unsigned n) {
   struct emitter *e = &t->e;
   u32 ip = t_ip(t, t->start + t->i->next);
   bool half = t_slot_size(t) == 2;
@@ -223,8 +223,11 @@ static bool push_return16(struct translation *t, unsigned n) {
   if (ip > t->limit || !t_access(t, n, &m)) return false;
   t_lose_flags(t);
   if (half) em8(e, 0x66);
-  em_mem(e, 0, 0xc7, 0, m), em8(e, ip & 0xff), em8(e, ip >> 8);
-  if (!half) em8(e, 0), em8(e, 0);
+  em_mem(e, 0, 0xc7, 0, m);
+  if (half)
+    em8(e, ip & 0xff), em8(e, ip >> 8 & 0xff);
+  else
+    em32(e, ip);
   em_mov_imm32(e, H_RAX, ip);
   t_make_key(t);
   return true;
@@ -234,7 +237,7 @@ static bool push_return16(struct translation *t, unsigned n) {
 static bool push_return(struct translation *t, unsigned n) {
   struct emitter *e = &t->e;
   struct em_mem m;
-  if (t->m16) return push_return16(t, n);
+  if (t->segmented) return push_return_ip(t, n);
   if (!t_access(t, n, &m)) return false;
   t_lose_flags(t);
   em_load(e, H_RAX, EM_GS(offsetof(struct x86_vcpu, code.page)));
@@ -253,16 +256,6 @@ static bool call_direct(struct translation *t) {
   return true;
 }
 
-/* 16-bit code: RAX is an instruction pointer, of 32 bits too. */
-static void key_of_ip(struct translation *t) {
-  if (!t->m16) return;
-  if (t_slot_size(t) == 4) {
-    em8(&t->e, 0x3d), em32(&t->e, 0xffff); /* cmp eax */
-    t_slow_if(t, CC_A);
-  }
-  t_make_key(t);
-}
-
 /* RAX: where to. */
 static bool indirect_target(struct translation *t) {
   const ZydisDecodedOperand *op = &t->ops[0];
@@ -276,7 +269,7 @@ static bool indirect_target(struct translation *t) {
     t_store_flags(t);
     em_reg(&t->e, !t->m32, t_slot_size(t) == 2 ? 0x0fb7 : 0x8b, H_RAX, t_read(t, (unsigned)ZydisRegisterGetId(op->reg.value), H_RAX));
   }
-  key_of_ip(t);
+  if (t->segmented) t_make_key(t);
   return true;
 }
 
@@ -313,7 +306,7 @@ static bool near_return(struct translation *t) {
   if (!t_access(t, 0, &m)) return false;
   t_store_flags(t);
   t_load_slot(t, H_RAX, m);
-  key_of_ip(t);
+  if (t->segmented) t_make_key(t);
   if (!more) close_frame(t);
   t_indirect(t, t_slot_size(t) + more);
   return true;
@@ -323,7 +316,7 @@ bool t_branch(struct translation *t) {
   const ZydisDecodedInstruction *z = t->z;
   bool direct = z->operand_count_visible && t->ops[0].type == ZYDIS_OPERAND_TYPE_IMMEDIATE;
   if (z->meta.branch_type == ZYDIS_BRANCH_TYPE_FAR || z->meta.branch_type == ZYDIS_BRANCH_TYPE_NONE) return false;
-  if (t->m16 ? direct && target_ip(t) > t->limit : (z->attributes & ZYDIS_ATTRIB_HAS_OPERANDSIZE) != 0) return false;
+  if ((z->attributes & ZYDIS_ATTRIB_HAS_OPERANDSIZE && !t->m16) || (t->segmented && direct && target_ip(t) > t->limit)) return false;
   switch (z->mnemonic) {
   case ZYDIS_MNEMONIC_JMP:
     return direct ? jump(t) : jump_indirect(t);
@@ -332,7 +325,7 @@ bool t_branch(struct translation *t) {
   case ZYDIS_MNEMONIC_RET:
     return near_return(t);
   default:
-    if (t_is_counting(z->mnemonic)) return t->m16 && counting(t);
+    if (t_is_counting(z->mnemonic)) return t->segmented && counting(t);
     return z->meta.category == ZYDIS_CATEGORY_COND_BR && conditional(t);
   }
 }

@@ -134,25 +134,31 @@ static void set_epoch(struct x86_code *code, u64 value) {
 }
 
 void x86_code_validated(struct x86_block *b, u64 epoch) {
-  for (unsigned n = 0; n < TLB_COUNT; n++) {
-    struct x86_code *code = atomic_load_explicit(&b->code[n], memory_order_acquire);
-    if (code) set_epoch(code, -epoch);
-  }
+  for (unsigned n = 0; n < ARRAY_SIZE(b->code); n++)
+    for (struct x86_code *code = atomic_load_explicit(&b->code[n], memory_order_acquire); code; code = code->older) set_epoch(code, -epoch);
 }
 
 void x86_code_killed(struct x86_block *b) {
-  for (unsigned n = 0; n < TLB_COUNT; n++) {
-    struct x86_code *code = atomic_load_explicit(&b->code[n], memory_order_acquire);
-    if (code) set_epoch(code, EPOCH_NEVER);
-  }
+  for (unsigned n = 0; n < ARRAY_SIZE(b->code); n++)
+    for (struct x86_code *code = atomic_load_explicit(&b->code[n], memory_order_acquire); code; code = code->older) set_epoch(code, EPOCH_NEVER);
 }
 
 /* ---- making ---- */
 
+static unsigned slot_of(unsigned right, bool segmented) { return segmented ? TLB_COUNT + right : right; }
+
+/* Where segments are looked at code is translated for where its page lies in the code segment, and for that segment's limit: a block may have several. */
+static struct x86_code *fitting(const struct x86_vcpu *c, struct x86_code *code) {
+  while (code && code->segmented && (code->page != x86_code_page(c, code->block) || code->limit != x86_code_limit(c))) code = code->older;
+  return code;
+}
+
 /* Offers it to everyone, unless the block has died meanwhile. */
 static void publish(struct x86_block *b, struct x86_code *code) {
+  struct x86_code *_Atomic *slot = &b->code[slot_of(code->right, code->segmented)];
   set_epoch(code, EPOCH_NEVER);
-  atomic_store(&b->code[code->right], code);
+  code->older = atomic_load(slot);
+  atomic_store(slot, code);
   /* Who compares the block's bytes meanwhile sets b->epoch first, then the word of code that it finds: one of us sees the other. */
   u64 epoch;
   do {
@@ -162,13 +168,13 @@ static void publish(struct x86_block *b, struct x86_code *code) {
   if (atomic_load(&b->dead)) set_epoch(code, EPOCH_NEVER);
 }
 
-static struct x86_code *make(struct x86_vcpu *c, struct x86_block *b, unsigned right) {
+static struct x86_code *make(struct x86_vcpu *c, struct x86_block *b, unsigned right, bool segmented) {
   struct x86_code_cache *k = x86_vm_of(c)->code;
   pthread_mutex_lock(&k->lock);
-  struct x86_code *code = atomic_load(&b->code[right]);
+  struct x86_code *code = fitting(c, atomic_load(&b->code[slot_of(right, segmented)]));
   if (!code && !k->suspended && k->n < k->max) {
     u64 began = clock_now_ns();
-    code = x86_translate_block(c, &k->arena, &k->records, b, right);
+    code = x86_translate_block(c, &k->arena, &k->records, b, right, segmented);
     if (code) {
       x86_watch_made(k->watch, c, code, began);
       k->list[k->n] = code;
@@ -185,47 +191,54 @@ static unsigned right_of(const struct x86_vcpu *c) {
   return c->cpl == 1 || c->cpl == 2 ? TLB_COUNT : (unsigned)(c->tlb - c->mmu.tables) / X86_TLB_SIZE;
 }
 
-/* 16-bit code with a stack of 16 bits.  Translations look at the limits of segments, but in real and virtual-8086 mode take for granted that ES to DS have 64 KiB: what
- * loads one there leaves it so. */
-static __attribute__((noinline)) bool is_mode16(const struct x86_vcpu *c, u32 mode) {
-  if (c->seg[SEG_SS].db) return false;
-  for (unsigned n = 0; n < 6; n++) {
+/* How code is translated: for flat segments, or none; such that it looks at segments; not at all. */
+enum kind { KIND_FLAT, KIND_SEGMENTED, KIND_NONE };
+
+/* A stack as wide as the code.  In real and virtual-8086 mode ES to DS have 64 KiB: what loads one there leaves it so. */
+static __attribute__((noinline)) enum kind segmented_kind(const struct x86_vcpu *c, u32 mode) {
+  bool is32 = mode == X86_MODE_32;
+  if ((mode & ~X86_MODE_REAL) != X86_MODE_16 && !is32) return KIND_NONE;
+  if (c->seg[SEG_SS].db != is32) return KIND_NONE;
+  for (unsigned n = 0; n < SEG_FS; n++) {
     const struct x86_seg *s = &c->seg[n];
     bool whole = s->limit >= 0xffff && !(s->s && (s->type & 12) == 4) && !s->unusable && !s->l;
-    if (n < SEG_FS && (mode & X86_MODE_REAL ? !whole : s->unusable && s->present)) return false;
+    if (mode & X86_MODE_REAL ? !whole : s->unusable && s->present) return KIND_NONE;
   }
-  return true;
+  return KIND_SEGMENTED;
 }
 
-/* 64-bit code; 32-bit code of protected mode whose segments, but FS and GS, start at 0 and are 4 GiB: nothing but the interpreter changes that, and leaves. */
-static bool is_mode(const struct x86_vcpu *c, u32 mode) {
+/* 32-bit code of protected mode whose segments, but FS and GS, start at 0 and are 4 GiB: nothing but the interpreter changes that, and leaves. */
+static bool is_flat(const struct x86_vcpu *c) {
   const struct x86_seg *s = c->seg, *cs = &s[SEG_CS];
-  if (likely(mode == X86_MODE_64)) return true;
-  if (!(mode & ~X86_MODE_REAL)) return is_mode16(c, mode);
-  return mode == X86_MODE_32 && s[SEG_SS].flat == X86_SEG_FLAT && s[SEG_SS].db && s[SEG_DS].flat == X86_SEG_FLAT &&
-         s[SEG_ES].flat == X86_SEG_FLAT && !cs->base && cs->limit == 0xffffffffu;
+  return s[SEG_SS].flat == X86_SEG_FLAT && s[SEG_SS].db && s[SEG_DS].flat == X86_SEG_FLAT && s[SEG_ES].flat == X86_SEG_FLAT && !cs->base &&
+         cs->limit == 0xffffffffu;
 }
 
-/* 16-bit code is translated for where its page lies in the code segment, and for the segment's limit. */
-static bool fits(const struct x86_vcpu *c, const struct x86_code *code) {
-  return code->page == x86_code_page(c, code->block) && code->limit == x86_code_limit(c);
+static enum kind kind_of(const struct x86_vcpu *c, u32 mode) {
+  if (likely(mode == X86_MODE_64)) return KIND_FLAT;
+  return mode == X86_MODE_32 && is_flat(c) ? KIND_FLAT : segmented_kind(c, mode);
 }
 
-/* And not under SMAP, whose calls share frames with others (branch.c). */
-static bool may_make(const struct x86_vcpu *c, const struct x86_block *b, unsigned right) {
-  return (b->mode & X86_MODE_SIZE) != X86_MODE_16 || (right != TLB_SUPER_SMAP && c->rip + b->len - 1 <= x86_code_limit(c));
+enum { VARIANTS = 8 }; /* that a block may have */
+
+/* The block lies where translated code may. */
+static bool may_make(const struct x86_vcpu *c, const struct x86_block *b, unsigned right, enum kind kind) {
+  unsigned n = 0;
+  if (kind == KIND_FLAT) return true;
+  for (const struct x86_code *code = atomic_load(&b->code[slot_of(right, true)]); code; code = code->older) n++;
+  return n < VARIANTS && c->rip + b->len - 1 <= x86_code_limit(c);
 }
 
 struct x86_code *x86_code_for(struct x86_vcpu *c, struct x86_block *b) {
-  if (!is_mode(c, b->mode) || !x86_vm_of(c)->code || c->counting) return NULL;
+  enum kind kind = kind_of(c, b->mode);
+  if (kind == KIND_NONE || !x86_vm_of(c)->code || c->counting) return NULL;
   unsigned right = right_of(c);
   if (right >= TLB_COUNT) return NULL;
-  struct x86_code *code = atomic_load_explicit(&b->code[right], memory_order_acquire);
-  if (likely(code != NULL)) return likely(!code->m16) || fits(c, code) ? code : NULL;
-  if (!may_make(c, b, right)) return NULL;
+  struct x86_code *code = fitting(c, atomic_load_explicit(&b->code[slot_of(right, kind)], memory_order_acquire));
+  if (likely(code != NULL)) return code;
   if (__atomic_add_fetch(&b->runs, 1, __ATOMIC_RELAXED) < HOT) return NULL;
   __atomic_store_n(&b->runs, 0, __ATOMIC_RELAXED);
-  return make(c, b, right);
+  return may_make(c, b, right, kind) ? make(c, b, right, kind) : NULL;
 }
 
 /* ---- linking ---- */
@@ -247,17 +260,30 @@ static struct x86_code *code_at(struct x86_code_cache *k, const u8 *rx) {
 static bool may_link(const struct x86_code *from, const u8 *jump, const struct x86_code *code, u32 link) {
   unsigned right = from->right ^ (link & 2 ? TLB_SUPER ^ TLB_SUPER_SMAP : 0);
   if (from->page != code->page || from->limit != code->limit) return false;
-  if (right != code->right || from->mode != code->mode || from->gpa >> PAGE_SHIFT != code->gpa >> PAGE_SHIFT || code->block->gpa2 != ~0ull) return false;
+  if (right != code->right || from->mode != code->mode || from->segmented != code->segmented || from->gpa >> PAGE_SHIFT != code->gpa >> PAGE_SHIFT || code->block->gpa2 != ~0ull) return false;
   return jump != from->gate || (from != code && __atomic_load_n(from->epoch, __ATOMIC_RELAXED) == EPOCH_NEVER);
 }
 
 /* Others may be about to run it (em_align_displacement()). */
 static void put_at_once(u8 *at, s32 displacement) { __asm__ volatile("movl %1, %0" : "=m"(*(s32 (*)[1])(void *)at) : "r"(displacement) : "memory"); }
 
-static bool is_16(const struct x86_vcpu *c) { return (c->mode & X86_MODE_SIZE) == X86_MODE_16; }
+/* What an address is looked up by in targets[].  Where a code segment begins and ends decides what code is translated for. */
+static u64 target_key(const struct x86_vcpu *c) { return unlikely(c->code.segmented) ? c->rip | c->code.cs_key : c->rip; }
 
-/* What an address is looked up by in targets[]: 16-bit code counts where its segment begins and ends, which decide what it was translated for. */
-static u64 target_key(const struct x86_vcpu *c) { return unlikely(is_16(c)) ? c->rip | c->code.cs_key : c->rip; }
+/* No number is given out twice. */
+static u64 cs_key(struct x86_vcpu *c) {
+  u32 base = (u32)c->seg[SEG_CS].base, limit = c->seg[SEG_CS].limit;
+  unsigned n = (base >> 4 ^ base >> 10 ^ limit >> 4) % ARRAY_SIZE(c->code.cs_known);
+  if (c->code.cs_known[n].number && c->code.cs_known[n].base == base && c->code.cs_known[n].limit == limit) return (u64)c->code.cs_known[n].number << 32;
+  if (c->code.cs_numbers == BIT(30) - 1) {
+    memset(c->code.targets, 0, sizeof(c->code.targets));
+    memset(c->code.cs_known, 0, sizeof(c->code.cs_known));
+    c->code.cs_numbers = 0;
+  }
+  c->code.cs_known[n].base = base;
+  c->code.cs_known[n].limit = limit;
+  return (u64)(c->code.cs_known[n].number = ++c->code.cs_numbers) << 32;
+}
 
 /* The jump that left last time goes to `code` by itself from now on. */
 static void link_jump(struct x86_vcpu *c, struct x86_code *code) {
@@ -273,11 +299,12 @@ static void link_jump(struct x86_vcpu *c, struct x86_code *code) {
 
 /* ---- running ---- */
 
-static void set_generation(struct x86_vcpu *c, unsigned right) {
+static void set_generation(struct x86_vcpu *c, unsigned right, bool segmented) {
   u64 generation = x86_code_generation(c);
-  u64 kind = likely(c->code64) ? 0 : is_16(c) ? BIT(62) | (c->mode & X86_MODE_REAL ? BIT(61) : 0) : BIT(63);
+  u64 kind = likely(c->code64) ? 0 : (c->mode & X86_MODE_32 ? BIT(63) : 0) | (segmented ? BIT(62) : 0) | (c->mode & X86_MODE_REAL ? BIT(61) : 0);
   c->code.generation = generation << 2 | right | kind;
-  if (unlikely(is_16(c))) c->code.cs_key = c->seg[SEG_CS].base << 32 | (u64)x86_code_limit(c) << 16;
+  c->code.segmented = segmented;
+  if (unlikely(segmented)) c->code.cs_key = cs_key(c);
   c->code.salt = right == TLB_USER ? ((u32)generation * X86_CODE_SALT) >> 16 : 0;
 }
 
@@ -300,7 +327,7 @@ void x86_code_end(struct x86_vcpu *c) {
 
 int x86_code_run(struct x86_vcpu *c, struct x86_code *code) {
   if (unlikely(!c->code.on)) own_gs(c);
-  set_generation(c, code->right);
+  set_generation(c, code->right, code->segmented);
   u64 key = target_key(c);
   *target_of(c, key) = (struct x86_code_target){.lin = key, .generation = c->code.generation, .code = code->saved, .owner = code};
   if (c->code.link) link_jump(c, code);
@@ -338,9 +365,9 @@ __attribute__((used)) const void *x86_code_next(struct x86_vcpu *c, int flow) {
   c->code.result = deliver(c, x86_finish_block(c, last, flow));
   unsigned right = right_of(c);
   bool resumed = c->rflags & FL_RF;
-  if (c->code.result || c->stop || !is_mode(c, c->mode) || right >= TLB_COUNT || atomic_load_explicit(&c->core.requests, memory_order_relaxed)) return NULL;
-  set_generation(c, right);
-  if (unlikely(is_16(c)) && c->rip > x86_code_limit(c)) return NULL;
+  enum kind kind = kind_of(c, c->mode);
+  if (c->code.result || c->stop || kind == KIND_NONE || right >= TLB_COUNT || atomic_load_explicit(&c->core.requests, memory_order_relaxed)) return NULL;
+  set_generation(c, right, kind);
   u64 key = target_key(c);
   const struct x86_code_target *t = target_of(c, key);
   if (t->lin != key || t->generation != c->code.generation) return NULL;
@@ -356,19 +383,20 @@ __attribute__((used)) const void *x86_code_next(struct x86_vcpu *c, int flow) {
 bool x86_code_run_once(struct x86_vcpu *c, struct x86_block *b, int *flow) {
   struct x86_code_cache *k = x86_vm_of(c)->code;
   unsigned right = right_of(c);
-  if (!k || right >= TLB_COUNT || !is_mode(c, b->mode)) return false;
+  enum kind kind = kind_of(c, b->mode);
+  if (!k || right >= TLB_COUNT || kind == KIND_NONE) return false;
   if (x86_code_is_full(x86_vm_of(c))) {
     x86_code_reset(x86_vm_of(c));
     x86_mmu_flush_all(c, true);
   }
   memset(b->code, 0, sizeof(b->code));
-  struct x86_code *code = may_make(c, b, right) ? make(c, b, right) : NULL;
+  struct x86_code *code = may_make(c, b, right, kind) ? make(c, b, right, kind) : NULL;
   if (!code) return false;
   set_epoch(code, -atomic_load(&c->core.vm->write_epoch));
   c->code.once = true;
   u64 start = c->rip;
   *flow = x86_code_run(c, code);
-  memset(target_of(c, unlikely(is_16(c)) ? start | c->code.cs_key : start), 0, sizeof(struct x86_code_target)); /* nobody gets there by a branch of a later one */
+  memset(target_of(c, unlikely(kind == KIND_SEGMENTED) ? start | c->code.cs_key : start), 0, sizeof(struct x86_code_target)); /* nobody gets there by a branch of a later one */
   c->code.once = false;
   x86_code_end(c);
   return true;
@@ -441,7 +469,7 @@ static void recover_moved(struct x86_vcpu *c, u8 moved, const greg_t *g) {
 
 static u64 recover_rsp(const struct x86_vcpu *c, const struct x86_code *code, s16 by) {
   u64 rsp = c->regs[RSP] + (u64)(s64)by;
-  if (code->m16) return (c->regs[RSP] & ~0xffffull) | (rsp & 0xffff);
+  if ((code->mode & X86_MODE_SIZE) == X86_MODE_16) return (c->regs[RSP] & ~0xffffull) | (rsp & 0xffff);
   return (code->mode & X86_MODE_SIZE) == X86_MODE_64 ? rsp : (u32)rsp;
 }
 
@@ -465,8 +493,8 @@ void x86_code_recover(void *vcpu, void *ucontext) {
   c->regs[RSP] = recover_rsp(c, code, code->place[n].rsp);
   recover_moved(c, code->place[n].moved, g);
   c->rflags = (c->rflags & ~(u64)FL_ARITH) | recover_flags(c, code, code->place[n].flags, (u64)g[REG_EFL]);
-  c->rip = (code->block->gpa & (PAGE_SIZE - 1)) + (code->m16 ? code->page : c->code.page);
-  if (code->m16) c->rip = (u32)c->rip;
+  c->rip = (code->block->gpa & (PAGE_SIZE - 1)) + (code->segmented ? code->page : c->code.page);
+  if (code->segmented) c->rip = (u32)c->rip;
   c->cur = &code->block->insn[insn];
   if (c->code.vectors && uc->uc_mcontext.fpregs) recover_vectors(c, (const u8 *)uc->uc_mcontext.fpregs);
   c->code.vectors = VECTORS_NONE;

@@ -29,10 +29,10 @@ static struct em_mem segment_field(unsigned seg, size_t field) {
 }
 static struct em_mem segment_base(unsigned seg) { return segment_field(seg, offsetof(struct x86_seg, base)); }
 
-/* ---- 16-bit code ---- */
+/* ---- 16-bit code, and 32-bit code whose segments are not flat ---- */
 
 /* EAX: the offset.  Flags stay. */
-static void offset16(struct translation *t, const struct plan_address *a) {
+static void offset_of(struct translation *t, const struct plan_address *a) {
   struct em_mem m = {.base = H_NONE, .index = H_NONE, .shift = a->shift, .disp = a->disp};
   if (a->base != X86_REG_NONE) m.base = T_HOME(a->base);
   if (a->index != X86_REG_NONE) m.index = T_HOME(a->index);
@@ -46,18 +46,18 @@ static void offset16(struct translation *t, const struct plan_address *a) {
   }
 }
 
-static void linear16(struct translation *t, const struct plan_address *a) {
-  offset16(t, a);
+static void linear_in(struct translation *t, const struct plan_address *a) {
+  offset_of(t, a);
   em_mem(&t->e, 0, 0x03, H_RAX, segment_base(a->seg));
 }
 
 _Static_assert(offsetof(struct x86_seg, s) == offsetof(struct x86_seg, type) + 1 && offsetof(struct x86_seg, dpl) == offsetof(struct x86_seg, type) + 2 &&
                    offsetof(struct x86_seg, present) == offsetof(struct x86_seg, type) + 3,
-               "check_type16()");
+               "check_type()");
 enum { S_PRESENT = 0x01000100 };
 
 /* Data that grows upwards, or through CS code that may be read: everything else is the interpreter's. */
-static unsigned check_type16(struct translation *t, unsigned seg, bool write, u8 **miss) {
+static unsigned check_type(struct translation *t, unsigned seg, bool write, u8 **miss) {
   struct emitter *e = &t->e;
   unsigned n = 0;
   u32 mask = seg == SEG_CS ? 10 : write ? 14 : 12, type = seg == SEG_CS ? 10 : write ? 2 : 0;
@@ -73,7 +73,7 @@ static unsigned check_type16(struct translation *t, unsigned seg, bool write, u8
 
 /* The offset in EAX lies within the segment, and so do the bytes behind it.  In real and virtual-8086 mode code.c has seen to it that ES, CS, SS and DS have all
  * of 64 KiB.  Jumps to *miss where not; returns how many. */
-static unsigned check_limit16(struct translation *t, const struct plan_address *a, s32 bytes, bool write, u8 **miss) {
+static unsigned check_limit(struct translation *t, const struct plan_address *a, s32 bytes, bool write, u8 **miss) {
   struct emitter *e = &t->e;
   unsigned seg = a->seg & ~(unsigned)PLAN_SEGMENT, n = 0;
   if (t->b->mode & X86_MODE_REAL && seg < SEG_FS) {
@@ -86,7 +86,7 @@ static unsigned check_limit16(struct translation *t, const struct plan_address *
     miss[n++] = em_jmp(e);
     return n;
   }
-  n += check_type16(t, seg, write, &miss[n]);
+  n += check_type(t, seg, write, &miss[n]);
   em_mem(e, 0, 0x8b, H_RCX, segment_field(seg, offsetof(struct x86_seg, limit)));
   if (bytes > 1) {
     em_reg(e, 0, 0x81, 5, H_RCX), em32(e, (u32)bytes - 1); /* sub ecx */
@@ -110,8 +110,8 @@ static unsigned base_register(struct translation *t, const struct plan_address *
 /* RAX: the linear address.  Returns where else its lower half is, or RAX.  Flags are lost. */
 static unsigned linear(struct translation *t, const struct plan_address *a) {
   struct em_mem m = {.index = H_NONE, .shift = a->shift, .disp = a->disp};
-  if (t->m16) {
-    linear16(t, a);
+  if (t->segmented) {
+    linear_in(t, a);
     return H_RAX;
   }
   m.base = (u8)base_register(t, a, H_RAX);
@@ -239,12 +239,12 @@ static unsigned check_segment(struct translation *t, const struct plan_address *
 
 /* RAX: the linear address, of bytes that the segment has; jumps to *miss, *n of them, where it has not.  Returns as linear() does. */
 static unsigned checked_linear(struct translation *t, const struct plan_address *a, s32 bytes, bool write, u8 **miss, unsigned *n) {
-  if (!t->m16) {
+  if (!t->segmented) {
     *n += check_segment(t, a, bytes, miss + *n);
     return linear(t, a);
   }
-  offset16(t, a);
-  *n += check_limit16(t, a, bytes, write, miss + *n);
+  offset_of(t, a);
+  *n += check_limit(t, a, bytes, write, miss + *n);
   em_mem(&t->e, 0, 0x03, H_RAX, segment_base(a->seg));
   return H_RAX;
 }
@@ -343,7 +343,7 @@ bool t_access_bit(struct translation *t, unsigned bit, struct em_mem *m) {
   struct em_mem scratch = EM_GS(offsetof(struct x86_vcpu, code.scratch));
   struct emitter *e = &t->e;
   unsigned shift = a->size == 8 ? 3 : a->size == 4 ? 2 : 1;
-  if (t->m16 || t->i->adsize != t->word || !t->p->n_access || (t->m32 && a->at.seg)) return false;
+  if (t->segmented || t->i->adsize != t->word || !t->p->n_access || (t->m32 && a->at.seg)) return false;
   struct t_slow *s = t_slow(t);
   t_lose_flags(t);
   linear(t, &a->at);

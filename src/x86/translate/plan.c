@@ -47,15 +47,15 @@ static bool is_32(const struct x86_block *b) { return (b->mode & X86_MODE_SIZE) 
 static bool is_16(const struct x86_block *b) { return (b->mode & X86_MODE_SIZE) == X86_MODE_16; }
 static unsigned word_of(const struct x86_block *b) { return is_16(b) ? 2 : is_32(b) ? 4 : 8; }
 
-static void add_operand(struct plan_insn *p, const struct x86_block *b, const struct x86_insn *i,
-                        const struct x86_decoded_insn *d) {
+static void add_operand(struct plan_insn *p, const struct plan *all, const struct x86_insn *i, const struct x86_decoded_insn *d) {
+  const struct x86_block *b = all->b;
   const ZydisDecodedOperand *m = memory_operand(d);
   s64 disp = i->disp + (i->base == X86_REG_RIP ? (s64)(b->gpa & (PAGE_SIZE - 1)) : 0);
-  if (!m || !(i->iflags & X86_I_MEM) || is_hint(d->insn.mnemonic) || (!is_16(b) && i->adsize != word_of(b))) return;
-  if (is_32(b) ? i->seg == SEG_CS : disp != (s32)disp) return; /* CS has rights of its own */
+  if (!m || !(i->iflags & X86_I_MEM) || is_hint(d->insn.mnemonic) || (!all->segmented && i->adsize != word_of(b))) return;
+  if (!all->segmented && (is_32(b) ? i->seg == SEG_CS : disp != (s32)disp)) return; /* CS has rights of its own */
   struct plan_address at = {
       .seg = i->seg >= SEG_FS ? i->seg : 0, .base = i->base, .index = i->index, .shift = i->shift, .disp = (s32)disp};
-  if (is_16(b)) at.seg = i->seg | PLAN_SEGMENT, at.size = i->adsize;
+  if (all->segmented) at.seg = i->seg | PLAN_SEGMENT, at.size = i->adsize;
   if (x86_vector_is_plain(i)) {
     const struct x86_vector *v = i->aux;
     add(p, at, v->mem_size, v->store);
@@ -77,9 +77,9 @@ bool x86_plan_is_bit_string(const struct x86_decoded_insn *d) {
   }
 }
 
-static void add_stack(struct plan_insn *p, const struct x86_block *b, unsigned word, unsigned reg, s32 disp, bool write) {
+static void add_stack(struct plan_insn *p, const struct plan *all, unsigned word, unsigned reg, s32 disp, bool write) {
   struct plan_address at = {.base = (u8)reg, .index = X86_REG_NONE, .disp = disp};
-  if (is_16(b)) at.seg = SEG_SS | PLAN_SEGMENT, at.size = 2;
+  if (all->segmented) at.seg = SEG_SS | PLAN_SEGMENT, at.size = is_16(all->b) ? 2 : 4;
   add(p, at, word, write);
 }
 
@@ -88,15 +88,16 @@ bool x86_plan_is_string(const struct x86_decoded_insn *d) {
 }
 
 /* One element.  A repeated one sees to its pages itself. */
-static void add_string(struct plan_insn *p, const struct x86_block *b, const struct x86_insn *i, const struct x86_decoded_insn *d) {
+static void add_string(struct plan_insn *p, const struct plan *all, const struct x86_insn *i, const struct x86_decoded_insn *d) {
+  const struct x86_block *b = all->b;
   struct plan_address source = {.seg = i->seg >= SEG_FS ? i->seg : 0, .base = RSI, .index = X86_REG_NONE},
                       destination = {.base = RDI, .index = X86_REG_NONE};
-  if (is_16(b)) {
+  if (all->segmented) {
     source.seg = i->seg | PLAN_SEGMENT;
     destination.seg = SEG_ES | PLAN_SEGMENT;
     source.size = destination.size = i->adsize;
   }
-  if ((!is_16(b) && i->adsize != word_of(b)) || (is_32(b) && i->seg == SEG_CS) || (i->iflags & (X86_I_REP | X86_I_REPNE))) return;
+  if ((!all->segmented && (i->adsize != word_of(b) || (is_32(b) && i->seg == SEG_CS))) || (i->iflags & (X86_I_REP | X86_I_REPNE))) return;
   switch (d->insn.opcode & 0xfe) {
   case 0xa4: /* MOVS */
     add(p, source, i->opsize, false);
@@ -111,11 +112,12 @@ static void add_string(struct plan_insn *p, const struct x86_block *b, const str
   }
 }
 
-static void accesses(struct plan_insn *p, const struct x86_block *b, const struct x86_insn *i, const struct x86_decoded_insn *d) {
+static void accesses(struct plan_insn *p, const struct plan *all, const struct x86_insn *i, const struct x86_decoded_insn *d) {
+  const struct x86_block *b = all->b;
   unsigned word = is_16(b) ? d->insn.operand_width / 8u : word_of(b);
   p->n_access = 0;
   if (x86_plan_is_string(d)) {
-    add_string(p, b, i, d);
+    add_string(p, all, i, d);
     return;
   }
   switch (d->insn.mnemonic) {
@@ -123,21 +125,21 @@ static void accesses(struct plan_insn *p, const struct x86_block *b, const struc
   case ZYDIS_MNEMONIC_PUSHFQ:
   case ZYDIS_MNEMONIC_PUSH:
   case ZYDIS_MNEMONIC_CALL:
-    add_operand(p, b, i, d);
-    add_stack(p, b, word, RSP, -(s32)word, true);
+    add_operand(p, all, i, d);
+    add_stack(p, all, word, RSP, -(s32)word, true);
     break;
   case ZYDIS_MNEMONIC_POP:
   case ZYDIS_MNEMONIC_POPFD:
   case ZYDIS_MNEMONIC_POPFQ:
   case ZYDIS_MNEMONIC_RET:
-    add_stack(p, b, word, RSP, 0, false);
+    add_stack(p, all, word, RSP, 0, false);
     break;
   case ZYDIS_MNEMONIC_LEAVE:
-    add_stack(p, b, word, RBP, 0, false);
+    add_stack(p, all, word, RBP, 0, false);
     break;
   default:
-    add_operand(p, b, i, d);
-    if (d->insn.mnemonic == ZYDIS_MNEMONIC_PUSHF && is_16(b)) add_stack(p, b, word, RSP, -(s32)word, true);
+    add_operand(p, all, i, d);
+    if (d->insn.mnemonic == ZYDIS_MNEMONIC_PUSHF && is_16(b)) add_stack(p, all, word, RSP, -(s32)word, true);
   }
 }
 
@@ -428,14 +430,16 @@ static u64 system_insns(const struct x86_block *b, const struct x86_decoded_insn
   return mask;
 }
 
-void x86_plan(struct plan *p, const struct x86_block *b, const struct x86_decoded_insn *d, u64 interpreted, bool grouped,
+void x86_plan(struct plan *p, const struct x86_block *b, bool segmented, const struct x86_decoded_insn *d, u64 interpreted, bool grouped,
               unsigned copies, bool exact) {
+  p->b = b;
+  p->segmented = segmented;
   p->n_groups = 0;
   p->constant = p->writes = 0;
   interpreted |= system_insns(b, d);
   for (unsigned j = 0; j < copies * b->n; j++) {
     unsigned k = j % b->n;
-    accesses(&p->insn[j], b, &b->insn[k], &d[k]);
+    accesses(&p->insn[j], p, &b->insn[k], &d[k]);
     p->insn[j].writes = written(&d[k]);
     p->writes |= p->insn[j].writes;
   }

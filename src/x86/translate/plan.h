@@ -28,9 +28,9 @@ bool x86_plan_is_bit_string(const struct x86_decoded_insn *d);
 
 /* How an address is formed.  RIP: page-relative, only accesses to the same page share a key. */
 struct plan_address {
-  u8 seg; /* SEG_FS, SEG_GS, or 0; in 16-bit code any, with PLAN_SEGMENT */
+  u8 seg; /* SEG_FS, SEG_GS, or 0; where segments are looked at any, with PLAN_SEGMENT */
   u8 base, index, shift;
-  u8 size; /* of 16-bit code: bytes of the offset */
+  u8 size; /* then: bytes of the offset */
   s32 disp;
 };
 
@@ -61,6 +61,8 @@ struct plan_group {
 };
 
 struct plan {
+  const struct x86_block *b;
+  bool segmented; /* accesses name their segment */
   u32 constant; /* groups that hold from one round of a loop to the next */
   u32 writes; /* registers that any instruction writes */
   struct plan_insn insn[PLAN_INSNS];
@@ -70,7 +72,7 @@ struct plan {
 
 /* interpreted: bit n: instruction n is left to the interpreter.  grouped: whether accesses may share checks.  copies: how often the block is there, one after the other; the last is followed by the second.  exact: all flags
  * matter everywhere. */
-void x86_plan(struct plan *p, const struct x86_block *b, const struct x86_decoded_insn *d, u64 interpreted, bool grouped,
+void x86_plan(struct plan *p, const struct x86_block *b, bool segmented, const struct x86_decoded_insn *d, u64 interpreted, bool grouped,
               unsigned copies, bool exact);
 
 #endif

@@ -56,7 +56,8 @@ struct translation {
   unsigned right; /* enum x86_tlb_index */
   bool m32;       /* not 64-bit code: that of 32 bits has flat CS, DS, ES and SS */
   bool m16;       /* 16-bit code */
-  u32 page, limit; /* of 16-bit code: the instruction pointer where the page starts; that of the last byte it may have */
+  bool segmented; /* segments are looked at: 16-bit code, and 32-bit code whose segments are not flat */
+  u32 page, limit; /* of such code: the instruction pointer where the page starts; that of the last byte it may have */
   unsigned word;  /* bytes of an address, and of what the stack holds */
   s32 start;      /* the block's offset in its page */
 
@@ -166,7 +167,7 @@ void t_compare_x87(struct emitter *e);
 
 /* Jump to the linear address in RAX; commit: emitted when it is known to succeed.  Flags are saved. */
 void t_indirect(struct translation *t, s32 add_to_rsp);
-/* 16-bit code: RAX, an instruction pointer, becomes the key of c->code.targets.  Flags are lost. */
+/* The same: RAX, an instruction pointer, becomes the key of c->code.targets.  Flags are lost. */
 void t_make_key(struct translation *t);
 /* The target's entry for RAX into RCX (c->code.targets); jumps to *miss where there is none.  Then: goes there. */
 void t_find_target(struct translation *t, u8 *miss[2]);
@@ -213,7 +214,7 @@ static inline void t_move_rsp(struct translation *t, s32 by) {
   if (t->m16) em8(&t->e, 0x66); /* SP alone */
   t_lea(t, T_HOME(RSP), EM_AT(T_HOME(RSP), by));
 }
-/* 16-bit code: the instruction pointer so many bytes into the page. */
+/* Code that looks at segments: the instruction pointer so many bytes into the page. */
 static inline u32 t_ip(const struct translation *t, s32 offset) {
   return t->page + (u32)offset;
 }
@@ -257,9 +258,10 @@ struct x86_code {
   u8 *gate;   /* displacement of the jump at the gate of `saved`, taken when it is closed */
   u64 *epoch; /* the word at the gate: minus the epoch */
   u8 right;
-  bool m16;
+  bool segmented;
   u32 mode;        /* of the block */
-  u32 page, limit; /* as struct translation has them */
+  u32 page, limit; /* as struct translation has them ... */
+  struct x86_code *older; /* ... and the block's for others */
   u8 *start;
   /* Each instruction's code, in each copy of the block: offset from the start, and where a fault finds the flags (t_flags_end()).  The last: the slow paths. */
   unsigned n_places;
@@ -271,10 +273,12 @@ struct x86_code {
   } place[];
 };
 struct jit_arena *x86_code_arena(struct x86_vcpu *c);
-/* 16-bit code: the instruction pointer where the page of the block at RIP starts; the last one that translated code may have. */
+/* Where segments are looked at: the instruction pointer where the page of the block at RIP starts; the last one that translated code may have. */
 static inline u32 x86_code_page(const struct x86_vcpu *c, const struct x86_block *b) { return (u32)(c->rip - (b->gpa & (PAGE_SIZE - 1))); }
-static inline u32 x86_code_limit(const struct x86_vcpu *c) { return MIN(c->seg[SEG_CS].limit, 0xffffu); }
+static inline u32 x86_code_limit(const struct x86_vcpu *c) {
+  return (c->mode & X86_MODE_SIZE) == X86_MODE_16 ? MIN(c->seg[SEG_CS].limit, 0xffffu) : c->seg[SEG_CS].limit;
+}
 /* Translates into the arena; NULL: no room there or for the record of it. */
-struct x86_code *x86_translate_block(struct x86_vcpu *c, struct jit_arena *a, struct region *records, struct x86_block *b, unsigned right);
+struct x86_code *x86_translate_block(struct x86_vcpu *c, struct jit_arena *a, struct region *records, struct x86_block *b, unsigned right, bool segmented);
 
 #endif

@@ -168,7 +168,7 @@ bool t_string(struct translation *t) {
       {.opcode = 0xae, .compare = true},                 /* SCAS */
   };
   u8 opcode = t->z->opcode & 0xfe;
-  if (t->z->meta.category != ZYDIS_CATEGORY_STRINGOP || (t->m16 ? repeated(t) : t->i->adsize != t->word)) return false;
+  if (t->z->meta.category != ZYDIS_CATEGORY_STRINGOP || (t->segmented ? repeated(t) : t->i->adsize != t->word)) return false;
   for (size_t k = 0; repeated(t) && k < ARRAY_SIZE(kinds); k++)
     if (kinds[k].opcode == opcode) return repeat(t, &kinds[k]);
   if (repeated(t)) return false;

@@ -147,7 +147,7 @@ static void other_rights(struct translation *t, unsigned right) {
 _Static_assert((TLB_SUPER ^ TLB_SUPER_SMAP) == 1 && TLB_COUNT <= 4, "x86_code_state.generation, link_jump()");
 
 static bool stac(struct translation *t) {
-  if (!supervisor(t) || t->m16) return false;
+  if (!supervisor(t) || t->segmented) return false;
   t_store_flags(t);
   change(t, 1, FIELD(rflags), FL_AC);
   if (t->right == TLB_SUPER_SMAP) other_rights(t, TLB_SUPER);
@@ -155,7 +155,7 @@ static bool stac(struct translation *t) {
 }
 
 static bool clac(struct translation *t) {
-  if (!supervisor(t) || t->m16) return false;
+  if (!supervisor(t) || t->segmented) return false;
   if (t->right == TLB_SUPER_SMAP) return true; /* AC is 0 */
   t_store_flags(t);
   slow_if_bit(t, FIELD(cr4), CR4_SMAP, false);

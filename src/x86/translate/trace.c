@@ -158,7 +158,7 @@ void x86_trace_code(const char *path, const char *name, const struct x86_code *c
   ZydisDecoderInit(&l.decoder, ZYDIS_MACHINE_MODE_LONG_64, ZYDIS_STACK_WIDTH_64);
   l.guest = l.decoder;
   if ((code->mode & X86_MODE_SIZE) == X86_MODE_32) ZydisDecoderInit(&l.guest, ZYDIS_MACHINE_MODE_LEGACY_32, ZYDIS_STACK_WIDTH_32);
-  if (code->m16) ZydisDecoderInit(&l.guest, ZYDIS_MACHINE_MODE_LEGACY_16, ZYDIS_STACK_WIDTH_16);
+  if ((code->mode & X86_MODE_SIZE) == X86_MODE_16) ZydisDecoderInit(&l.guest, ZYDIS_MACHINE_MODE_LEGACY_16, ZYDIS_STACK_WIDTH_16);
   ZydisFormatterInit(&l.formatter, ZYDIS_FORMATTER_STYLE_INTEL);
   ZydisFormatterSetProperty(&l.formatter, ZYDIS_FORMATTER_PROP_ADDR_PADDING_ABSOLUTE, ZYDIS_PADDING_DISABLED);
   ZydisFormatterSetProperty(&l.formatter, ZYDIS_FORMATTER_PROP_ADDR_PADDING_RELATIVE, ZYDIS_PADDING_DISABLED);

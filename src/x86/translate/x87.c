@@ -30,8 +30,10 @@ void t_flush_x87_pointer(struct translation *t) {
   struct emitter *e = &t->e;
   if (!t->x87_pointer_waits) return;
   t->x87_pointer_waits = false;
-  if (t->m16 && t->x87_pointer >= 0) {
-    em_mem(e, 1, 0xc7, 0, EM_GS(offsetof(struct x86_vcpu, code.x87_page))), em32(e, t_ip(t, t->x87_pointer));
+  if (t->segmented && t->x87_pointer >= 0) {
+    t->rax = PLAN_ALONE;
+    em_mov_imm32(e, H_RAX, t_ip(t, t->x87_pointer));
+    em_store(e, EM_GS(offsetof(struct x86_vcpu, code.x87_page)), H_RAX);
     em_mem(e, 0, 0xc7, 0, EM_GS(offsetof(struct x86_vcpu, code.x87_ip))), em32(e, 0);
     return;
   }
