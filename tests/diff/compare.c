@@ -70,8 +70,8 @@ static bool cr2_equal(const struct diff_case *k, const struct diff_state *h, con
  * leaves the order of faults of one instruction open). */
 static bool vector_equal(const struct diff_case *k, const struct diff_state *h, const struct diff_state *e) {
   if (h->vector == e->vector) return true;
-  if (k->mode == 16 && is_masked(&k->insn) && h->vector >= 12 && e->vector >= 12) return true; /* two halves, one of them behind the limit */
-  return (is_image(&k->insn) && h->vector + e->vector == 13 + 14) || (k->mode == 16 && ext_family(&k->insn) && h->vector + e->vector == 12 + 13);
+  if ((k->mode == 16 || diff_based) && is_masked(&k->insn) && h->vector >= 12 && e->vector >= 12) return true; /* two halves, one of them behind the limit */
+  return (is_image(&k->insn) && h->vector + e->vector == 13 + 14) || ((k->mode == 16 || diff_based) && ext_family(&k->insn) && h->vector + e->vector == 12 + 13);
 }
 
 /* Several additions and multiplications: how far they got before an unmasked exception is not said (SDM Vol. 2A DPPS). */

@@ -58,11 +58,12 @@ extern const u8 arena_map[ARENA_PAGES];
 /* 16-bit mode: the code area is one segment, the arena is the data and stack segment.  IRET to a 16-bit stack leaves bits 31:16
  * of ESP as they were. */
 #define ENTRY_PAGE 0x5a3d0000ull
+extern bool diff_based; /* the same in 32-bit mode */
 static inline u64 diff_code_base(unsigned mode) {
-  return mode == 16 ? CODE_BASE : 0;
+  return mode == 16 || diff_based ? CODE_BASE : 0;
 }
 static inline u64 diff_data_base(unsigned mode) {
-  return mode == 16 ? ARENA_BASE : 0;
+  return mode == 16 || diff_based ? ARENA_BASE : 0;
 }
 static inline unsigned diff_gprs(unsigned mode) {
   return mode == 64 ? 16 : 8;

@@ -95,7 +95,7 @@ static void make_tables(u64 *t) {
   for (unsigned p = 0; p < ARENA_PAGES; p++)
     if (arena_map[p] != PAGE_GONE)
       pt[p] = (ARENA_BASE + (ARENA_PAGES - 1 - p) * PAGE_SIZE) | P | U | A | D | (arena_map[p] == PAGE_RW ? W : 0) | BIT(63);
-  for (unsigned p = 0; p < ARENA_PAGES; p++) low[(LOW_ARENA >> PAGE_SHIFT) + p] = pt[p];
+  for (unsigned p = 0; p < ARENA_PAGES && engine_v86; p++) low[(LOW_ARENA >> PAGE_SHIFT) + p] = pt[p];
 }
 
 static void set_features(struct x86_vcpu *c) {
@@ -107,21 +107,21 @@ static void set_features(struct x86_vcpu *c) {
 
 static void set_segments(struct x86_vcpu *c, unsigned mode) {
   struct x86_seg data = {.limit = 0xffffffffu, .sel = 0x2b, .type = 3, .s = 1, .dpl = 3, .present = 1, .db = 1, .g = 1};
-  if (mode == 16)
-    data = (struct x86_seg){.base = ARENA_BASE, .limit = engine_v86 ? 0xffff : ARENA_SIZE - 1, .sel = 0x0f, .type = 3, .s = 1, .dpl = 3, .present = 1};
+  if (mode == 16 || diff_based)
+    data = (struct x86_seg){.base = ARENA_BASE, .limit = engine_v86 ? 0xffff : ARENA_SIZE - 1, .sel = 0x0f, .type = 3, .s = 1, .dpl = 3, .present = 1, .db = mode == 32};
   for (unsigned n = 0; n < 6; n++) {
     c->seg[n] = data;
     if (engine_v86) c->seg[n].sel = (u16)(LOW_ARENA / 16 + (n == SEG_SS || n == SEG_DS ? 0 : 5 * n)), c->seg[n].base = c->seg[n].sel * 16u;
   }
   c->seg[SEG_CS].type = 11;
-  c->seg[SEG_CS].sel = mode == 64 ? 0x33 : mode == 32 ? 0x23 : 0x07;
+  c->seg[SEG_CS].sel = mode == 64 ? 0x33 : mode == 32 && !diff_based ? 0x23 : 0x07;
   c->seg[SEG_CS].db = mode == 32;
   c->seg[SEG_CS].l = mode == 64;
-  if (mode == 16) c->seg[SEG_CS].base = CODE_BASE, c->seg[SEG_CS].limit = engine_v86 ? 0xffff : CODE_LIMIT16;
+  if (mode == 16 || diff_based) c->seg[SEG_CS].base = CODE_BASE, c->seg[SEG_CS].limit = engine_v86 ? 0xffff : CODE_LIMIT16;
   c->seg[SEG_FS].unusable = mode != 64 && !engine_v86;
   c->seg[SEG_GS].unusable = mode == 16 && !engine_v86;
   c->seg[SEG_GS].base = DIFF_GS_BASE;
-  if (mode == 32) c->seg[SEG_GS].sel = DIFF_GS;
+  if (mode == 32) c->seg[SEG_GS].sel = DIFF_GS, c->seg[SEG_GS].limit = 0xffffffffu, c->seg[SEG_GS].g = 1;
   for (unsigned n = 0; n < 6; n++) x86_seg_update(&c->seg[n]);
 }
 

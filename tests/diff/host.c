@@ -40,6 +40,7 @@ static unsigned slot;
 static bool took_signal;
 void (*host_on_crash)(void);
 static unsigned mode;
+bool diff_based;
 
 static void die(const char *what) {
   perror(what);
@@ -124,11 +125,11 @@ static void install_handlers(void) {
   for (unsigned n = 0; n < ARRAY_SIZE(signals); n++) sigaction(signals[n], &sa, NULL);
 }
 
-/* 16-bit code and data segments in the local descriptor table. */
+/* Code and data segments with bases and limits in the local descriptor table. */
 static void make_segments(void) {
-  struct user_desc code16 = {.entry_number = 0, .base_addr = (u32)CODE_BASE, .limit = CODE_LIMIT16, .contents = MODIFY_LDT_CONTENTS_CODE, .useable = 1};
-  struct user_desc data16 = {.entry_number = 1, .base_addr = (u32)ARENA_BASE, .limit = ARENA_SIZE - 1, .contents = MODIFY_LDT_CONTENTS_DATA, .useable = 1};
-  if (syscall(SYS_modify_ldt, 1, &code16, sizeof(code16)) || syscall(SYS_modify_ldt, 1, &data16, sizeof(data16))) die("16-bit segments");
+  struct user_desc code16 = {.entry_number = 0, .base_addr = (u32)CODE_BASE, .limit = CODE_LIMIT16, .contents = MODIFY_LDT_CONTENTS_CODE, .useable = 1, .seg_32bit = mode == 32};
+  struct user_desc data16 = {.entry_number = 1, .base_addr = (u32)ARENA_BASE, .limit = ARENA_SIZE - 1, .contents = MODIFY_LDT_CONTENTS_DATA, .useable = 1, .seg_32bit = mode == 32};
+  if (syscall(SYS_modify_ldt, 1, &code16, sizeof(code16)) || syscall(SYS_modify_ldt, 1, &data16, sizeof(data16))) die("segments");
 }
 
 /* A 32-bit data segment whose base is not 0. */
@@ -143,10 +144,11 @@ static void set_mode(unsigned m) {
   if (m == 64) return;
   void *p = mmap((void *)ENTRY_PAGE, PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
   if (p == MAP_FAILED) die("entry stack");
-  if (m == 16) make_segments();
-  else make_gs();
-  host_cs = m == 16 ? LDT_CODE : USER_CS32;
-  host_ds = m == 16 ? LDT_DATA : USER_DS;
+  bool based = m == 16 || diff_based;
+  if (based) make_segments();
+  if (m == 32) make_gs();
+  host_cs = based ? LDT_CODE : USER_CS32;
+  host_ds = based ? LDT_DATA : USER_DS;
 }
 
 u8 *host_init(unsigned m) {

@@ -488,7 +488,7 @@ static void calm(struct sequence *s) {
 
 static void make_state(struct sequence *s, const struct roles *r) {
   struct diff_case *k = &s->k;
-  u64 *g = k->in.gpr, base = k->mode == 16 ? ARENA_BASE : 0;
+  u64 *g = k->in.gpr, base = diff_data_base(k->mode);
   for (unsigned n = 0; n < 16; n++) g[n] = gen_value();
   for (unsigned n = 0; n < 16; n++) {
     if (!(r->shape.bases >> n & 1)) continue;

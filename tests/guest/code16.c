@@ -341,7 +341,56 @@ static void data_limit(void) {
   CHECK_EQ(reach(true, 0, D_DATA, 0), 1);
 }
 
+/* ---- 32-bit segments that are not flat ---- */
+
+/* The loop loads ES and FS with DS and another data segment in turn, which begins 16 bytes later. */
+GUEST_BLOB(
+    based,
+    ".code32\n"
+    "mov $0x98, %eax\n mov %eax, %ss\n mov $0x90, %eax\n mov %eax, %ds\n xor %eax, %eax\n xor %edx, %edx\n mov $200, %ecx\n"
+    "1: mov $0x90, %ebx\n test $1, %cl\n jz 2f\n mov $0xa0, %ebx\n 2: mov %ebx, %es\n push %ebx\n pop %fs\n mov %ecx, "
+    "0x100(,%ecx,4)\n"
+    "add %es:0x100(,%ecx,4), %eax\n add %fs:0x100(,%ecx,4), %edx\n call 3f\n dec %ecx\n jnz 1b\n mov %eax, %ebx\n" REPORT(
+        1) "3: add %ecx, %eax\n ret\n");
+
+static void based32(void) {
+  struct guest *g = protected16(based_start, (unsigned)(based_end - based_start), 0x1000, 0x12345, 0x4ff, D_DATA);
+  guest_gdt(g, SEL_FREE, GUEST_CODE, 0x1000, D_CODE, D_32);
+  guest_gdt(g, SEL_FREE + 8, 0x12345, 0x4ff, D_DATA, D_32);
+  guest_gdt(g, SEL_FREE + 16, 0x30000, 0xffff, D_DATA, D_32);
+  guest_gdt(g, SEL_FREE + 24, 0x12345 + 16, 0x4ff, D_DATA, D_32);
+  CHECK_EQ(guest_next(g), 1);
+  /* Even ones find themselves, odd ones what was written four rounds before. */
+  u32 sum = 0;
+  for (u32 n = 200; n; n--) sum += n & 1 ? (n + 4 > 200 ? 0 : n + 4) : n;
+  CHECK_EQ(guest_regs(g).rdx, sum);
+  CHECK_EQ(guest_regs(g).rbx, sum + 20100);
+  CHECK_EQ(guest_regs(g).rsp, 0xff00);
+  guest_free(g);
+}
+
+/* The same loop on behind the limit of DS. */
+static void limit32(void) {
+  static const u8 code[] = {0xb8, SEL_FREE + 8, 0,    0,    0,    0x8e,
+                            0xd8, 0x31,         0xc0, 0x31, 0xdb, /* ds; xor eax, eax; xor ebx, ebx */
+                            0x40, 0x89,         0x1c, 0x9d, 0xfc, 0xff,
+                            0xff, 0xff,         0x43, 0xeb, 0xf5}; /* 1: inc eax; mov [ebx * 4 - 4], ebx; inc ebx; jmp 1b */
+  for (unsigned wraps = 0; wraps < 2; wraps++) {
+    struct guest *g = protected16(code, sizeof(code), 0x1000, 0x12345, 0x4ff, D_DATA);
+    guest_gdt(g, SEL_FREE, GUEST_CODE, 0x1000, D_CODE, D_32);
+    guest_gdt(g, SEL_FREE + 8, 0x12345, 0x4fe, D_DATA, D_32);
+    g->mem[GUEST_CODE + 10] = wraps ? 0xdb : 0xc9; /* xor ecx, ecx: EBX starts at 1 */
+    struct kvm_regs r = guest_regs(g);
+    r.rbx = 1;
+    guest_set_regs(g, &r);
+    CHECK_EQ(guest_next(g), TRAP(13));
+    CHECK_EQ(guest_regs(g).rax, wraps ? 1 : 0x140);
+    CHECK_EQ(guest_stack(g, 1, 4), 12);
+    guest_free(g);
+  }
+}
+
 GUEST_MAIN({"memory", memory}, {"stack_wraps", stack_wraps}, {"offset_wraps", offset_wraps}, {"segment_loads", segment_loads},
            {"segment_loads_v86", segment_loads_v86}, {"pushf_v86", pushf_v86}, {"shared_code", shared_code}, {"ip", ip},
            {"written_code", written_code}, {"string_instructions", string_instructions}, {"beyond_64k", beyond_64k},
-           {"code_limit", code_limit}, {"data_limit", data_limit})
+           {"code_limit", code_limit}, {"data_limit", data_limit}, {"based32", based32}, {"limit32", limit32})
