@@ -13,8 +13,8 @@
  *   memory.c     guest addresses to host addresses
  *   emit.h       host instruction encoding
  *
- * 64-bit code is translated, and 32-bit code of protected and compatibility mode with flat segments; everything else runs in the
- * interpreter, as does every instruction the translator does not know.
+ * Code of all modes is translated: for 64-bit code and 32-bit code with flat segments nothing has to be known of segments, other code looks at them at each
+ * access.  What the translator does not know runs in the interpreter, instruction by instruction.
  */
 #ifndef X86_TRANSLATE_CODE_H
 #define X86_TRANSLATE_CODE_H
