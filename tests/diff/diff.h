@@ -70,7 +70,8 @@ static inline unsigned diff_gprs(unsigned mode) {
 }
 
 extern u8 *engine_arena; /* the engine's copy */
-extern bool engine_v86;  /* 16-bit code runs in virtual-8086 mode, where the host cannot follow */
+extern bool engine_v86;  /* 16-bit code runs in virtual-8086 mode, where the host cannot follow, ... */
+extern bool engine_real; /* ... or (engine_v86 is set, too) in real mode */
 
 /* ---- random numbers (main.c): xoshiro256** ---- */
 u64 rnd(void);

@@ -20,7 +20,7 @@
 #define LOW_ARENA  0x30000u /* the arena once more, where selectors of virtual-8086 mode reach it */
 
 u8 *engine_arena;
-bool engine_v86;
+bool engine_v86, engine_real;
 static u8 *guest_arena; /* the same pages, as the guest's memory has them */
 static struct x86_vcpu *cpu, *placed[ENGINE_KINDS];
 static struct x86_cpuid *cpuid;
@@ -135,6 +135,7 @@ static void set_mode(struct x86_vcpu *c, unsigned mode) {
   c->efer = EFER_SCE | EFER_LME | EFER_LMA | EFER_NX;
   c->xcr0 = x86_xcr0_supported();
   c->rflags = 2 | FL_IF | (engine_v86 ? FL_VM | FL_IOPL : 0);
+  if (engine_real) c->cr0 &= ~(u64)(CR0_PE | CR0_PG), c->efer = 0, c->rflags &= ~(u64)FL_VM;
   x86_mmu_mode_changed(c);
   x86_mode_changed(c);
 }
@@ -161,6 +162,7 @@ static struct x86_vcpu *make_vcpu(u8 *code, u8 *tables) {
   map_slot(vm, 0, TABLES_GPA, TABLES * PAGE_SIZE, tables);
   map_slot(vm, 1, ARENA_BASE, ARENA_SIZE, guest_arena);
   map_slot(vm, 2, CODE_BASE, CODE_SIZE, code);
+  if (engine_real) map_slot(vm, 3, LOW_ARENA, ARENA_SIZE, guest_arena);
   set_features(x86_vcpu(v));
   vcpu_enter(v);
   return x86_vcpu(v);
@@ -203,7 +205,7 @@ static void load(struct x86_vcpu *c, const struct diff_case *k) {
   memcpy(c->regs, k->in.gpr, sizeof(k->in.gpr));
   c->rip = k->at - diff_code_base(k->mode);
   bool watch = (c->rflags ^ k->in.rflags) & (FL_AC | FL_TF);
-  if (engine_v86) c->rflags = k->in.rflags | FL_VM | FL_IOPL, set_segments(c, 16);
+  if (engine_v86) c->rflags = k->in.rflags | (engine_real ? 0 : FL_VM) | FL_IOPL, set_segments(c, 16);
   else c->rflags = k->in.rflags;
   if (watch) x86_mode_changed(c);
   c->stop = 0;

@@ -53,6 +53,7 @@ static void usage(FILE *f) {
         "  --summary       a line per mnemonic at the end\n"
         "  --sequences     instead: sequences of instructions on the host CPU, in the interpreter and as translated code\n"
         "  --v86           with --sequences: 16-bit code in virtual-8086 mode, in the two engines alone\n"
+        "  --real          the same in real mode\n"
         "  --based         32-bit mode with segments that have bases and limits, as 16-bit mode has them\n"
         "  --replay S      one sequence, by the number that a report names\n"
         "  --code HEX,...  with other instructions than its own\n",
@@ -72,7 +73,7 @@ struct options {
   const char *family, *mnemonic;
   unsigned mode;
   const char *replay, *code;
-  bool summary, encodings, flags, sequences, v86, based;
+  bool summary, encodings, flags, sequences, v86, real, based;
 };
 
 static bool parse(int argc, char **argv, struct options *o) {
@@ -95,8 +96,9 @@ static bool parse(int argc, char **argv, struct options *o) {
       o->mode = 32;
       continue;
     }
-    if (!strcmp(a, "--v86")) {
+    if (!strcmp(a, "--v86") || !strcmp(a, "--real")) {
       o->v86 = true;
+      o->real = !strcmp(a, "--real");
       o->mode = 16;
       continue;
     }
@@ -172,6 +174,7 @@ int main(int argc, char **argv) {
   if (!o.seed) o.seed = (u64)time(NULL);
   rnd_seed(o.seed);
   engine_v86 = o.v86;
+  engine_real = o.real;
   diff_based = o.based;
   u8 *code = host_init(o.mode);
   engine_init(code);

@@ -27,9 +27,11 @@ static sigjmp_buf crash;
 
 /* ---- memory ---- */
 
+/* In real mode all can be written. */
 static void copy_pages(u8 *to, const u8 *from) {
+  bool all = engine_real && to != (u8 *)ARENA_BASE && from != (u8 *)ARENA_BASE;
   for (unsigned p = 0; p < ARENA_PAGES; p++)
-    if (arena_map[p] == PAGE_RW) memcpy(to + p * PAGE_SIZE, from + p * PAGE_SIZE, PAGE_SIZE);
+    if (all || arena_map[p] == PAGE_RW) memcpy(to + p * PAGE_SIZE, from + p * PAGE_SIZE, PAGE_SIZE);
 }
 
 static bool pages_equal(const u8 *a, const u8 *b) {

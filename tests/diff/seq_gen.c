@@ -95,6 +95,9 @@ static void written(const struct diff_case *k, u16 *named, u16 *all) {
 static bool unwanted(const struct diff_case *k) {
   const char *family = ext_family(&k->insn);
   unsigned m = k->insn.mnemonic;
+  const ZydisDecodedOperand *op = gen_memory_operand(k);
+  bool writes_code = op && op->mem.segment == ZYDIS_REGISTER_CS && op->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE;
+  if (engine_real && (k->insn.attributes & ZYDIS_ATTRIB_IS_PRIVILEGED || writes_code)) return true;
   if (engine_v86 && k->insn.encoding != ZYDIS_INSTRUCTION_ENCODING_LEGACY) return !rnd_chance(1); /* undefined there */
   if (family && !strcmp(family, "xsave"))
     return m != ZYDIS_MNEMONIC_FXSAVE && m != ZYDIS_MNEMONIC_FXRSTOR && m != ZYDIS_MNEMONIC_LDMXCSR &&

@@ -496,6 +496,7 @@ struct x86_code *x86_translate_block(struct x86_vcpu *c, struct jit_arena *a, st
   code->epoch = (u64 *)(void *)(a->rw + a->size - a->words - 8);
   if (!translate(&t, copies, c, a, b, right, code, d)) {
     region_free(records, code, size);
+    b->interpreted |= segmented; /* checks take more room than there is */
     return NULL;
   }
   a->words += 8;

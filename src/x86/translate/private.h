@@ -23,7 +23,7 @@ enum { MAX_SLOW = PLAN_INSNS + X86_BLOCK_MAX + 2, MAX_EXITS = X86_BLOCK_MAX * 6 
 
 /* Out of line: the interpreter runs the instruction whose fast way failed. */
 struct t_slow {
-  u8 *from[12]; /* jumps that lead here */
+  u8 *from[16]; /* jumps that lead here */
   unsigned n_from;
   unsigned insn;
   u8 *back;                  /* NULL: does not come back */
@@ -31,7 +31,7 @@ struct t_slow {
   struct t_producer again;   /* what makes the flags again when it is taken; none: memory has them */
   u8 rcx, rax;               /* as struct translation has them, there */
   u8 vectors;                /* vector level expected there */
-  u8 *scattered[12];          /* jumps of checks for several accesses that failed: to this instruction in the scattered copy */
+  u8 *scattered[16];          /* jumps of checks for several accesses that failed: to this instruction in the scattered copy */
   unsigned n_scattered;
   u8 *load_from, *load_back; /* vector registers have to be loaded: from where, and back when they are */
   u8 load_level;
