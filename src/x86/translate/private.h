@@ -58,6 +58,7 @@ struct translation {
   unsigned word;  /* bytes of an address, and of what the stack holds */
   s32 start;      /* the block's offset in its page */
 
+  struct x86_decoded_insn decoded[X86_BLOCK_MAX];
   struct plan plan;
   u64 interpreted; /* instructions left to the interpreter */
   unsigned align;  /* bits of the address of the access at hand that must be 0 and have not been looked at */
@@ -244,7 +245,7 @@ struct x86_code {
   } place[];
 };
 struct jit_arena *x86_code_arena(struct x86_vcpu *c);
-/* Translates into the arena; NULL: no room there or for the record of it. */
-struct x86_code *x86_translate_block(struct x86_vcpu *c, struct jit_arena *a, struct region *records, struct x86_block *b, unsigned right);
+/* Translates into the arena, with *t to work in; NULL: no room there or for the record of it. */
+struct x86_code *x86_translate_block(struct translation *t, struct x86_vcpu *c, struct jit_arena *a, struct region *records, struct x86_block *b, unsigned right);
 
 #endif
