@@ -173,17 +173,26 @@ static bool interrupted(struct vcpu *vcpu) {
 
 #define POLL_GROW_START 5000u
 
+/* Time that passed between two looks: somebody else wants the processor, and spinning only keeps it from who would wake us.  The kernel's KVM
+ * stops as soon as another task waits for the processor; this is how a process learns of that. */
+#define PREEMPTED_NS 10000u
+
 /* Spins for as long as it paid off lately.  True when there is a reason to end the halt. */
 static bool halt_spin(struct vcpu *vcpu, u64 start) {
   if (!vcpu->halt_poll_ns) return false;
-  u64 now = start;
+  u64 now = start, end = start + vcpu->halt_poll_ns;
   bool woken = false;
-  while (!woken && now - start < vcpu->halt_poll_ns) {
+  while (!woken && now < end) {
     for (unsigned i = 0; i < 16 && !woken; i++) {
       woken = must_wake(vcpu) || interrupted(vcpu);
       cpu_relax();
     }
+    u64 last = now;
     now = clock_now_ns();
+    if (!woken && now - last > PREEMPTED_NS) {
+      vcpu->halt_poll_ns = 0;
+      break;
+    }
   }
   vcpu_stat_inc(vcpu, halt_attempted_poll);
   if (woken) {

@@ -11,7 +11,7 @@
 #include "core/stats.h"
 #include "core/vm_priv.h"
 
-#define DEFAULT_HALT_POLL_NS 20000u
+#define DEFAULT_HALT_POLL_NS 200000u /* as x86's KVM: its parameter halt_poll_ns */
 
 static void init_fields(struct vm *vm, const struct arch_ops *arch) {
   vm->arch = arch;

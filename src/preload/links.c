@@ -8,21 +8,23 @@
 #include <unistd.h>
 #include "preload/preload.h"
 
+enum { NAME_SIZE = 256 }; /* memfd_create(2) takes no longer ones */
+
 #define MEMFD_PREFIX "/memfd:"
 #define MEMFD_SUFFIX " (deleted)"
 
 /* The name that the kernel's KVM would give our descriptor, from the name of its memfd. */
-static void kvm_name(enum front_kind kind, const char *memfd, char out[PATH_MAX]) {
+static void kvm_name(enum front_kind kind, const char *memfd, char out[NAME_SIZE]) {
   int len = (int)strlen(memfd) - (int)strlen(MEMFD_PREFIX) - (int)strlen(MEMFD_SUFFIX);
   if (kind == FRONT_NODE || len < 0)
     strcpy(out, "/dev/kvm");
   else
-    snprintf(out, PATH_MAX, "anon_inode:%.*s", len, memfd + strlen(MEMFD_PREFIX));
+    snprintf(out, NAME_SIZE, "anon_inode:%.*s", len, memfd + strlen(MEMFD_PREFIX));
 }
 
 /* The descriptor's name without a terminating zero, as readlink(2) gives it; 0: not one of ours. */
 static ssize_t read_own_link(const char *path, char *buf, size_t size) {
-  char memfd[PATH_MAX], name[PATH_MAX];
+  char memfd[NAME_SIZE + sizeof(MEMFD_PREFIX MEMFD_SUFFIX)], name[NAME_SIZE];
   if (!path || !front_started() || front_inside()) return 0;
   int fd = path_descriptor(path);
   enum front_kind kind = fd < 0 ? FRONT_FOREIGN : front_kind(fd);

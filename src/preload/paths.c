@@ -53,11 +53,15 @@ static bool is_real_node(int dirfd, const char *path) {
   return !REAL(fstatat)(dirfd, path, &st, 0) && S_ISCHR(st.st_mode) && st.st_rdev == makedev(major, minor);
 }
 
-static bool is_node(int dirfd, const char *path, struct target *t) {
+/* A function of its own: a thread may have 16 KiB of stack, and paths are mostly written as is. */
+static __attribute__((noinline)) bool is_elsewhere(int dirfd, const char *path, struct target *t) {
   char absolute[PATH_MAX];
-  if (front_node(path, &t->major, &t->minor)) return true;
   if (resolve(dirfd, path, absolute) && front_node(absolute, &t->major, &t->minor)) return true;
   return is_real_node(dirfd, path) && front_node(NODE_PATH, &t->major, &t->minor);
+}
+
+static bool is_node(int dirfd, const char *path, struct target *t) {
+  return front_node(path, &t->major, &t->minor) || is_elsewhere(dirfd, path, t);
 }
 
 /* The number at the end of path if it begins with prefix. */

@@ -61,6 +61,7 @@ int x86_blocks_create(struct x86_vm *vm) {
   return 0;
 }
 
+_Static_assert(sizeof(struct x86_block) + (X86_BLOCK_MAX + 1) * sizeof(struct x86_insn) + X86_BLOCK_MAX * 15 <= REGION_MAX, "the largest block");
 static size_t size_of(unsigned n, unsigned len) { return sizeof(struct x86_block) + (n + 1) * sizeof(struct x86_insn) + len; }
 
 static void free_block(struct x86_blocks *bs, struct x86_block *b) { region_free(&bs->memory, b, size_of(b->n, b->len)); }

@@ -159,7 +159,7 @@ static struct x86_vcpu *make_vcpu(u8 *code, u8 *tables) {
   struct vm *vm;
   struct vcpu *v;
   if (vm_create(&arch, 0, &vm) || vcpu_create(vm, 0, &v)) die("cannot make a VM");
-  map_slot(vm, 0, TABLES_GPA, TABLES * PAGE_SIZE, tables);
+  if (!engine_real) map_slot(vm, 0, TABLES_GPA, TABLES * PAGE_SIZE, tables);
   map_slot(vm, 1, ARENA_BASE, ARENA_SIZE, guest_arena);
   map_slot(vm, 2, CODE_BASE, CODE_SIZE, code);
   if (engine_real) map_slot(vm, 3, LOW_ARENA, ARENA_SIZE, guest_arena);
@@ -211,6 +211,7 @@ static void load(struct x86_vcpu *c, const struct diff_case *k) {
   c->stop = 0;
   c->core.requests = 0; /* nobody acts on them here */
   c->int_shadow = 0;
+  memset(&c->io, 0, sizeof(c->io)); /* in real mode some is missing */
   if (k->ext) ext_load(c, &k->in);
 }
 

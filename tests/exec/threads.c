@@ -1,5 +1,6 @@
 /* Threads made before and after the node is opened; and a program that never opens it has nothing of the library. */
 #include <dirent.h>
+#include <limits.h>
 #include "client.h"
 
 static unsigned count_entries(const char *path) {
@@ -76,6 +77,16 @@ static void *churn(void *arg) {
   return NULL;
 }
 
+/* What the library keeps for each thread comes off its stack. */
+static void small_stack(size_t size, void *(*run)(void *), void *arg) {
+  pthread_t thread;
+  pthread_attr_t attr;
+  CHECK(pthread_attr_init(&attr) == 0 && pthread_attr_setstacksize(&attr, size) == 0);
+  CHECK(pthread_create(&thread, &attr, run, arg) == 0);
+  CHECK(pthread_join(thread, NULL) == 0);
+  pthread_attr_destroy(&attr);
+}
+
 static void join_all(pthread_t *threads, int n) {
   for (int i = 0; i < n; i++) CHECK(pthread_join(threads[i], NULL) == 0);
 }
@@ -95,6 +106,9 @@ int main(void) {
   join_all(threads, THREADS);
   for (int i = 0; i < THREADS; i++) CHECK(pthread_create(&threads[i], NULL, churn, NULL) == 0);
   join_all(threads, THREADS);
+  small_stack(PTHREAD_STACK_MIN, churn, NULL);
+  pthread_barrier_init(&opened, NULL, 1);
+  small_stack(64 << 10, run_vcpu, (void *)(long)(1 + 2 * THREADS));
   CHECK(no_handlers()); /* the library's are not the program's business */
   return 0;
 }

@@ -476,9 +476,9 @@ static unsigned copies_of(const struct x86_block *b, const struct x86_decoded_in
   return !itself ? 1 : b->n <= 16 ? 5 : 2;
 }
 
-struct x86_code *x86_translate_block(struct x86_vcpu *c, struct jit_arena *a, struct region *records, struct x86_block *b, unsigned right, bool segmented) {
-  static __thread struct translation t;
-  static __thread struct x86_decoded_insn d[X86_BLOCK_MAX];
+struct x86_code *x86_translate_block(struct translation *t, struct x86_vcpu *c, struct jit_arena *a, struct region *records, struct x86_block *b, unsigned right,
+                                     bool segmented) {
+  struct x86_decoded_insn *d = t->decoded;
   if (jit_arena_room(a) < CODE_MAX + 64) return NULL;
   decode(b, d);
   unsigned copies = copies_of(b, d, segmented);
@@ -494,17 +494,17 @@ struct x86_code *x86_translate_block(struct x86_vcpu *c, struct jit_arena *a, st
   code->page = segmented ? x86_code_page(c, b) : 0;
   code->limit = segmented ? x86_code_limit(c) : 0;
   code->epoch = (u64 *)(void *)(a->rw + a->size - a->words - 8);
-  if (!translate(&t, copies, c, a, b, right, code, d)) {
+  if (!translate(t, copies, c, a, b, right, code, d)) {
     region_free(records, code, size);
     b->interpreted |= segmented; /* checks take more room than there is */
     return NULL;
   }
   a->words += 8;
-  a->used = ALIGN_UP((size_t)(t.e.p - a->rw), (size_t)16);
-  code->start += t.e.to_rx;
-  code->end = t.e.p + t.e.to_rx;
-  code->host = t.entry_host + t.e.to_rx;
-  code->saved = t.entry_saved + t.e.to_rx;
-  code->behind_gate = t.behind_gate + t.e.to_rx;
+  a->used = ALIGN_UP((size_t)(t->e.p - a->rw), (size_t)16);
+  code->start += t->e.to_rx;
+  code->end = t->e.p + t->e.to_rx;
+  code->host = t->entry_host + t->e.to_rx;
+  code->saved = t->entry_saved + t->e.to_rx;
+  code->behind_gate = t->behind_gate + t->e.to_rx;
   return code;
 }

@@ -26,6 +26,7 @@ struct x86_code_cache {
   pthread_mutex_t lock; /* making translations; inside it blocks->lock may be taken */
   struct jit_arena arena;
   struct region records;  /* struct x86_code */
+  struct translation *work; /* [lock] of the one that is being made: too much for a stack, or for each thread of the client */
   size_t margin;          /* room below which everything is forgotten */
   struct x86_watch *watch;
   struct x86_code **list; /* by address */
@@ -46,9 +47,11 @@ int x86_code_create(struct x86_vm *vm) {
   k->max = (unsigned)(s.cache / 256);
   k->margin = MIN(FULL_MARGIN, s.cache / 8);
   k->list = calloc(k->max, sizeof(struct x86_code *));
-  if (!k->list || region_create(&k->records, s.cache) || jit_arena_create(&k->arena, s.cache, s.perf)) { /* no executable memory: the interpreter does everything */
+  k->work = calloc(1, sizeof(*k->work));
+  if (!k->list || !k->work || region_create(&k->records, s.cache) || jit_arena_create(&k->arena, s.cache, s.perf)) { /* no executable memory: the interpreter does everything */
     region_destroy(&k->records);
     free(k->list);
+    free(k->work);
     free(k);
     return 0;
   }
@@ -64,6 +67,7 @@ void x86_code_destroy(struct x86_vm *vm) {
   if (!k) return;
   region_destroy(&k->records);
   free(k->list);
+  free(k->work);
   x86_watch_destroy(k->watch);
   jit_arena_destroy(&k->arena);
   pthread_mutex_destroy(&k->lock);
@@ -174,7 +178,7 @@ static struct x86_code *make(struct x86_vcpu *c, struct x86_block *b, unsigned r
   struct x86_code *code = fitting(c, atomic_load(&b->code[slot_of(right, segmented)]));
   if (!code && !k->suspended && k->n < k->max) {
     u64 began = clock_now_ns();
-    code = x86_translate_block(c, &k->arena, &k->records, b, right, segmented);
+    code = x86_translate_block(k->work, c, &k->arena, &k->records, b, right, segmented);
     if (code) {
       x86_watch_made(k->watch, c, code, began);
       k->list[k->n] = code;

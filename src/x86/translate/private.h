@@ -61,6 +61,7 @@ struct translation {
   unsigned word;  /* bytes of an address, and of what the stack holds */
   s32 start;      /* the block's offset in its page */
 
+  struct x86_decoded_insn decoded[X86_BLOCK_MAX];
   struct plan plan;
   u64 interpreted; /* instructions left to the interpreter */
   unsigned align;  /* bits of the address of the access at hand that must be 0 and have not been looked at */
@@ -278,7 +279,8 @@ static inline u32 x86_code_page(const struct x86_vcpu *c, const struct x86_block
 static inline u32 x86_code_limit(const struct x86_vcpu *c) {
   return (c->mode & X86_MODE_SIZE) == X86_MODE_16 ? MIN(c->seg[SEG_CS].limit, 0xffffu) : c->seg[SEG_CS].limit;
 }
-/* Translates into the arena; NULL: no room there or for the record of it. */
-struct x86_code *x86_translate_block(struct x86_vcpu *c, struct jit_arena *a, struct region *records, struct x86_block *b, unsigned right, bool segmented);
+/* Translates into the arena, with *t to work in; NULL: no room there or for the record of it. */
+struct x86_code *x86_translate_block(struct translation *t, struct x86_vcpu *c, struct jit_arena *a, struct region *records, struct x86_block *b, unsigned right,
+                                     bool segmented);
 
 #endif

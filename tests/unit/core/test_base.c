@@ -1,4 +1,4 @@
-/* Timers, watched descriptors, host faults, and the gate in front of signal handlers. */
+/* Timers, watched descriptors, host faults, the gate in front of signal handlers, regions, leads. */
 #include <pthread.h>
 #include <signal.h>
 #include <sys/epoll.h>
@@ -6,7 +6,9 @@
 #include <time.h>
 #include "base/evloop.h"
 #include "base/fault.h"
+#include "base/lead.h"
 #include "base/process.h"
+#include "base/region.h"
 #include "base/signals.h"
 #include "fake_arch.h"
 
@@ -307,12 +309,68 @@ static void process(void **state) {
   assert_int_equal(WEXITSTATUS(status), 5);
 }
 
+/* ---- regions ---- */
+
+static void fill_region(struct region *r, unsigned char *objects[], unsigned n, size_t size) {
+  for (unsigned i = 0; i < n; i++) {
+    objects[i] = region_alloc(r, size);
+    assert_non_null(objects[i]);
+    for (size_t k = 0; k < size; k++) assert_int_equal(objects[i][k], 0);
+    memset(objects[i], 0xa5, size);
+  }
+}
+
+static void regions(void **state) {
+  struct region r;
+  unsigned char *object[64], *again[32];
+  assert_int_equal(region_create(&r, 64 * 1024), 0);
+  assert_null(region_alloc(&r, REGION_MAX + 1));
+  fill_region(&r, object, 64, 1000); /* 1024 of the region each */
+  assert_null(region_alloc(&r, 1));
+  for (unsigned i = 0; i < 32; i++) region_free(&r, object[2 * i], 1000);
+  assert_null(region_alloc(&r, 100)); /* what was freed is for its own size */
+  fill_region(&r, again, 32, 961);
+  assert_null(region_alloc(&r, 1000));
+  assert_int_equal(r.live, 64);
+  for (unsigned i = 0; i < 32; i++) region_free(&r, again[i], 961);
+  for (unsigned i = 0; i < 32; i++) region_free(&r, object[2 * i + 1], 1000);
+  assert_int_equal(r.live, 0);
+  assert_int_equal(r.used, 0);
+  fill_region(&r, object, 16, REGION_MAX / 2); /* all of it is for any size again */
+  region_clear(&r);
+  fill_region(&r, object, 64, 1024);
+  region_destroy(&r);
+}
+
+/* ---- leads ---- */
+
+/* It settles where one time in eight is late, and forgets what was. */
+static void lead(void **state) {
+  u32 lead_ns = 0;
+  unsigned late = 0;
+  for (unsigned n = 0; n < 16000; n++) {
+    u64 lateness = 20000 + n * 7919 % 1000 * 40; /* 20 to 60 us */
+    u64 due = 1000000, came = due - lead_ns + lateness;
+    if (n >= 8000) late += came > due;
+    lead_learn(&lead_ns, came, due);
+  }
+  assert_in_range(late, 8000 / 16, 8000 / 5);
+  assert_in_range(lead_ns, 40000, 60000);
+  lead_learn(&lead_ns, 5000000, 1000000); /* was not let run */
+  assert_in_range(lead_ns, 40000, 60000);
+  for (unsigned n = 0; n < 1000; n++) lead_learn(&lead_ns, 1, 2);
+  assert_int_equal(lead_ns, 0);
+  for (unsigned n = 0; n < 1000; n++) lead_learn(&lead_ns, 900000, 1);
+  assert_int_equal(lead_ns, LEAD_MAX_NS);
+}
+
 int main(void) {
   process_init();
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(timers),      cmocka_unit_test(many_timers),  cmocka_unit_test(descriptors),
       cmocka_unit_test(faults),      cmocka_unit_test(forwarding),   cmocka_unit_test(gate),
       cmocka_unit_test(client_view), cmocka_unit_test(gate_default), cmocka_unit_test(process),
+      cmocka_unit_test(regions),     cmocka_unit_test(lead),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -152,7 +152,7 @@ static int count_step(struct fake_vcpu *c) {
   return FAKE_HALT;
 }
 
-/* Every wake-up arrives, whether it meets the vCPU before, in or after its sleep. */
+/* Every wake-up arrives, whether it meets the vCPU before, in or after its sleep, or while it expects one. */
 static void no_wake_is_lost(void **state) {
   struct machine m;
   struct counter n = {0};
@@ -165,6 +165,7 @@ static void no_wake_is_lost(void **state) {
     }
     assert_true(n.wakes > seen);
     seen = n.wakes;
+    if (i % 3 == 0) vcpu_wake_near(&m.vcpu[0]->core, clock_now_ns() + i % 7 * 10000);
     for (unsigned spin = (unsigned)(i % 64) * 50; spin; spin--) __builtin_ia32_pause();
     m.vcpu[0]->runnable = true;
     vcpu_wake(&m.vcpu[0]->core);
