@@ -123,7 +123,7 @@ struct x86_code_state {
   bool once;         /* exceptions are the caller's: for tests */
   struct x86_code_target targets[1u << X86_TARGET_BITS];
   bool segmented;    /* segments are looked at: 16-bit code, and 32-bit code whose segments are not flat */
-  u64 cs_key;        /* then: what makes an instruction pointer the key of targets[]: a number of CS, by its base and limit */
+  u64 cs_key;        /* then: what makes an instruction pointer the key of targets[]: the base of CS, or a number for its base and limit */
   struct { u32 base, limit, number; } cs_known[64];
   u32 cs_numbers;    /* given out */
   void (*interpret_at)(void);

@@ -17,7 +17,8 @@
 
 #define TABLES_GPA 0x100000ull
 #define TABLES     6u
-#define LOW_ARENA  0x30000u /* the arena once more, where selectors of virtual-8086 mode reach it */
+#define LOW_CODE   0x60000u /* the code ... */
+#define LOW_ARENA  0x30000u /* ... and the arena once more, where selectors of virtual-8086 mode reach it */
 
 u8 *engine_arena;
 bool engine_v86, engine_real;
@@ -95,6 +96,7 @@ static void make_tables(u64 *t) {
   for (unsigned p = 0; p < ARENA_PAGES; p++)
     if (arena_map[p] != PAGE_GONE)
       pt[p] = (ARENA_BASE + (ARENA_PAGES - 1 - p) * PAGE_SIZE) | P | U | A | D | (arena_map[p] == PAGE_RW ? W : 0) | BIT(63);
+  for (unsigned p = 0; p < CODE_SIZE >> PAGE_SHIFT && engine_v86; p++) low[(LOW_CODE >> PAGE_SHIFT) + p] = code[p];
   for (unsigned p = 0; p < ARENA_PAGES && engine_v86; p++) low[(LOW_ARENA >> PAGE_SHIFT) + p] = pt[p];
 }
 
@@ -118,6 +120,7 @@ static void set_segments(struct x86_vcpu *c, unsigned mode) {
   c->seg[SEG_CS].db = mode == 32;
   c->seg[SEG_CS].l = mode == 64;
   if (mode == 16 || diff_based) c->seg[SEG_CS].base = CODE_BASE, c->seg[SEG_CS].limit = engine_v86 ? 0xffff : CODE_LIMIT16;
+  if (engine_v86 && !engine_real) c->seg[SEG_CS].base = LOW_CODE, c->seg[SEG_CS].sel = LOW_CODE / 16;
   c->seg[SEG_FS].unusable = mode != 64 && !engine_v86;
   c->seg[SEG_GS].unusable = mode == 16 && !engine_v86;
   c->seg[SEG_GS].base = DIFF_GS_BASE;
@@ -412,6 +415,7 @@ void engine_forget(void) {
 
 static struct x86_block *block_at(u64 lin) {
   struct x86_vcpu *c = placed[ENGINE_TRANSLATOR];
+  if (engine_v86 && !engine_real) lin += LOW_CODE - CODE_BASE;
   struct x86_jcache_entry *e = x86_jcache_slot(c, lin);
   return e->lin == lin && e->gen == x86_code_generation(c) ? e->block : NULL;
 }

@@ -371,10 +371,27 @@ static struct seq_insn conditional(unsigned cc, bool near, unsigned mode, unsign
               : branch((u8[]){(u8)(0x70 | cc)}, 1, 1, FIX_RELATIVE, target);
 }
 
+/* Virtual-8086 mode: far ones, now and then to a segment that begins elsewhere. */
+static unsigned forward_far(struct seq_insn *i, unsigned at, unsigned n, unsigned target) {
+  unsigned lower = rnd_chance(70) ? 0 : 1 + rnd_below(16);
+  u16 sel = (u16)(0x6000 - lower);
+  if (at + 3 <= n && rnd_chance(50)) {
+    i[0] = (struct seq_insn){.len = 3, .code = {0x68, sel & 0xff, (u8)(sel >> 8)}};
+    i[1] = branch((u8[]){0x68}, 1, 2, FIX_ABSOLUTE, MAX(target, at + 3));
+    i[1].data = 16 * lower;
+    i[2] = (struct seq_insn){.len = 1, .code = {0xcb}};
+    return 3;
+  }
+  i[0] = branch((u8[]){rnd_chance(50) ? 0x9a : 0xea}, 1, 4, FIX_ABSOLUTE, target);
+  i[0].data = 16 * lower | (u64)sel << 16;
+  return 1;
+}
+
 /* One or two instructions that go on at a later one. */
 static unsigned forward(struct seq_insn *i, unsigned at, unsigned n, unsigned mode, bool called) {
   unsigned target = at + 1 + rnd_below(MIN(n - at, 7u)), wide = mode == 16 ? 2 : 4;
   bool near = rnd_chance(30);
+  if (engine_v86 && !engine_real && rnd_chance(35)) return forward_far(i, at, n, target);
   switch (rnd_below(12)) {
   case 0:
     i[0] = near ? branch((u8[]){0xe9}, 1, wide, FIX_RELATIVE, target) : branch((u8[]){0xeb}, 1, 1, FIX_RELATIVE, target);
@@ -540,7 +557,7 @@ void seq_layout(struct sequence *s) {
     struct seq_insn *i = &s->insn[n];
     u64 next = s->offset[n] + i->len, to = s->offset[i->target],
         v = i->fix == FIX_RELATIVE   ? to - next
-            : i->fix == FIX_ABSOLUTE ? base + to
+            : i->fix == FIX_ABSOLUTE ? base + to + i->data
                                      : i->data - (base + next);
     if (i->fix) memcpy(i->code + i->fix_at, &v, i->fix_size);
     memcpy(s->bytes + s->offset[n], i->code, i->len);

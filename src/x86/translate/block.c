@@ -154,6 +154,8 @@ static void leave(struct translation *t, u32 link) {
   em_mem(&t->e, 0, 0xff, 4, EM_GS(offsetof(struct x86_vcpu, code.leave)));
 }
 
+void t_leave(struct translation *t) { leave(t, 0); }
+
 /* Another page: where its code is found depends on the page tables in force. */
 static void leave_page(struct translation *t, s32 target) {
   struct emitter *e = &t->e;

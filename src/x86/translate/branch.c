@@ -312,10 +312,73 @@ static bool near_return(struct translation *t) {
   return true;
 }
 
+/* ---- far branches in real and virtual-8086 mode, with operands of 16 bits ---- */
+
+static struct em_mem cs_field(size_t field) { return EM_GS(offsetof(struct x86_vcpu, seg) + SEG_CS * sizeof(struct x86_seg) + field); }
+
+/* To the instruction pointer in ECX of the segment in EAX.  There is no way back: CS changes. */
+static void go_far(struct translation *t) {
+  struct emitter *e = &t->e;
+  u8 *miss[2];
+  em_store(e, EM_GS(offsetof(struct x86_vcpu, regs) + 8 * X86_REG_RIP), H_RCX);
+  t_load_segment(t, SEG_CS);
+  em_reg(e, 1, 0xc1, 4, H_RAX), em8(e, 32); /* shl rax */
+  em_store(e, EM_GS(offsetof(struct x86_vcpu, code.cs_key)), H_RAX);
+  em_reg(e, 1, 0x0b, H_RAX, H_RCX); /* or rax, rcx */
+  t_find_target(t, miss);
+  t_enter_target(t);
+  em_here(e, miss[0]);
+  em_here(e, miss[1]);
+  t_leave(t);
+}
+
+/* CALL and JMP with the address in the instruction. */
+static bool far_direct(struct translation *t) {
+  const ZydisDecodedOperand *to = &t->ops[0];
+  struct emitter *e = &t->e;
+  struct em_mem m;
+  if (to->type != ZYDIS_OPERAND_TYPE_POINTER) return false;
+  if (t->z->mnemonic == ZYDIS_MNEMONIC_CALL) {
+    if (!t_access(t, 0, &m)) return false;
+    t_store_flags(t);
+    em_mem(e, 0, 0x0fb7, H_RAX, cs_field(offsetof(struct x86_seg, sel))); /* movzx */
+    em_reg(e, 0, 0xc1, 4, H_RAX), em8(e, 16);                            /* shl eax */
+    em8(e, 0x0d), em32(e, (u16)t_ip(t, t->start + t->i->next));          /* or eax */
+    em_mem(e, 0, 0x89, H_RAX, m);
+    t_move_rsp(t, -4);
+  } else {
+    t_store_flags(t);
+  }
+  em_mov_imm32(e, H_RCX, to->ptr.offset & 0xffff);
+  em_mov_imm32(e, H_RAX, to->ptr.segment);
+  go_far(t);
+  return true;
+}
+
+static bool far_return(struct translation *t) {
+  s32 more = t->ops[0].type == ZYDIS_OPERAND_TYPE_IMMEDIATE && t->z->operand_count_visible ? (s32)(u16)t->i->imm : 0;
+  struct emitter *e = &t->e;
+  struct em_mem m;
+  if (!t_access(t, 0, &m)) return false;
+  t_store_flags(t);
+  em_mem(e, 0, 0x8b, H_RAX, m);
+  t_move_rsp(t, 4 + more);
+  em_reg(e, 0, 0x0fb7, H_RCX, H_RAX);       /* movzx ecx, ax */
+  em_reg(e, 0, 0xc1, 5, H_RAX), em8(e, 16); /* shr eax */
+  go_far(t);
+  return true;
+}
+
+static bool far_branch(struct translation *t) {
+  if (!t->m16 || !(t->b->mode & X86_MODE_REAL) || t->i->opsize != 2) return false;
+  return t->z->mnemonic == ZYDIS_MNEMONIC_RET ? far_return(t) : far_direct(t);
+}
+
 bool t_branch(struct translation *t) {
   const ZydisDecodedInstruction *z = t->z;
   bool direct = z->operand_count_visible && t->ops[0].type == ZYDIS_OPERAND_TYPE_IMMEDIATE;
-  if (z->meta.branch_type == ZYDIS_BRANCH_TYPE_FAR || z->meta.branch_type == ZYDIS_BRANCH_TYPE_NONE) return false;
+  if (z->meta.branch_type == ZYDIS_BRANCH_TYPE_FAR) return far_branch(t);
+  if (z->meta.branch_type == ZYDIS_BRANCH_TYPE_NONE) return false;
   if ((z->attributes & ZYDIS_ATTRIB_HAS_OPERANDSIZE && !t->m16) || (t->segmented && direct && target_ip(t) > t->limit)) return false;
   switch (z->mnemonic) {
   case ZYDIS_MNEMONIC_JMP:

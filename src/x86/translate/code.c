@@ -274,8 +274,9 @@ static void put_at_once(u8 *at, s32 displacement) { __asm__ volatile("movl %1, %
 /* What an address is looked up by in targets[].  Where a code segment begins and ends decides what code is translated for. */
 static u64 target_key(const struct x86_vcpu *c) { return unlikely(c->code.segmented) ? c->rip | c->code.cs_key : c->rip; }
 
-/* No number is given out twice. */
+/* No number is given out twice.  In real and virtual-8086 mode all limits are one to translated code, and the base says it all (branch.c). */
 static u64 cs_key(struct x86_vcpu *c) {
+  if (c->mode & X86_MODE_REAL) return c->seg[SEG_CS].base << 32;
   u32 base = (u32)c->seg[SEG_CS].base, limit = c->seg[SEG_CS].limit;
   unsigned n = (base >> 4 ^ base >> 10 ^ limit >> 4) % ARRAY_SIZE(c->code.cs_known);
   if (c->code.cs_known[n].number && c->code.cs_known[n].base == base && c->code.cs_known[n].limit == limit) return (u64)c->code.cs_known[n].number << 32;

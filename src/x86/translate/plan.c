@@ -115,7 +115,13 @@ static void add_string(struct plan_insn *p, const struct plan *all, const struct
 static void accesses(struct plan_insn *p, const struct plan *all, const struct x86_insn *i, const struct x86_decoded_insn *d) {
   const struct x86_block *b = all->b;
   unsigned word = is_16(b) ? d->insn.operand_width / 8u : word_of(b);
+  bool far = d->insn.meta.branch_type == ZYDIS_BRANCH_TYPE_FAR;
   p->n_access = 0;
+  if (all->segmented && far) { /* CS and IP; branch.c does no others */
+    if (d->insn.mnemonic == ZYDIS_MNEMONIC_CALL) add_stack(p, all, 4, RSP, -4, true);
+    if (d->insn.mnemonic == ZYDIS_MNEMONIC_RET) add_stack(p, all, 4, RSP, 0, false);
+    return;
+  }
   if (x86_plan_is_string(d)) {
     add_string(p, all, i, d);
     return;

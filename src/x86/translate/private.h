@@ -157,6 +157,8 @@ bool t_x87(struct translation *t);
 bool t_system(struct translation *t);
 bool t_high_byte(struct translation *t);
 bool t_string(struct translation *t);
+/* In real and virtual-8086 mode: the segment register gets the selector in EAX, RAX its base.  Flags stay. */
+void t_load_segment(struct translation *t, unsigned seg);
 
 /* ---- x87.c ---- */
 /* Notes where the last x87 instruction was, if that waits.  RAX changes. */
@@ -175,6 +177,7 @@ void t_find_target(struct translation *t, u8 *miss[2]);
 void t_enter_target(struct translation *t);
 /* Goes on at this offset from the page's start. */
 void t_goto(struct translation *t, s32 target);
+void t_leave(struct translation *t); /* out: RIP is set, flags are in memory */
 void t_emit_deep(struct translation *t); /* behind the body */
 
 /* ---- registers ---- */

@@ -225,10 +225,10 @@ static bool from_segment(struct translation *t) {
 
 static bool loads_here(const struct translation *t, unsigned seg) { return t->m16 && t->b->mode & X86_MODE_REAL && (seg == SEG_ES || seg == SEG_DS); }
 
-_Static_assert(offsetof(struct x86_seg, type) == 14 && offsetof(struct x86_seg, dpl) == 16 && offsetof(struct x86_seg, flat) == 23, "load_segment()");
+_Static_assert(offsetof(struct x86_seg, type) == 14 && offsetof(struct x86_seg, dpl) == 16 && offsetof(struct x86_seg, flat) == 23, "t_load_segment()");
 
-/* EAX: the selector.  `flat` need not be what it could be: limits are looked at then.  Flags stay. */
-static void load_segment(struct translation *t, unsigned seg) {
+/* `flat` need not be what it could be: limits are looked at then. */
+void t_load_segment(struct translation *t, unsigned seg) {
   struct emitter *e = &t->e;
   s32 at = GS_OF(seg) + (s32)(seg * sizeof(struct x86_seg));
   bool v86 = is_v86(t);
@@ -257,7 +257,7 @@ static bool to_segment(struct translation *t) {
   } else {
     em_reg(&t->e, 0, 0x0fb7, H_RAX, T_HOME(t->i->rm));
   }
-  load_segment(t, t->i->sub);
+  t_load_segment(t, t->i->sub);
   return true;
 }
 
@@ -265,7 +265,7 @@ static bool pop_segment(struct translation *t) {
   struct em_mem m;
   if (!is_segment(&t->ops[0]) || !loads_here(t, t->i->sub) || !t_is_word(t) || !t_access(t, 0, &m)) return false;
   em_mem(&t->e, 0, 0x0fb7, H_RAX, m);
-  load_segment(t, t->i->sub);
+  t_load_segment(t, t->i->sub);
   t_move_rsp(t, t_slot_size(t));
   return true;
 }
@@ -278,7 +278,7 @@ static bool load_pointer(struct translation *t) {
   sel.disp += t->i->opsize;
   em_mem(&t->e, 0, 0x0fb7, H_RAX, sel);
   em_mem(&t->e, 0, t->i->opsize == 2 ? 0x0fb7 : 0x8b, H_RCX, m);
-  load_segment(t, t->i->sub);
+  t_load_segment(t, t->i->sub);
   em_sized_reg(&t->e, 8u * t->i->opsize, 0x8b, T_HOME(t->i->reg), H_RCX);
   return true;
 }
