@@ -54,7 +54,7 @@ struct translation {
   const struct x86_block *b;
   struct x86_code *code;
   unsigned right; /* enum x86_tlb_index */
-  bool m32;       /* not 64-bit code: that of 32 bits has flat CS, DS, ES and SS */
+  bool m32;       /* not 64-bit code: addresses have 32 bits */
   bool m16;       /* 16-bit code */
   bool segmented; /* segments are looked at: 16-bit code, and 32-bit code whose segments are not flat */
   u32 page, limit; /* of such code: the instruction pointer where the page starts; that of the last byte it may have */
