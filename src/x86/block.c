@@ -577,8 +577,12 @@ int x86_run_one(struct x86_vcpu *c) {
   return r == X86_RESTART ? X86_OK : r;
 }
 
+/* To enter translated code and to leave it again costs as much as to interpret this many instructions: blocks that are shorter are interpreted when KVM_RUN has
+ * just begun, because there the next exit is often near: a driver that reads one register of a device after the other. */
+enum { SHORT_BLOCK = 6, FIRST_BLOCKS = 2 };
+
 int x86_run_blocks(struct x86_vcpu *c) {
-  for (;;) {
+  for (unsigned first = 0;; first++) {
     struct x86_block *b;
     if (unlikely(atomic_load_explicit(&c->core.requests, memory_order_acquire) | READ_ONCE(c->core.run->immediate_exit))) return X86_OK;
     int r;
@@ -588,7 +592,8 @@ int x86_run_blocks(struct x86_vcpu *c) {
       if (c->io.n_writes | c->bus_lock) return r;
     } else {
       r = next_block(c, c->mode, &b);
-      struct x86_code *code = likely(!r && !resumed) && likely(!b->interpreted) ? x86_code_for(c, b) : NULL;
+      bool translated = likely(!r && !resumed) && likely(!b->interpreted) && (first >= FIRST_BLOCKS || b->n > SHORT_BLOCK);
+      struct x86_code *code = translated ? x86_code_for(c, b) : NULL;
       if (code) r = x86_code_run(c, code);
       else if (likely(!r)) r = run_block(c, b);
       if (unlikely(c->stop)) {

@@ -137,6 +137,43 @@ static void guest_structures(void) {
   done();
 }
 
+/* A page of a device is cached as any other. */
+#define DEVICE       0xd0000000ul
+#define DEVICE_READS 0x11
+
+static void guest_device(void) {
+  set(PAGE, 1, DEVICE | P | W);
+  invlpg(PAGE);
+  for (unsigned n = 0; n < 3; n++) EXPECT_EQ(at(PAGE + n), DEVICE_READS);
+  EXPECT_EQ(get(PAGE, 1) & (A | D), A);
+  EXPECT_EQ(try_write(PAGE), NO_FAULT);
+  EXPECT_EQ(get(PAGE, 1) & (A | D), A | D);
+  EXPECT_EQ(try_write(PAGE), NO_FAULT);
+  EXPECT_EQ(user_run(GUEST_USER, PAGE), PF(ERR_P | ERR_U));
+  EXPECT_EQ(try_write(PAGE), NO_FAULT);
+  set(PAGE, 1, DEVICE | P);
+  invlpg(PAGE);
+  EXPECT_EQ(at(PAGE), DEVICE_READS);
+  EXPECT_EQ(try_write(PAGE), PF(ERR_P | ERR_W));
+  EXPECT_EQ(at(PAGE), DEVICE_READS);
+  fresh(2, W);
+  EXPECT_EQ(at(PAGE), 2);
+  set(PAGE, 1, DEVICE | P | W | U);
+  invlpg(PAGE);
+  EXPECT_EQ(at(PAGE), DEVICE_READS);
+  EXPECT_EQ(user_run(GUEST_USER, PAGE), NO_FAULT);
+  set(PAGE, 1, 0);
+  invlpg(PAGE);
+  EXPECT_EQ(try_read(PAGE), PF(0));
+  set(PAGE, 1, DEVICE | P | W);
+  EXPECT_EQ(at(PAGE), DEVICE_READS);
+  report(1); /* becomes memory */
+  EXPECT_EQ(at(PAGE), 0x33);
+  report(2); /* and a device again */
+  EXPECT_EQ(at(PAGE), DEVICE_READS);
+  done();
+}
+
 /* MOV CR3 drops what is not global, changing CR4.PGE everything. */
 static void guest_global(void) {
   u64 cr3 = read_cr3(), cr4 = read_cr4();
@@ -565,6 +602,30 @@ static void run_io_bitmap(void) {
   guest_free(g);
 }
 
+static void run_device(void) {
+  static u8 memory[0x1000] __attribute__((aligned(4096)));
+  struct guest *g = start(guest_device);
+  unsigned reads = 0, writes = 0, r;
+  memory[0] = 0x33;
+  while ((r = guest_next(g)) != DONE) {
+    if (r == EXIT(KVM_EXIT_MMIO)) {
+      CHECK_EQ(g->run->mmio.phys_addr & ~0xfffull, DEVICE);
+      g->run->mmio.is_write ? writes++ : reads++;
+      g->run->mmio.data[0] = DEVICE_READS;
+      continue;
+    }
+    if (r > 2) break;
+    struct kvm_userspace_memory_region region = {
+        .slot = 30, .guest_phys_addr = DEVICE, .memory_size = r == 1 ? sizeof(memory) : 0, .userspace_addr = (uintptr_t)memory};
+    CHECK_EQ(guest_ioctl(g->vm, KVM_SET_USER_MEMORY_REGION, &region), 0);
+  }
+  CHECK_EQ(r, DONE);
+  CHECK_EQ(reads, 9);
+  CHECK_EQ(writes, 3);
+  inside_check();
+  guest_free(g);
+}
+
 static void run_keys(void) {
   struct guest *g = start(guest_keys);
   guest_cpuid(g, 7, 2, 0, 1u << 3); /* the engine has the keys on every host */
@@ -663,4 +724,4 @@ static void key_drops(void) {
 
 GUEST_MAIN({"invlpg", run_invlpg}, {"large", run_large}, {"structures", run_structures}, {"global", run_global}, {"upgrade", run_upgrade},
            {"downgrade", run_downgrade}, {"controls", run_controls}, {"smap", run_smap}, {"implicit", run_implicit},
-           {"io-bitmap", run_io_bitmap}, {"keys", run_keys}, {"dirty", run_dirty}, {"pcid", run_pcid}, {"away", run_away}, {"key-drops", key_drops})
+           {"io-bitmap", run_io_bitmap}, {"device", run_device}, {"keys", run_keys}, {"dirty", run_dirty}, {"pcid", run_pcid}, {"away", run_away}, {"key-drops", key_drops})

@@ -54,10 +54,7 @@ static int complete_read(struct x86_vcpu *c) {
 
 int x86_io_read(struct x86_vcpu *c, gpa_t gpa, void *data, unsigned len) {
   struct x86_io *io = &c->io;
-  if (!io->n_reads) vcpu_stat_exit(&c->core, mmio_exits); /* not when the instruction runs again with the answer */
-  if (x86_lapic_hit(c, gpa) && !x86_lapic_mmio_read(c, gpa, len, data)) return X86_OK;
-  if (!io_bus_read(&c->core, BUS_MMIO, gpa, len, data)) return X86_OK;
-  if (io->read_pos < io->n_reads) {
+  if (io->read_pos < io->n_reads) { /* the instruction runs again */
     struct x86_io_frag *f = &io->reads[io->read_pos];
     if (f->gpa == gpa && f->len == len) {
       memcpy(data, f->data, len);
@@ -66,6 +63,9 @@ int x86_io_read(struct x86_vcpu *c, gpa_t gpa, void *data, unsigned len) {
     }
     io->n_reads = io->read_pos; /* another path this time (operands changed under it): the rest is void */
   }
+  if (!io->n_reads) vcpu_stat_exit(&c->core, mmio_exits); /* once for all of its reads */
+  if (x86_lapic_hit(c, gpa) && !x86_lapic_mmio_read(c, gpa, len, data)) return X86_OK;
+  if (!io_bus_read(&c->core, BUS_MMIO, gpa, len, data)) return X86_OK;
   if (io->n_reads == X86_IO_FRAGS) return x86_gp0(c); /* no instruction reads more than 16 fragments */
   struct x86_io_frag *f = &io->reads[io->n_reads];
   f->gpa = gpa;

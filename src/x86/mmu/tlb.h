@@ -85,6 +85,15 @@ struct x86_structure_entry {
   bool writable, user, nx;
 };
 
+/* Pages of devices, which the tables above do not hold: to know where they are spares an access the walk.  They count under the same epoch. */
+#define X86_DEVICE_PAGES 8
+struct x86_device_page {
+  u64 lin;
+  u64 epoch;
+  gpa_t gpa;
+  u8 table, perms; /* enum x86_tlb_index, PERM_* */
+};
+
 /* Filters by hash: host pages that translations let be written; regions of 1 GiB of linear addresses in which large guest pages were seen. */
 #define X86_WRITTEN_BITS 15
 #define X86_LARGE_BITS   12
@@ -100,6 +109,7 @@ struct x86_mmu {
   u32 keys;                       /* bits by meta.key: those that entries may have, put aside ones included */
   struct x86_generations gen;
   struct x86_structure_entry structures[STRUCTURES][1u << X86_STRUCTURE_BITS];
+  struct x86_device_page devices[X86_DEVICE_PAGES];
   u64 structures_epoch;           /* counts up with whatever invalidates any of them; never 0 */
   u8 right;                       /* enum x86_tlb_index that TLB_SLOW stands for */
   u8 paging;                      /* enum x86_paging, kept by x86_mmu_mode_changed() */

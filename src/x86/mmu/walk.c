@@ -285,6 +285,25 @@ static int ring_full(struct x86_vcpu *c) {
   return X86_EXIT;
 }
 
+/* ---- pages of devices ---- */
+
+static struct x86_device_page *device_page(struct x86_vcpu *c, u64 lin) { return &c->mmu.devices[(lin >> PAGE_SHIFT) % X86_DEVICE_PAGES]; }
+
+static bool is_device(struct x86_vcpu *c, u64 lin, bool write, unsigned table, gpa_t *gpa) {
+  const struct x86_device_page *d = device_page(c, lin);
+  if (d->epoch != c->mmu.structures_epoch || d->lin != (lin & PAGE_MASK) || d->table != table || !(d->perms & (write ? PERM_W : PERM_R))) return false;
+  *gpa = d->gpa | (lin & ~PAGE_MASK);
+  return true;
+}
+
+/* After a walk that set the accessed bit, and the dirty bit where w says so.  A page that obeys a protection key is walked to each time. */
+static void note_device(struct x86_vcpu *c, u64 lin, const struct x86_walk *w, unsigned table) {
+  unsigned pk, perms = x86_page_perms(c, w, x86_rights_of(table), &pk);
+  if (obeys_key(c, w)) return;
+  if (!w->dirty) perms &= ~PERM_W;
+  *device_page(c, lin) = (struct x86_device_page){lin & PAGE_MASK, c->mmu.structures_epoch, w->gpa & PAGE_MASK, (u8)table, (u8)perms};
+}
+
 int x86_translate(struct x86_vcpu *c, u64 lin, enum x86_access acc, unsigned table, struct x86_xlat *x) {
   bool write = acc == ACC_WRITE || acc == ACC_RMW;
   unsigned n = table * X86_TLB_SIZE + ((lin >> PAGE_SHIFT) & (X86_TLB_SIZE - 1));
@@ -296,17 +315,19 @@ int x86_translate(struct x86_vcpu *c, u64 lin, enum x86_access acc, unsigned tab
   }
 
   if (vcpu_ring_hard_full(&c->core)) return ring_full(c);
+  *x = (struct x86_xlat){0};
+  if (acc != ACC_EXEC && is_device(c, lin, write, table, &x->gpa)) return X86_OK;
   struct x86_walk w;
   struct x86_rights rights = x86_rights_of(table);
   int r = walk_page(c, lin, acc, rights, true, &w);
   if (r) return r;
   x->gpa = w.gpa;
-  x->code = false;
-  x->host = NULL;
-  x->rom = NULL;
   gfn_t gfn = w.gpa >> PAGE_SHIFT;
   const struct memslot *slot = x86_memslot(c, gfn);
-  if (!slot) return X86_OK;
+  if (!slot) {
+    note_device(c, lin, &w, table);
+    return X86_OK;
+  }
   hva_t host = memslot_hva(slot, gfn);
   if (write && (slot->flags & KVM_MEM_READONLY)) {
     x->rom = (const u8 *)(uintptr_t)(host + (w.gpa & (PAGE_SIZE - 1)));

@@ -104,8 +104,10 @@ __attribute__((used)) static void sequences(void) {
                "6f\n\t"
                "cmpq $0, %%gs:%c[requests]\n\tjne 6f\n\t"
                "movq $0, %%gs:%c[cur]\n\t" SPLIT_FLAGS LOAD_GUEST UNALIGN "retq\n\t.cfi_adjust_cfa_offset 8\n"
-               /* The block ends here: to the next one, or out. */
-               "6:\tmovq %%gs:%c[self], %%rdi\n\tmovl %%eax, %%esi\n\tmovq %%gs:%c[generation], %%rbx\n\tcallq x86_code_next\n\taddq $16, %%rsp\n\t"
+               /* The block ends here: to the next one, or out.  The return address is used up by a return to somewhere else, which the processor expects where it
+                * was called from: one wrong guess.  To drop it would be one for each return up to KVM_RUN's, or of the guest's functions. */
+               "6:\tmovq %%gs:%c[self], %%rdi\n\tmovl %%eax, %%esi\n\tmovq %%gs:%c[generation], %%rbx\n\tcallq x86_code_next\n\t" UNALIGN
+               "leaq 3f(%%rip), %%rcx\n\tmovq %%rcx, (%%rsp)\n\tretq\n3:\t.cfi_adjust_cfa_offset -8\n\t"
                "cmpq %%gs:%c[generation], %%rbx\n\tjne 8f\n\ttestq %%rax, %%rax\n\tje 8f\n\t"
                "movq %%rax, %%rcx\n\t" SPLIT_FLAGS LOAD_GUEST "jmpq *%%rcx\n\t" CFI_END
                /* Without the frames of calls. */
