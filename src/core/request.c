@@ -175,7 +175,7 @@ static bool interrupted(struct vcpu *vcpu) {
 
 /* Time that passed between two looks: somebody else wants the processor, and spinning only keeps it from who would wake us.  The kernel's KVM
  * stops as soon as another task waits for the processor; this is how a process learns of that. */
-#define PREEMPTED_NS 10000u
+#define PREEMPTED_NS 50000u
 
 /* Spins for as long as it paid off lately.  True when there is a reason to end the halt. */
 static bool halt_spin(struct vcpu *vcpu, u64 start) {
