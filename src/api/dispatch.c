@@ -144,5 +144,5 @@ long api_ioctl(struct fd_object *o, unsigned long request, void *arg) {
   const struct ioctl_row *row = find_row(&o->api->table[o->kind], (u32)request); /* the kernel's cmd is an unsigned int */
   if (unlikely(!row)) return refuse("unknown ioctl", request, trace_error(unknown_request(o, (u32)request)));
   long r = call_row(row, o, arg);
-  return unlikely(r < 0) ? refuse(row->name, request, r) : r;
+  return unlikely(is_errno(r)) ? refuse(row->name, request, r) : r;
 }

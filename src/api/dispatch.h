@@ -20,4 +20,7 @@ extern const struct ioctl_rows kvm_system_rows, kvm_vm_rows, kvm_vcpu_rows, kvm_
 /* Does what the row says: copy in, lock, call, unlock, copy out.  Result or -errno. */
 long api_ioctl(struct fd_object *o, unsigned long request, void *arg);
 
+/* Whether a result is a negative errno.  What is more negative is a value, as libc has it of any system call. */
+static inline bool is_errno(long r) { return r < 0 && r >= -4095; }
+
 #endif

@@ -41,8 +41,9 @@ static inline struct visit enter(void) {
 static inline long leave(struct visit v, long r) {
   signals_leave();
   pthread_setcancelstate(v.cancel_state, NULL);
-  errno = r < 0 ? (int)-r : v.saved_errno;
-  return r < 0 ? -1 : r;
+  bool error = is_errno(r);
+  errno = error ? (int)-r : v.saved_errno;
+  return error ? -1 : r;
 }
 
 static int open_node(const char *path, int flags) {

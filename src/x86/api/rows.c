@@ -85,8 +85,9 @@ static long set_nr_mmu_pages(struct ioctl_ctx *ctx, void *data) {
   return 0;
 }
 
+/* An int in KVM, too: a number of pages without its upper half. */
 static long get_nr_mmu_pages(struct ioctl_ctx *ctx, void *data) {
-  return (long)vm_of(ctx)->clock->mmu_pages;
+  return (int)vm_of(ctx)->clock->mmu_pages;
 }
 
 static long create_irqchip(struct ioctl_ctx *ctx, void *data) {

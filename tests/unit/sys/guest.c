@@ -19,7 +19,7 @@
 
 int guest_ioctl(int fd, unsigned long request, void *arg) {
   int r = uvirt_ioctl(fd, request, arg);
-  return r < 0 ? -errno : r;
+  return r == -1 ? -errno : r;
 }
 
 struct kvm_cpuid_entry2 *cpuid_entry(struct cpuid_table *t, uint32_t function, uint32_t index) {

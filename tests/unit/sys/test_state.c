@@ -259,6 +259,12 @@ static void vm_settings(void **state) {
   assert_int_equal(guest_ioctl(g.vm, KVM_SET_TSS_ADDR, (void *)0xfffbd000), 0);
   assert_int_equal(guest_ioctl(g.vm, KVM_SET_IDENTITY_MAP_ADDR, &addr), 0);
   assert_int_equal(guest_ioctl(g.vm, KVM_SET_NR_MMU_PAGES, (void *)63), -EINVAL);
+  assert_int_equal(guest_ioctl(g.vm, KVM_SET_NR_MMU_PAGES, (void *)5000), 0);
+  assert_int_equal(guest_ioctl(g.vm, KVM_GET_NR_MMU_PAGES, NULL), 5000);
+  assert_int_equal(guest_ioctl(g.vm, KVM_SET_NR_MMU_PAGES, (void *)(1ull << 63)), 0); /* the answer is an int */
+  assert_int_equal(guest_ioctl(g.vm, KVM_GET_NR_MMU_PAGES, NULL), 0);
+  assert_int_equal(guest_ioctl(g.vm, KVM_SET_NR_MMU_PAGES, (void *)(1ull << 31)), 0);
+  assert_int_equal(guest_ioctl(g.vm, KVM_GET_NR_MMU_PAGES, NULL), INT32_MIN); /* and no error */
   assert_int_equal(guest_ioctl(g.vm, KVM_REINJECT_CONTROL, &control), -ENXIO);
   assert_int_equal(guest_ioctl(g.vm, KVM_ENABLE_CAP, &cap), -EINVAL);
   cap.args[0] = 2;
