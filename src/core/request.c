@@ -206,9 +206,16 @@ static bool halt_spin(struct vcpu *vcpu, u64 start) {
   return woken;
 }
 
+/* With more vCPUs than processors somebody else wants this one as a rule. */
+#define CROWD_POLL_NS 20000u
+static u32 max_poll(const struct vm *vm) {
+  u32 max = atomic_load_explicit(&vm->max_halt_poll_ns, memory_order_relaxed);
+  return atomic_load_explicit(&vm->n_vcpus, memory_order_relaxed) > vm->processors ? MIN(max, CROWD_POLL_NS) : max;
+}
+
 /* A halt that was short although we slept: spinning would have paid.  A long one: it will not. */
 static void halt_adapt(struct vcpu *vcpu, u64 halted_ns) {
-  u32 max = atomic_load_explicit(&vcpu->vm->max_halt_poll_ns, memory_order_relaxed);
+  u32 max = max_poll(vcpu->vm);
   u32 poll_ns = vcpu->halt_poll_ns;
   if (halted_ns > poll_ns) poll_ns = halted_ns < max ? MAX(poll_ns * 2, POLL_GROW_START) : poll_ns / 2;
   if (poll_ns < POLL_GROW_START) poll_ns = 0;

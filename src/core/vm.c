@@ -22,7 +22,8 @@ static void init_fields(struct vm *vm, const struct arch_ops *arch) {
   vm->owner = process_pid();
   vm->created_ns = clock_now_ns();
   /* Spinning helps only where somebody else can run meanwhile. */
-  atomic_init(&vm->max_halt_poll_ns, process_cpus() > 1 ? DEFAULT_HALT_POLL_NS : 0);
+  vm->processors = process_cpus();
+  atomic_init(&vm->max_halt_poll_ns, vm->processors > 1 ? DEFAULT_HALT_POLL_NS : 0);
 }
 
 static int create_parts(struct vm *vm) {

@@ -44,6 +44,7 @@ struct vm {
   u64 dirty_flags;                  /* [s] KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 */
   u32 dirty_ring_bytes;             /* of each vCPU's dirty ring, 0: bitmaps; [l], set before the first vCPU */
   _Atomic u32 max_halt_poll_ns;     /* KVM_CAP_HALT_POLL */
+  u32 processors;                   /* (o) that its threads may run on */
   bool halt_in_guest;               /* a halted vCPU keeps its processor (x86: KVM_X86_DISABLE_EXITS_HLT) */
   struct vm_priv *priv;             /* (o) core's private part: core/vm_priv.h */
 };
